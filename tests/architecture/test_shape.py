@@ -1,0 +1,106 @@
+"""Limits that nobody checks decay."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import shape
+from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
+
+CODE_BUDGET = 5000
+"""Lines of code in the package. A newcomer reads that in a day or two, so whoever exceeds it looks first for what could
+go; raising it is a decision of its own."""
+
+TESTED_ELSEWHERE: dict[str, str] = {}
+"""Modules without a test file of their own name: their path in the package, and which tests cover them and why."""
+
+
+@pytest.mark.parametrize("path", modules(), ids=name)
+def test_a_function_fits_a_screen(path: Path) -> None:
+    assert shape.long_functions(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", pure_modules(), ids=name)
+def test_a_pure_module_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= shape.LONGEST_PURE_MODULE
+
+
+@pytest.mark.parametrize("path", modules(), ids=name)
+def test_reading_never_runs_what_is_read(path: Path) -> None:
+    """Tasks travel as code, from the controller to its own workers. Whatever a run writes is data."""
+    folders = path.relative_to(SOURCE).parts
+    found = shape.unsafe_reads(
+        path.read_text(),
+        pickle_allowed=folders[:2] == ("engines", "local"),
+        cloudpickle_allowed=folders[0] == "engines",
+    )
+    assert found == []
+
+
+def test_nothing_is_called_utils() -> None:
+    drawers = {"utils", "util", "helpers", "misc", "common"}
+    folders = (SOURCE, ROOT / "tests", ROOT / "benchmarks", ROOT / "examples")
+    assert [
+        name(path) for folder in folders for path in modules(folder) if drawers & {path.stem, path.parent.name}
+    ] == []
+
+
+def test_no_notes_to_self() -> None:
+    notes = ("TODO", "FIXME", "XXX")
+    assert [name(path) for path in modules() if any(note in path.read_text() for note in notes)] == []
+
+
+def test_every_module_has_its_tests() -> None:
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    need = {path for path in modules() if shape.does_something(path.read_text()) and path.stem.strip("_") not in tested}
+    assert {path.relative_to(SOURCE).as_posix() for path in need} == TESTED_ELSEWHERE.keys()
+
+
+def test_the_package_stays_small() -> None:
+    assert sum(shape.code_lines(path.read_text()) for path in modules()) <= CODE_BUDGET
+
+
+def test_a_long_function_is_seen() -> None:
+    limit = "def f():\n" + "    x = 1\n" * (shape.LONGEST_FUNCTION - 1)
+    assert shape.long_functions(limit) == []
+    assert shape.long_functions(limit + "    x = 2\n") == ["1: f has 61 lines, more than 60"]
+    assert shape.long_functions("async " + limit + "    x = 2\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import cloudpickle",
+        "import joblib",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_an_unsafe_read_is_seen(text: str) -> None:
+    assert shape.unsafe_reads(text, pickle_allowed=False, cloudpickle_allowed=False)
+
+
+def test_a_safe_read_passes() -> None:
+    text = "import cloudpickle\ntorch.load(path, weights_only=True)\nnp.load(path, allow_pickle=False)"
+    assert shape.unsafe_reads(text, pickle_allowed=False, cloudpickle_allowed=True) == []
+
+
+def test_only_code_is_counted() -> None:
+    assert shape.code_lines('"""Why."""\n\n# Because.\nx = (\n    1,  # one\n)\n') == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1", False),
+        ('class P(Protocol):\n    def f(self) -> int:\n        """Said, not done."""', False),
+        ("class P(Protocol):\n    def f(self) -> int: ...", False),
+        ("def f():\n    return 1", True),
+        ("class A:\n    async def f(self):\n        return 1", True),
+    ],
+)
+def test_what_needs_a_test(text: str, expected: bool) -> None:
+    assert shape.does_something(text) is expected
