@@ -1,0 +1,148 @@
+"""The client of all shards: hands over gradients, pushes them, fetches parameters, and keeps account of versions."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from distbelief.ports import Gradient, Push, Reply, ShardLink, Slice, Verdict, Work
+from distbelief.server.layout import Layout
+
+
+class Parcel(NamedTuple):
+    """A gradient that has been handed over: nobody changes it any more."""
+
+    tensors: list[Tensor | None]
+    versions: tuple[int, ...]
+    """Of each shard, at the fetch that the oldest gradient in it was computed from."""
+    finite: bool
+
+
+@dataclass
+class HandOver:
+    """Accrue, clip, check, freeze: how gradients leave a replica.
+
+    The paper's listing clears the accrued gradient inside the asynchronous push, where the next batch may already be
+    adding to it; here the tensors change hands, and the next batch begins with none. The first gradient accrued is kept
+    as the tensors autograd made, so that a push of one batch copies nothing.
+    """
+
+    clip_norm: float | None = None
+    tensors: list[Tensor | None] = field(default_factory=list)
+    versions: tuple[int, ...] = ()
+
+    def accrue(self, gradient: Gradient, versions: tuple[int, ...]) -> None:
+        """Add a batch's gradient. Owns its tensors from here on."""
+        if not self.tensors:
+            self.tensors, self.versions = gradient.tensors, versions
+            return
+        pairs = [(i, t) for i, t in enumerate(gradient.tensors) if t is not None]
+        both = [(self.tensors[i], t) for i, t in pairs if self.tensors[i] is not None]
+        if both:
+            torch._foreach_add_([a for a, _ in both if a is not None], [b for _, b in both])
+        for i, tensor in pairs:
+            if self.tensors[i] is None:
+                self.tensors[i] = tensor
+
+    def take(self) -> Parcel:
+        """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
+
+        The check is one sum over everything, taken before the first shard sees anything, so that a gradient is pushed
+        whole or refused whole.
+        """
+        tensors, self.tensors = self.tensors, []
+        present = [tensor for tensor in tensors if tensor is not None]
+        if self.clip_norm is None:
+            finite = math.isfinite(sum(tensor.sum().item() for tensor in present))
+        else:
+            norm = torch.stack(torch._foreach_norm(present)).norm().item() if present else 0.0
+            finite = math.isfinite(norm)
+            if finite and norm > self.clip_norm:
+                torch._foreach_mul_(present, self.clip_norm / norm)
+        return Parcel(tensors, self.versions, finite)
+
+
+@final
+class Client:
+    """One replica's (or one of its partitions') dealings with the parameter server.
+
+    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it.
+    """
+
+    def __init__(self, layout: Layout, links: Sequence[ShardLink], *, replica: int, incarnation: int) -> None:
+        self.layout = layout
+        self.links = links
+        self.replica = replica
+        self.incarnation = incarnation
+        self.sequence = 0
+        self.fetched_bytes = 0
+        self.pushed_bytes = 0
+        self._at_least = [0] * len(links)
+        self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
+        # Each replica begins at another shard, so that they do not queue at one after the other.
+        self._turn = [(replica + i) % len(links) for i in range(len(links))]
+        self._in_turn = all(link.answers_at_once for link in links)
+
+    async def fetch(self, into: Tensor) -> tuple[int, ...]:
+        """Copy all parameters into a flat vector; returns each shard's version."""
+        versions = [0] * len(self.links)
+
+        async def one(shard: int) -> None:
+            part = self.layout.part(into, shard)
+            versions[shard] = await self.links[shard].fetch(part, self._at_least[shard])
+            self.fetched_bytes += part.nbytes
+
+        if self._in_turn:
+            for shard in self._turn:
+                await one(shard)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for shard in self._turn:
+                    group.create_task(one(shard))
+        return tuple(versions)
+
+    async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
+        """Offer a gradient to every shard; one push is under way at a time."""
+        self.sequence += 1
+        sequence = self.sequence
+        replies: dict[int, Reply] = {}
+        flat = [None if tensor is None else tensor.reshape(-1) for tensor in parcel.tensors]
+
+        async def one(shard: int) -> None:
+            slices, gradients = self._cut(flat, shard)
+            push = Push(self.replica, self.incarnation, sequence, parcel.versions[shard], work, slices, gradients)
+            replies[shard] = reply = await self.links[shard].push(push)
+            self._at_least[shard] = reply.at_least
+            self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
+
+        if self._in_turn:
+            for shard in self._turn:
+                await one(shard)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for shard in self._turn:
+                    group.create_task(one(shard))
+        return [replies[shard] for shard in range(len(self.links))]
+
+    def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
+        """The views of a gradient that belong to a shard, and where they belong."""
+        slices, gradients = [], []
+        for piece in self.layout.pieces[shard]:
+            tensor = flat[piece.entry]
+            if tensor is not None:
+                slices.append(piece.slice)
+                gradients.append(
+                    tensor if piece.stop - piece.start == len(tensor) else tensor[piece.start : piece.stop]
+                )
+        whole = self._whole[shard]
+        # The kept tuple, where nothing is left out: the shard finds its views by it.
+        return (whole if len(slices) == len(whole) else tuple(slices)), gradients
+
+
+def verdict_of(replies: Sequence[Reply]) -> Verdict:
+    """What became of a gradient at all shards: used if any used it, else the first shard's refusal."""
+    return next((reply.verdict for reply in replies if reply.verdict.used), replies[0].verdict)

@@ -1,0 +1,48 @@
+"""When a run ends, and how often something is done in it."""
+
+import math
+from dataclasses import dataclass, fields
+
+from distbelief.errors import UsageError
+
+
+def _check_positive(value: object, name: str, *, whole: bool) -> None:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a positive {'whole number' if whole else 'number'}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """The end of a run: whichever comes first. Totals over the run's life.
+
+    `epochs` and `examples` count what has been used or spent; `seconds` run from the first lease.
+    """
+
+    epochs: int | None = None
+    examples: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        if all(value is None for value in given.values()):
+            raise UsageError("Until needs at least one of epochs, examples and seconds")
+        for name, value in given.items():
+            if value is not None:
+                _check_positive(value, name, whole=name != "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often: every so many examples, or seconds."""
+
+    examples: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.examples is None) == (self.seconds is None):
+            raise UsageError("Every needs exactly one of examples and seconds")
+        if self.examples is not None:
+            _check_positive(self.examples, "examples", whole=True)
+        if self.seconds is not None:
+            _check_positive(self.seconds, "seconds", whole=False)
