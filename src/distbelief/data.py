@@ -1,0 +1,250 @@
+"""Data as batches that are named by (epoch, batch): the same batch whoever asks for it, and however often."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from distbelief.chance import derive, order
+from distbelief.errors import DataError
+
+
+class Rows(Protocol):
+    """Examples by index."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The examples at these int64 indices, as one batch."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A Dataset that makes whole batches itself, faster than one by one: it is given the indices of a batch."""
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The examples at these int64 indices, as one batch."""
+
+
+class ArrayRows:
+    """Examples that are the rows of tensors, arrays, memory-mapped arrays or SciPy CSR, however nested.
+
+    A batch has the same nesting, of tensors. Floating-point kinds stay as they are.
+    """
+
+    def __init__(self, arrays: Any, name: str) -> None:
+        self.arrays = arrays
+        lengths = {len_of(leaf) for leaf in _leaves(arrays)}
+        if not lengths:
+            raise DataError(f"{name} holds no arrays")
+        if len(lengths) > 1:
+            raise DataError(f"{name}: its arrays differ in length: {', '.join(map(str, sorted(lengths)))} rows")
+        (self._length,) = lengths
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The rows at these indices."""
+        return _map(self.arrays, lambda leaf: _rows(leaf, indices))
+
+
+class SampleRows:
+    """Examples of a map-style Dataset, collated one by one."""
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self.dataset = dataset
+        self.collate = collate_fn or default_collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The samples at these indices, collated."""
+        several = getattr(self.dataset, "__getitems__", None)
+        wanted = indices.tolist()
+        return self.collate(several(wanted) if several else [self.dataset[i] for i in wanted])
+
+
+def _is_array(data: object) -> bool:
+    return isinstance(data, Tensor | np.ndarray) or _is_csr(data)
+
+
+def _is_csr(data: object) -> bool:
+    return getattr(data, "format", None) == "csr" and hasattr(data, "toarray")
+
+
+def len_of(leaf: Any) -> int:
+    """Rows of an array; raises `DataError` for a scalar."""
+    if not leaf.shape:
+        raise DataError("an array of the data is a single number; its first dimension must be the examples")
+    return int(leaf.shape[0])
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if isinstance(data, dict):
+        for value in data.values():
+            yield from _leaves(value)
+    elif isinstance(data, tuple | list):
+        for value in data:
+            yield from _leaves(value)
+    elif _is_array(data):
+        yield data
+    else:
+        raise DataError(f"data must be made of tensors, arrays or SciPy CSR matrices, and holds {type(data).__name__}")
+
+
+def _map(data: Any, fn: Callable[[Any], Any]) -> Any:
+    if isinstance(data, dict):
+        return {key: _map(value, fn) for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        return tuple(_map(value, fn) for value in data)
+    return fn(data)
+
+
+def _rows(leaf: Any, indices: np.ndarray) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf.index_select(0, torch.from_numpy(indices))
+    if isinstance(leaf, np.ndarray):
+        return torch.from_numpy(np.asarray(leaf[indices]))
+    return torch.from_numpy(leaf[indices].toarray())
+
+
+def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None = None) -> tuple[Rows, int | None, int]:
+    """The examples of anything a Task takes as data, with the batch size and worker count of its loader, if it has one.
+
+    Raises `DataError` with one sentence for what cannot be leased in portions.
+    """
+    if callable(data) and not isinstance(data, Dataset):
+        data = data()
+    batch_size, workers = None, 0
+    if isinstance(data, DataLoader):
+        sampler = data.batch_sampler
+        if type(data.sampler) not in (RandomSampler, SequentialSampler) or type(sampler) is not BatchSampler:
+            raise DataError(
+                f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"
+            )
+        batch_size, workers, collate_fn = data.batch_size, data.num_workers, data.collate_fn
+        data = data.dataset
+    if isinstance(data, IterableDataset):
+        raise DataError(f"{name} is an IterableDataset, which cannot be leased in portions; give a map-style Dataset")
+    rows: Rows
+    if isinstance(data, tuple | list | dict) or _is_array(data):
+        rows = ArrayRows(data, name)
+    elif isinstance(data, Batched) and hasattr(data, "__len__"):
+        rows = data  # type: ignore[assignment]
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        rows = SampleRows(data, collate_fn)
+    else:
+        raise DataError(
+            f"{name} must be (input, target) of tensors or arrays, a map-style Dataset or a DataLoader, "
+            f"not {type(data).__name__}"
+        )
+    if len(rows) == 0:
+        raise DataError(f"{name} is empty")
+    return rows, batch_size, workers
+
+
+class Batches:
+    """The batches of an epoch, in the run's own order.
+
+    All chance in making a batch is keyed by (seed, epoch, batch). With `workers` processes, the batches of a portion
+    are made ahead; each replica has its own.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, workers: int = 0) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+        self._seeded = not isinstance(rows, ArrayRows)
+        self._ahead = _Ahead(self, workers) if workers else None
+
+    def expect(self, epoch: int, start: int, stop: int) -> None:
+        """Tell that these batches will be asked for, in order."""
+        if self._ahead is not None:
+            self._ahead.begin([(epoch, batch) for batch in range(start, stop)])
+
+    def __call__(self, epoch: int, batch: int) -> Any:
+        """One batch. The caller owns its tensors."""
+        if self._ahead is not None:
+            return self._ahead.next((epoch, batch))
+        return self.make(epoch, batch)
+
+    def make(self, epoch: int, batch: int) -> Any:
+        """Make one batch, here and now."""
+        if epoch != self._epoch:
+            self._order, self._epoch = order(self.seed, epoch, len(self.rows)).numpy(), epoch
+        if self._seeded:
+            seed_everything(derive(self.seed, "batch", epoch, batch))
+        start = batch * self.batch_size
+        return self.rows.batch(self._order[start : start + self.batch_size])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what user code draws from without being handed a generator."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+class _Ahead:
+    """Batches made ahead by the worker processes of one kept DataLoader."""
+
+    def __init__(self, batches: Batches, workers: int) -> None:
+        self._wanted: list[tuple[int, int]] = []
+        self._loader = DataLoader(
+            _Keys(batches),
+            sampler=_Listed(self._wanted),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=True,
+        )
+        self._iterator: Iterator[Any] = iter(())
+        self._at = 0
+
+    def begin(self, keys: Sequence[tuple[int, int]]) -> None:
+        self._wanted[:] = keys
+        self._at = 0
+        self._iterator = iter(self._loader)
+
+    def next(self, key: tuple[int, int]) -> Any:
+        if self._wanted[self._at] != key:
+            raise DataError(f"batch {key} was asked for out of order")
+        self._at += 1
+        return next(self._iterator)
+
+
+class _Keys(Dataset[Any]):
+    """Batches by their keys, as a Dataset whose samples are whole batches."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return self._batches.make(*key)
+
+
+class _Listed(SequentialSampler):
+    """The keys of the present portion."""
+
+    def __init__(self, wanted: list[tuple[int, int]]) -> None:
+        super().__init__(wanted)
+        self._wanted = wanted
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._wanted))

@@ -1,0 +1,257 @@
+"""The ledger: which batches are leased to whom, and what became of every example of every epoch.
+
+1.  An epoch's batches are leased in portions, in order; a batch is in at most one lease at a time.
+2.  A lease ends in `done` or with the death of its holder. Batches that no push holds are leased again.
+3.  Every example of an ended epoch is in exactly one account: used, refused (not finite), dropped (by the admission
+    policy), or partial (its pusher died when some shards had it). None of these is leased again: a batch that is late
+    once will be late again, and would starve its replica.
+4.  Epochs follow each other without a pause; an epoch may end after the next has begun.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import NamedTuple, final
+
+from distbelief.errors import InvariantViolated
+from distbelief.ports import Lease, Outcome, Verdict
+from distbelief.server.shard import Standing
+
+_PORTION = 32
+"""Batches in a portion, at most."""
+
+
+@dataclass
+class Account:
+    """What became of an epoch's examples."""
+
+    used: int = 0
+    refused: int = 0
+    dropped: int = 0
+    partial: int = 0
+
+    @property
+    def total(self) -> int:
+        """Examples accounted for."""
+        return self.used + self.refused + self.dropped + self.partial
+
+    def __add__(self, other: "Account") -> "Account":
+        return Account(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Reason(Enum):
+    """Why a request for work was answered as it was."""
+
+    GRANTED = "here is work"
+    GATHERING = "not all replicas are here, and this policy begins with all"
+    WARM_START = "one replica works alone until the warm start is over"
+    OUTSTANDING = "all is leased, but a holder may die"
+    FINISHED = "there will be no more work"
+
+
+class Grant(NamedTuple):
+    """The answer to a request: a lease, or why there is none (now, or for good if FINISHED)."""
+
+    lease: Lease | None
+    reason: Reason
+
+
+class LastPush(NamedTuple):
+    """The last push of a dead replica, over all shards."""
+
+    standing: Standing
+    used: bool
+    partial: bool
+    """Begun at some shard, and not ended at all."""
+
+
+def last_push(standings: Sequence[Standing | None]) -> LastPush | None:
+    """What the shards know of a dead replica's last push; one standing a shard, None where it never pushed."""
+    known = [standing for standing in standings if standing is not None]
+    if not known:
+        return None
+    newest = max(standing.sequence for standing in known)
+    begun = [standing for standing in known if standing.sequence == newest]
+    partial = len(begun) < len(standings) or not all(standing.whole for standing in begun)
+    return LastPush(begun[0], any(standing.verdict.used for standing in begun), partial)
+
+
+@final
+class Ledger:
+    """Hands out the data of `epochs` epochs (None: without end) or `limit` examples, whichever comes first.
+
+    A portion has at most 32 batches, and less towards the end of the run, so that `replicas` of any speed end together;
+    its size depends on its place alone. `warmstart`: examples that one holder works alone. `quorum`: holders that must
+    have asked before anyone is given work.
+    """
+
+    def __init__(
+        self,
+        *,
+        examples: int,
+        batch_size: int,
+        replicas: int = 1,
+        epochs: int | None = None,
+        limit: int | None = None,
+        warmstart: int = 0,
+        quorum: int = 1,
+    ) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.batches = -(-examples // batch_size)
+        self._replicas = replicas
+        self.accounts: dict[int, Account] = {}
+        self.total = Account()
+        self.epochs_ended = 0
+        self.stopped = False
+        self._epochs = epochs
+        self._limit = limit
+        self._warmstart = warmstart
+        self._quorum = quorum
+        self._asked: set[int] = set()
+        self._alone: int | None = None
+        self._epoch, self._batch = 0, 0
+        self._released: deque[Lease] = deque()
+        self._leases: dict[int, tuple[Lease, int]] = {}
+        self._number = 0
+        self._leased = 0
+
+    @property
+    def holders(self) -> set[int]:
+        """Who holds leases."""
+        return {holder for _, holder in self._leases.values()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all work is done, or the ledger was stopped and every lease has ended."""
+        return not self._leases and (self.stopped or (not self._released and self._exhausted))
+
+    @property
+    def _exhausted(self) -> bool:
+        over = self._epochs is not None and self._epoch >= self._epochs
+        return over or (self._limit is not None and self._remaining <= 0)
+
+    @property
+    def _remaining(self) -> int:
+        """Examples that may still be issued, where there is a limit."""
+        return (self._limit or 0) - self.total.total - self._leased
+
+    def size(self, start: int, stop: int) -> int:
+        """Examples in the batches [start, stop) of an epoch; the last batch may be smaller."""
+        return min(stop * self.batch_size, self.examples) - start * self.batch_size
+
+    def lease(self, holder: int) -> Grant:
+        """Work for a holder, or why there is none."""
+        self._asked.add(holder)
+        if self.stopped or self.finished:
+            return Grant(None, Reason.FINISHED)
+        if len(self._asked) < self._quorum:
+            return Grant(None, Reason.GATHERING)
+        if self.total.total < self._warmstart:
+            if self._alone is None:
+                self._alone = holder
+            if self._alone != holder:
+                return Grant(None, Reason.WARM_START)
+        if self._released:
+            portion = self._released.popleft()
+        elif not self._exhausted:
+            portion = self._next()
+        else:
+            return Grant(None, Reason.OUTSTANDING if self._leases else Reason.FINISHED)
+        self._number += 1
+        lease = portion._replace(number=self._number)
+        self._leases[lease.number] = lease, holder
+        self._leased += self.size(lease.start, lease.stop)
+        return Grant(lease, Reason.GRANTED)
+
+    def _next(self) -> Lease:
+        left = self.batches - self._batch
+        ahead = None if self._epochs is None else left + (self._epochs - 1 - self._epoch) * self.batches
+        if self._limit is not None:
+            allowed = -(-self._remaining // self.batch_size)
+            left, ahead = min(left, allowed), allowed if ahead is None else min(ahead, allowed)
+        size = _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self._replicas)))
+        stop = self._batch + min(left, size)
+        lease = Lease(0, self._epoch, self._batch, stop)
+        self._epoch, self._batch = (self._epoch, stop) if stop < self.batches else (self._epoch + 1, 0)
+        return lease
+
+    def done(self, number: int, outcomes: Sequence[Outcome]) -> None:
+        """A lease has ended; what its outcomes leave out was not worked on, and is leased again."""
+        lease = self._end(number)
+        account = Account()
+        reached = lease.start
+        for start, stop, verdict in outcomes:
+            if start != reached or not start < stop <= lease.stop:
+                raise InvariantViolated(f"{lease} was accounted for as {list(outcomes)}")
+            reached, examples = stop, self.size(start, stop)
+            if verdict.used:
+                account.used += examples
+            elif verdict is Verdict.NOT_FINITE:
+                account.refused += examples
+            else:
+                account.dropped += examples
+        self._spend(lease.epoch, account)
+        self._release(lease._replace(start=reached))
+
+    def died(self, holder: int, last: LastPush | None) -> Account:
+        """A holder is dead: account for what its last push and the pushes before it hold, release the rest.
+
+        Returns what was accounted for.
+        """
+        self._asked.discard(holder)
+        if self._alone == holder:
+            self._alone = None
+        spent = Account()
+        for number in sorted(n for n, (_, who) in self._leases.items() if who == holder):
+            lease = self._end(number)
+            if last is None or last.standing.work.lease != number:
+                self._release(lease)
+                continue
+            work = last.standing.work
+            before = self.size(lease.start, work.start) - work.refused - work.dropped
+            here = Account(used=before, refused=work.refused, dropped=work.dropped)
+            if last.partial:
+                here.partial += work.examples
+            elif last.used:
+                here.used += work.examples
+            else:
+                here.dropped += work.examples
+            self._spend(lease.epoch, here)
+            spent += here
+            self._release(lease._replace(start=work.stop))
+        return spent
+
+    def stop(self) -> None:
+        """Give out nothing more; what is leased may still be done."""
+        self.stopped = True
+
+    def _end(self, number: int) -> Lease:
+        if number not in self._leases:
+            raise InvariantViolated(f"lease {number} is not outstanding")
+        lease, _ = self._leases.pop(number)
+        self._leased -= self.size(lease.start, lease.stop)
+        return lease
+
+    def _spend(self, epoch: int, account: Account) -> None:
+        self.accounts[epoch] = self.accounts.get(epoch, Account()) + account
+        self.total += account
+        while self.epochs_ended in self.accounts and self.accounts[self.epochs_ended].total == self.examples:
+            self.epochs_ended += 1
+
+    def _release(self, rest: Lease) -> None:
+        if rest.start < rest.stop:
+            self._released.append(rest)
+
+    def check(self) -> None:
+        """Raise `InvariantViolated` unless every example is in exactly one place."""
+        for epoch in range(self._epoch + 1):
+            waiting = [lease for lease in self._released if lease.epoch == epoch]
+            leased = [lease for lease, _ in self._leases.values() if lease.epoch == epoch]
+            issued = self.examples if epoch < self._epoch else self.size(0, self._batch)
+            found = self.accounts.get(epoch, Account()).total + sum(
+                self.size(p.start, p.stop) for p in waiting + leased
+            )
+            if found != issued:
+                raise InvariantViolated(f"epoch {epoch}: {found} examples accounted for, {issued} issued")

@@ -1,0 +1,73 @@
+"""Downpour SGD as a value: every choice of the method, checked where it is made."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from distbelief.errors import UsageError
+from distbelief.server.admission import Admission, Asynchronous
+from distbelief.server.rules import Adagrad, Rule
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Downpour:
+    """Asynchronous SGD with a sharded parameter server (section 4.1).
+
+    `replicas`: copies of the model that train at once; "auto" is the machine's cores, 4 at most.
+    `shards`: parts of the parameter vector; "auto" is one a replica for vectors of a million elements and more, else 1.
+    `batch_size`: examples a batch and replica; None is the loader's own, else 32.
+    `optimizer`: the rule inside the shards. `local_optimizer`: the rule of the replica's own step between fetches
+    (line 8 of the listing); None is the shards' rule. It has no effect where every step begins with a fetch.
+    `n_fetch`, `n_push`: batches between fetches, and between pushes; what is pushed is the sum.
+    `warmstart`: examples that one replica works alone before the others are let loose.
+    `clip_norm`: largest 2-norm of a push. `overlap`: batches that fetches and pushes may lag behind, 0 or 1;
+    None is the engine's own.
+    """
+
+    replicas: int | Literal["auto"] = "auto"
+    shards: int | Literal["auto"] = "auto"
+    batch_size: int | None = None
+    optimizer: Rule = field(default_factory=lambda: Adagrad(0.01))
+    local_optimizer: Rule | None = None
+    n_fetch: int = 1
+    n_push: int = 1
+    warmstart: int = 0
+    admission: Admission = field(default_factory=Asynchronous)
+    clip_norm: float | None = None
+    overlap: Literal[0, 1] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "shards", "batch_size", "n_fetch", "n_push"):
+            value = getattr(self, name)
+            if value in ("auto", None) and name not in ("n_fetch", "n_push"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}")
+        if isinstance(self.warmstart, bool) or not isinstance(self.warmstart, int) or self.warmstart < 0:
+            raise UsageError(
+                f"warmstart counts examples and must be a whole number of 0 or more, not {self.warmstart!r}"
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise UsageError(f"clip_norm must be a positive number or None, not {self.clip_norm!r}")
+        if self.overlap not in (None, 0, 1):
+            raise UsageError(f"overlap must be 0, 1 or None, not {self.overlap!r}")
+        if not isinstance(self.optimizer, Rule):
+            raise UsageError(
+                f"optimizer must be one of SGD, Adagrad, Adam, AdamW, such as Adagrad(0.01), not {self.optimizer!r}"
+            )
+        if self.local_optimizer is not None and not isinstance(self.local_optimizer, Rule):
+            raise UsageError(f"local_optimizer must be a rule such as SGD(0.1), or None, not {self.local_optimizer!r}")
+        if self.overlap and isinstance(self.admission, Admission) and self.admission.round > 1:
+            raise UsageError(
+                f"{self.admission} needs overlap=0: what is computed ahead of a round's end is late for the next"
+            )
+        if not isinstance(self.admission, Admission):
+            raise UsageError(
+                f"admission must be a policy such as Asynchronous() or Buffered(4), not {self.admission!r}"
+            )
+
+    @property
+    def local_rule(self) -> Rule | None:
+        """The rule of the local step, or None where a fetch replaces the parameters before they are used again."""
+        return None if self.n_fetch == 1 else self.local_optimizer or self.optimizer

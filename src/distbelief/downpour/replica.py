@@ -1,0 +1,231 @@
+"""A Downpour replica: the client's side of section 4.1, line by line.
+
+for each portion of the data:
+    for each batch:
+        if step % n_fetch == 0: fetch the parameters
+        compute the gradient, accrue it, and take a local step with it
+        if step % n_push == 0: push what is accrued
+    push what is left, and account for the portion
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from distbelief.downpour.method import Downpour
+from distbelief.errors import Diverged
+from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Work, WorkSource
+from distbelief.server.client import Client, HandOver, Parcel, verdict_of
+from distbelief.server.layout import Layout
+from distbelief.server.rules import Rule
+from distbelief.server.schedules import rate
+
+_REFUSALS = 20
+"""Gradients that are not finite, one after the other, after which a replica gives up."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a replica has done so far, for those who watch it. Sums since its start."""
+
+    steps: int = 0
+    examples: int = 0
+    loss: float = 0.0
+    """Sum over the batches."""
+    pushes: int = 0
+    rejected: int = 0
+    staleness: int = 0
+    """Of the last push, at its stalest shard."""
+
+
+@final
+class DownpourReplica:
+    """One copy of the model, working through leases until there are none.
+
+    `parameters` is the flat vector that the model's tensors are views of: fetched into here, read by `source`.
+    `stopping` is asked before each batch; `watch` is told after each.
+    """
+
+    def __init__(
+        self,
+        method: Downpour,
+        *,
+        client: Client,
+        source: GradientSource,
+        work: WorkSource,
+        parameters: Tensor,
+        overlap: int = 0,
+        stopping: Callable[[], bool] = lambda: False,
+        watch: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.method = method
+        self.client = client
+        self.source = source
+        self.work = work
+        self.parameters = parameters
+        self.progress = Progress()
+        self.stopping = stopping
+        self.watch = watch
+        self._overlap = overlap
+        self._staging = torch.empty_like(parameters) if overlap else parameters
+        self._fetching: asyncio.Task[tuple[int, ...]] | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self._versions: tuple[int, ...] = ()
+        self._hand_over = HandOver(method.clip_norm)
+        rule = method.local_rule
+        self._local = None if rule is None else LocalStep(rule, client.layout, parameters)
+        self._refusals = 0
+        self._account = _Account(Lease(0, 0, 0, 0))
+
+    async def run(self) -> None:
+        """Work until there are no more leases."""
+        try:
+            while (lease := await self.work.lease()) is not None:
+                await self._portion(lease)
+        finally:
+            for task in (self._fetching, self._pushing):
+                if task is not None:
+                    task.cancel()
+
+    async def _portion(self, lease: Lease) -> None:
+        self._account = _Account(lease)
+        for batch in range(lease.start, lease.stop):
+            if self.stopping():
+                break
+            await self._fetch()
+            gradient = await self.source.gradient(lease.epoch, batch)
+            self._hand_over.accrue(gradient, self._versions)
+            self._account.accrued(batch, gradient.examples)
+            if self._local is not None:
+                self._local(gradient)
+            if self.progress.steps % self.method.n_push == 0:
+                await self._push()
+            self._tell(gradient)
+        if self._account.open:
+            await self._push()
+        await self._settle()
+        await self.work.done(lease, self._account.outcomes)
+
+    async def _fetch(self) -> None:
+        if self._fetching is not None:
+            self._versions, self._fetching = await self._fetching, None
+            self.parameters.copy_(self._staging)
+        if self.progress.steps % self.method.n_fetch == 0:
+            if self._overlap and self._versions:
+                self._fetching = asyncio.create_task(self.client.fetch(self._staging))
+            else:
+                self._versions = await self.client.fetch(self.parameters)
+
+    async def _push(self) -> None:
+        await self._settle()
+        parcel, account = self._hand_over.take(), self._account
+        work = account.close()
+        if not parcel.finite:
+            self._refuse(work)
+        elif self._overlap:
+            self._pushing = asyncio.create_task(self._deliver(parcel, work))
+        else:
+            await self._deliver(parcel, work)
+
+    async def _settle(self) -> None:
+        """Wait for the push under way."""
+        if self._pushing is not None:
+            pushing, self._pushing = self._pushing, None
+            await pushing
+
+    async def _deliver(self, parcel: Parcel, work: Work) -> None:
+        self._settled(work, await self.client.push(parcel, work))
+
+    def _settled(self, work: Work, replies: list[Reply]) -> None:
+        self._refusals = 0
+        verdict = verdict_of(replies)
+        self._account.settle(work, verdict)
+        self.progress.pushes += verdict.used
+        self.progress.rejected += not verdict.used
+        self.progress.staleness = max(reply.staleness for reply in replies)
+
+    def _refuse(self, work: Work) -> None:
+        self._account.settle(work, Verdict.NOT_FINITE)
+        self.progress.rejected += 1
+        self._refusals += 1
+        if self._refusals == _REFUSALS:
+            raise Diverged(
+                f"{_REFUSALS} gradients in a row were not finite and were refused; the server's parameters are finite. "
+                "Lower lr, set clip_norm, or look for a division by zero or a logarithm of zero in the loss"
+            )
+
+    def _tell(self, gradient: Gradient) -> None:
+        progress = self.progress
+        progress.steps += 1
+        progress.examples += gradient.examples
+        progress.loss += gradient.loss
+        self.watch(progress)
+
+
+@final
+class LocalStep:
+    """The client's own step between fetches, w ← w − α·g, with the state of its rule private to the replica."""
+
+    def __init__(self, rule: Rule, layout: Layout, parameters: Tensor) -> None:
+        self._rule = rule
+        self._parameters = [view.view(-1) for view in layout.views(parameters)]
+        self._state = [
+            [view.view(-1) for view in layout.views(torch.full_like(parameters, value))]
+            for value in rule.state.values()
+        ]
+        self._step = torch.zeros(())
+        self._examples = 0
+
+    def __call__(self, gradient: Gradient) -> None:
+        """Apply a batch's gradient to the replica's own parameters."""
+        present = [i for i, tensor in enumerate(gradient.tensors) if tensor is not None]
+        self._step += 1
+        self._rule.update_(
+            [self._parameters[i] for i in present],
+            [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None],
+            [[vector[i] for i in present] for vector in self._state],
+            self._step,
+            rate(self._rule.lr, self._examples),
+        )
+        self._examples += gradient.examples
+
+
+@final
+class _Account:
+    """What became of the batches of one lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.outcomes: list[Outcome] = []
+        self._start = self._stop = lease.start
+        self._examples = self._refused = self._dropped = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether batches have been accrued and not handed over."""
+        return self._stop > self._start
+
+    def accrued(self, batch: int, examples: int) -> None:
+        self._stop = batch + 1
+        self._examples += examples
+
+    def close(self) -> Work:
+        """The batches accrued so far become one push."""
+        work = Work(self.lease.number, self._start, self._stop, self._examples, self._refused, self._dropped)
+        self._start, self._examples = self._stop, 0
+        return work
+
+    def settle(self, work: Work, verdict: Verdict) -> None:
+        if verdict is Verdict.NOT_FINITE:
+            self._refused += work.examples
+        elif not verdict.used:
+            self._dropped += work.examples
+        last = self.outcomes[-1] if self.outcomes else None
+        if last is not None and last.verdict is verdict:
+            self.outcomes[-1] = Outcome(last.start, work.stop, verdict)
+        else:
+            self.outcomes.append(Outcome(work.start, work.stop, verdict))

@@ -1,0 +1,100 @@
+"""The user's module as a source of gradients: where modules end and the parameter vector begins."""
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from distbelief.chance import derive
+from distbelief.ports import Gradient
+from distbelief.server.layout import Layout
+from distbelief.task import Task, trainable
+
+
+class FlatModule:
+    """A module whose trained parameters are views of one flat vector.
+
+    Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
+    its frozen parameters and its buffers to itself.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self.module = module
+        self.layout = layout
+        self.parameters = [parameter for _, parameter in trainable(module)]
+        self.vector = torch.zeros(layout.length, dtype=layout.dtype)
+        views = layout.views(self.vector)
+        layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
+        self._cast: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for parameter, view in zip(self.parameters, views, strict=True):
+            if parameter.dtype == layout.dtype:
+                parameter.data = view
+            else:
+                self._cast[0].append(parameter.data)
+                self._cast[1].append(view)
+
+    def refresh(self) -> None:
+        """Make the parameters that are no views equal to the vector."""
+        if self._cast[0]:
+            torch._foreach_copy_(*self._cast)
+
+    def take_gradients(self) -> list[Tensor | None]:
+        """Hand over the tensors that autograd made, in the vector's dtype, and leave none behind."""
+        taken: list[Tensor | None] = []
+        for parameter in self.parameters:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and gradient.layout is not torch.strided:
+                gradient = gradient.to_dense()
+            taken.append(gradient if gradient is None else gradient.to(self.layout.dtype))
+        return taken
+
+    def buffers(self) -> Tensor:
+        """All of the module's buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
+        parts = [buffer.detach().reshape(-1).double() for buffer in self.module.buffers()]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def load_buffers_(self, values: Tensor) -> None:
+        """Copy such a vector into the module's buffers."""
+        at = 0
+        for buffer in self.module.buffers():
+            buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
+            at += buffer.numel()
+
+    def mean_buffers(self, rows: Tensor) -> Tensor:
+        """One vector for several replicas' (replicas, elements): means of floating buffers, the largest of others."""
+        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self.module.buffers()]
+        return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
+
+
+@final
+class ModuleGradients:
+    """`GradientSource` of a task: forward and backward through the module.
+
+    Dropout and its like are seeded by (seed, epoch, batch), so that a batch has one gradient at given parameters,
+    whichever replica computes it.
+    """
+
+    def __init__(self, task: Task, flat: FlatModule, batch: Callable[[int, int], Any], *, seed: int) -> None:
+        self.task = task
+        self.flat = flat
+        self.batch = batch
+        self.seed = seed
+
+    async def gradient(self, epoch: int, batch: int) -> Gradient:
+        """The gradient of the batch's mean loss at the present parameters."""
+        examples = self.batch(epoch, batch)
+        torch.default_generator.manual_seed(derive(self.seed, "chance", epoch, batch))
+        self.flat.refresh()
+        loss = self.task.forward(self.flat.module, examples).mean
+        loss.backward()
+        value = loss.item()
+        return Gradient(self.flat.take_gradients(), value if math.isfinite(value) else 0.0, batch_size(examples))
+
+
+def batch_size(batch: Any) -> int:
+    """Examples in a batch: the first dimension of the first tensor in it."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    return len(batch) if batch.dim() else 1
