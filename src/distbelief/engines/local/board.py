@@ -1,0 +1,69 @@
+"""The board: shared memory on which replicas write how far they are, and the controller when to stop."""
+
+from typing import NamedTuple, cast, final
+
+import torch
+
+from distbelief.links.mapped import SharedMemory
+
+
+class Row(NamedTuple):
+    """What one replica has done since its start."""
+
+    steps: float = 0
+    examples: float = 0
+    loss: float = 0
+    """Sum over the steps."""
+    pushes: float = 0
+    rejected: float = 0
+    staleness: float = 0
+    """Of its last push."""
+    fetched_bytes: float = 0
+    pushed_bytes: float = 0
+
+
+_FIELDS = len(Row._fields)
+_STOP = 0
+_HEAD = 8
+
+
+@final
+class Board:
+    """Rows of float64: one a replica for progress, one a replica for the buffers of its module.
+
+    A row is written by its replica alone and read at any time; a reader may see a step's row half written, which is a
+    fault of one step in a figure for the eye.
+    """
+
+    def __init__(self, memory: SharedMemory, replicas: int, buffers: int) -> None:
+        numbers = memory.bytes.view(torch.float64)
+        self.memory = memory
+        self._cells = cast("memoryview[float]", numbers.numpy().data)
+        self._rows = _HEAD
+        start = _HEAD + replicas * _FIELDS
+        self.buffers = numbers[start : start + replicas * buffers].view(replicas, buffers)
+
+    @staticmethod
+    def nbytes(replicas: int, buffers: int) -> int:
+        """Bytes of memory that a board takes."""
+        return 8 * (_HEAD + replicas * (_FIELDS + buffers))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether replicas are to stop after their present batch."""
+        return self._cells[_STOP] != 0
+
+    def stop(self) -> None:
+        """Ask all replicas to stop."""
+        self._cells[_STOP] = 1
+
+    def write(self, replica: int, row: Row) -> None:
+        """Replace a replica's row."""
+        start = self._rows + replica * _FIELDS
+        for field, value in enumerate(row):
+            self._cells[start + field] = value
+
+    def read(self, replica: int) -> Row:
+        """A replica's row."""
+        start = self._rows + replica * _FIELDS
+        return Row(*self._cells[start : start + _FIELDS].tolist())

@@ -1,0 +1,60 @@
+"""The socket between the controller and a worker: one packet a message, JSON, with file descriptors beside it.
+
+The worker says "lease" (it wants work), "done" (a lease has ended) and "failed"; the controller says "job", once, and
+"lease". Packets keep their order and are readable after the sender's death, so nothing that a replica has said is lost.
+"""
+
+import array
+import json
+import socket
+from typing import Any, final
+
+_LARGEST = 1 << 17
+
+
+@final
+class Channel:
+    """One end of a pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+
+    @classmethod
+    def pair(cls) -> tuple["Channel", "Channel"]:
+        """Two ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """The descriptor, for selectors."""
+        return self.socket.fileno()
+
+    def send(self, kind: str, *, fds: tuple[int, ...] = (), **content: Any) -> bool:
+        """Send a message; False if nobody is there to read it."""
+        body = json.dumps({"kind": kind, **content}).encode()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self.socket.sendmsg([body], rights, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, its descriptors under "fds"; waits for one. None if the other end is closed."""
+        try:
+            body, rights, _, _ = self.socket.recvmsg(_LARGEST, socket.CMSG_SPACE(16 * array.array("i").itemsize))
+        except ConnectionResetError:
+            return None
+        if not body:
+            return None
+        message: dict[str, Any] = json.loads(body)
+        fds = array.array("i")
+        for level, kind, data in rights:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        message["fds"] = list(fds)
+        return message
+
+    def close(self) -> None:
+        """Close this end."""
+        self.socket.close()

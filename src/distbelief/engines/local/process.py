@@ -1,0 +1,105 @@
+"""The processes of replicas: started, spoken to, ended. None outlives its controller."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self, final
+
+import distbelief
+from distbelief.engines.local.channel import Channel
+
+_ENVIRONMENT = {
+    # Threads that wait for each other by spinning take the cores from those they wait for as soon as anything else
+    # runs: on two busy cores a small model then makes ten steps a second instead of a thousand.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Gradients are allocated anew in every step. Kept in the heap, their pages are not given back to the kernel and
+    # zeroed by it again, which costs a model of 42 million parameters 40 ms a step.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+
+
+_EXIT_S = 5.0
+"""How long a process that has closed its channel may take to end."""
+
+
+@final
+class WorkerProcess:
+    """One worker. It begins to import torch at once, and waits for its job."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = Channel.pair()
+        # Nothing is ever written to this pipe; that it closes tells the worker that the controller is gone.
+        reading, self._life = os.pipe()
+        home = str(Path(distbelief.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "distbelief.engines.local.worker", str(theirs.fileno()), str(reading)],
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), reading),
+            # Out of the terminal's group: Ctrl-C is for the controller alone.
+            start_new_session=True,
+        )
+        os.close(reading)
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is stopped (SIGSTOP)."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def kill(self) -> None:
+        """End it and whatever it started, now."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self._process.kill()
+
+    def reap(self) -> int:
+        """Wait for the end of a process that has closed its channel; returns its exit status, negative for a signal."""
+        try:
+            status = self._process.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            status = self._process.wait()
+        # Data-loader children live in the worker's session.
+        self.kill()
+        self.channel.close()
+        os.close(self._life)
+        return status
+
+
+@final
+class Workers:
+    """Processes that were started before it was known what for. Ended with the block, if nobody took them."""
+
+    def __init__(self) -> None:
+        self._idle: list[WorkerProcess] = []
+
+    def start(self, count: int) -> None:
+        """Have this many processes ready."""
+        while len(self._idle) < count:
+            self._idle.append(WorkerProcess())
+
+    def take(self) -> WorkerProcess:
+        """A process, which the caller owns: the one that was started first, or a new one."""
+        return self._idle.pop(0) if self._idle else WorkerProcess()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._idle:
+            process.kill()
+            process.reap()

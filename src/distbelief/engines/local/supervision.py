@@ -1,0 +1,58 @@
+"""Whether a replica that died is replaced: yes, unless it would die again of the same thing."""
+
+import signal
+from typing import Literal, NamedTuple, final
+
+from distbelief.errors import Diverged, UserCodeError, WorkerDied
+
+_DEATHS = 5
+"""Deaths in a row, with no portion finished by anyone between them, after which the run ends."""
+
+
+class Failure(NamedTuple):
+    """What a replica said before it ended."""
+
+    error: str
+    """Its type and its sentence."""
+    frames: str
+    """The frames of the user's own code."""
+    kind_of: Literal["diverged", "user"]
+
+
+@final
+class Supervisor:
+    """Told of deaths and of work done; raises when replacing has become pointless."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str]] = set()
+        self._in_a_row = 0
+
+    def worked(self) -> None:
+        """A portion was finished."""
+        self._in_a_row = 0
+
+    def died(self, status: int, failure: Failure | None) -> None:
+        """A replica ended early; returns if it is to be replaced.
+
+        Raises `Diverged` at once, `UserCodeError` if this error was seen before, and `WorkerDied` after several
+        deaths without any work between.
+        """
+        self._in_a_row += 1
+        if failure is not None:
+            if failure.kind_of == "diverged":
+                raise Diverged(failure.error)
+            if (failure.error, failure.frames) in self._seen:
+                raise UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
+            self._seen.add((failure.error, failure.frames))
+        if self._in_a_row == _DEATHS:
+            raise WorkerDied(
+                f"{_DEATHS} replicas died in a row before they finished any work; the last one {_how(status)}"
+            )
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit code {status}"
+    name = signal.Signals(-status).name
+    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"

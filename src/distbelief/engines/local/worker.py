@@ -1,0 +1,143 @@
+"""A worker: the process of one replica. Started as `python -m distbelief.engines.local.worker`.
+
+It imports torch while the controller prepares the run, then waits for its job on the socket it was started with.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+
+from distbelief.data import Batches
+from distbelief.downpour.replica import DownpourReplica, Progress
+from distbelief.engines.local.board import Board, Row
+from distbelief.engines.local.channel import Channel
+from distbelief.engines.local.job import Job
+from distbelief.engines.local.shipping import unpack
+from distbelief.errors import Diverged
+from distbelief.frames import user_frames
+from distbelief.gradients import FlatModule, ModuleGradients
+from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
+from distbelief.ports import Lease, Outcome
+from distbelief.server.client import Client
+
+
+@final
+class LeasedWork:
+    """`WorkSource` over the channel. One lease is asked for ahead, so that a replica need not wait for the next."""
+
+    def __init__(self, channel: Channel, batches: Batches) -> None:
+        self._channel = channel
+        self._batches = batches
+        self._asked = False
+        self._over = False
+
+    async def lease(self) -> Lease | None:
+        """The next portion; it was usually sent while the last was worked on."""
+        if self._over:
+            return None
+        if not self._asked:
+            self._ask()
+        message = self._channel.receive()
+        if message is None or message["lease"] is None:
+            self._over = True
+            return None
+        self._ask()
+        lease = Lease(*message["lease"])
+        self._batches.expect(lease.epoch, lease.start, lease.stop)
+        return lease
+
+    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+        """Account for a lease."""
+        self._channel.send("done", lease=lease.number, outcomes=outcomes)
+
+    def _ask(self) -> None:
+        self._asked = self._channel.send("lease")
+
+
+def main() -> None:
+    """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
+    # Ctrl-C is the controller's affair; the replicas are told by it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    threading.Thread(target=_die_with, args=(int(sys.argv[2]),), daemon=True).start()
+    message = channel.receive()
+    if message is None:
+        return
+    try:
+        _work(channel, message)
+    # Whatever the user's code raises is the controller's to judge.
+    except Exception as error:  # noqa: BLE001
+        channel.send("failed", **_describe(error))
+        sys.exit(1)
+
+
+def _die_with(fd: int) -> None:
+    """End this process when the controller's end of a pipe is closed, which happens however it dies."""
+    os.read(fd, 1)
+    os._exit(2)
+
+
+def _work(channel: Channel, message: dict[str, Any]) -> None:
+    replica, incarnation = message["replica"], message["incarnation"]
+    job_fd, shards_fd, board_fd = message["fds"]
+    sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
+    job: Job = unpack(job_fd)
+    torch.set_num_threads(job.threads)
+    board = Board(SharedMemory(board_fd), job.replicas, job.buffers)
+    flat = FlatModule(job.task.build(job.seed).train(), job.layout)
+    flat.load_buffers_(board.buffers[replica])
+    memory = SharedMemory(shards_fd)
+    links = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
+    client = Client(job.layout, links, replica=replica, incarnation=incarnation)
+    batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
+
+    def watch(p: Progress) -> None:
+        board.write(
+            replica,
+            Row(
+                p.steps,
+                p.examples,
+                p.loss,
+                p.pushes,
+                p.rejected,
+                p.staleness,
+                client.fetched_bytes,
+                client.pushed_bytes,
+            ),
+        )
+        if job.buffers:
+            board.buffers[replica] = flat.buffers()
+
+    downpour = DownpourReplica(
+        job.method,
+        client=client,
+        source=ModuleGradients(job.task, flat, batches, seed=job.seed),
+        work=LeasedWork(channel, batches),
+        parameters=flat.vector,
+        overlap=job.overlap,
+        stopping=lambda: board.stopping,
+        watch=watch,
+    )
+    asyncio.run(downpour.run())
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    """An error for the controller: its kind, its sentence, and the frames of the user's own code."""
+    diverged = isinstance(error, Diverged)
+    return {
+        "kind_of": "diverged" if diverged else "user",
+        "error": str(error) if diverged else "".join(traceback.format_exception_only(error)).strip()[:2000],
+        "frames": user_frames(error)[-8000:],
+    }
+
+
+if __name__ == "__main__":
+    main()
