@@ -1,0 +1,66 @@
+"""DistBelief (Dean et al., NIPS 2012): asynchronous training on machines that are slow, unlike each other, and die."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distbelief import tasks
+    from distbelief.downpour.method import Downpour
+    from distbelief.engines.local import Local
+    from distbelief.errors import DistBeliefError
+    from distbelief.run import Run
+    from distbelief.server.admission import Asynchronous, Buffered
+    from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
+    from distbelief.server.schedules import Cosine, Steps
+    from distbelief.task import Metric, Task, accuracy
+    from distbelief.training import train
+    from distbelief.until import Every, Until
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Asynchronous",
+    "Buffered",
+    "Cosine",
+    "DistBeliefError",
+    "Downpour",
+    "Every",
+    "Local",
+    "Metric",
+    "Run",
+    "Steps",
+    "Task",
+    "Until",
+    "accuracy",
+    "tasks",
+    "train",
+]
+
+_HOMES = {
+    "downpour.method": ("Downpour",),
+    "engines.local": ("Local",),
+    "errors": ("DistBeliefError",),
+    "run": ("Run",),
+    "server.admission": ("Asynchronous", "Buffered"),
+    "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
+    "server.schedules": ("Cosine", "Steps"),
+    "task": ("Metric", "Task", "accuracy"),
+    "training": ("train",),
+    "until": ("Every", "Until"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds that the command line can use better."""
+    if name == "tasks":
+        return import_module("distbelief.tasks")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"distbelief.{home}"), name)
+    raise AttributeError(f"module 'distbelief' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

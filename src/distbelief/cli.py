@@ -1,0 +1,169 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from distbelief.engines.local.process import Workers
+from distbelief.errors import DistBeliefError, UsageError
+from distbelief.frames import user_frames
+
+if TYPE_CHECKING:
+    from distbelief.downpour.method import Downpour
+    from distbelief.observe.events import Observer
+    from distbelief.run import Run
+    from distbelief.server.rules import Rule
+    from distbelief.task import Task
+    from distbelief.until import Until
+
+_INTERRUPTED = 130
+_RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="distbelief")
+def main() -> None:
+    """Train PyTorch models on machines that are slow, unlike each other, and die."""
+
+
+@main.command()
+@click.argument("task")
+@click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
+@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Where replicas compute.")
+@click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
+@click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
+@click.option("--shards", type=int, help="Parts of the parameter vector.")
+@click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: the task's, else 32]")
+@click.option("--optimizer", type=click.Choice(sorted(_RATES)), help="The rule in the shards.  [default: the task's]")
+@click.option("--lr", type=float, help="Its learning rate.")
+@click.option("--momentum", type=float, help="Its momentum (sgd).")
+@click.option("--weight-decay", type=float, help="Its weight decay.")
+@click.option("--n-fetch", type=int, help="Batches between fetches.")
+@click.option("--n-push", type=int, help="Batches between pushes; what is pushed is their sum.")
+@click.option("--warmstart", type=int, help="Examples that one replica works alone before the others begin.")
+@click.option("--buffered", type=int, metavar="M", help="Apply the mean of M pushes as one update.")
+@click.option("--clip-norm", type=float, help="Largest 2-norm of a push.")
+@click.option("--overlap", type=int, help="Batches that fetches and pushes may lag behind: 0 or 1.")
+@click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
+@click.option("--epochs", type=int, help="Stop after so many passes over the data.")
+@click.option("--seconds", type=float, help="Stop after so much time.")
+@click.option("--examples", type=int, help="Stop after so many examples.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """Train TASK: a ready-made task (digits, speech, speech-paper) or path/to/file.py[:name]."""
+    try:
+        # The first replica imports torch while this process does.
+        with Workers() as workers:
+            workers.start(1)
+            click.echo(_report(_train(workers, task, quiet, flags)))
+    except KeyboardInterrupt:
+        click.echo("interrupted: what was reached has been written", err=True)
+        sys.exit(_INTERRUPTED)
+    # The one place where whatever went wrong, the user's code included, becomes a line and an exit code.
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
+def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
+    from distbelief import taskfile
+    from distbelief.engines.local import Local
+    from distbelief.observe.progress import watching
+    from distbelief.training import train_with
+
+    try:
+        engine = Local(device=flags["device"], threads=flags["threads"])
+        until = _until(flags)
+        task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]))
+        method = _method(task, flags)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
+    watch: AbstractContextManager[Observer] = watching(not quiet)
+    return train_with(
+        workers,
+        task,
+        method,
+        engine=engine,
+        until=until,
+        directory=flags["directory"],
+        evaluate_every=None,
+        seed=flags["seed"],
+        watch=watch,
+    )
+
+
+def _until(flags: dict[str, Any]) -> Until | None:
+    from distbelief.until import Until
+
+    ends = {name: flags[name] for name in ("epochs", "seconds", "examples") if flags[name] is not None}
+    return Until(**ends) if ends else None
+
+
+def _method(task: Task, flags: dict[str, Any]) -> Downpour:
+    """The task's own method, with what the flags say instead."""
+    from distbelief.downpour.method import Downpour
+    from distbelief.server.admission import Buffered
+
+    method = task.suggested_method or Downpour()
+    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - {"optimizer"}
+    changes = {name: flags[name] for name in fields if flags[name] is not None}
+    if flags["buffered"] is not None:
+        changes["admission"] = Buffered(flags["buffered"])
+    return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
+
+
+def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
+    """The task's own rule, or the one that is asked for, with the numbers that are asked for."""
+    from distbelief.server import rules
+
+    kinds: dict[str, Any] = {"adagrad": rules.Adagrad, "adam": rules.Adam, "adamw": rules.AdamW, "sgd": rules.SGD}
+    if (name := flags["optimizer"]) is not None and not isinstance(rule, kinds[name]):
+        rule = kinds[name](_RATES[name])
+    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags[n] is not None}
+    fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    if alien := numbers.keys() - fields:
+        raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")
+    return dataclasses.replace(rule, **numbers)  # type: ignore[type-var]
+
+
+def _report(run: Run) -> str:
+    """What a person wants to know of a run that has ended."""
+    s = run.summary
+    lines = [
+        f"{s['examples']:,} examples in {s['seconds']:.1f} s ({s['examples_per_second']:,.0f}/s), "
+        f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
+        f"staleness: median {s['staleness']['median']}, 99 % {s['staleness']['p99']}, largest {s['staleness']['max']}",
+    ]
+    if s["metrics"]:
+        lines.append("  ".join(f"{name} {value:.4f}" for name, value in s["metrics"].items()))
+    if s["restarts"] or s["rejected"]:
+        lines.append(f"{s['restarts']} replicas replaced, {s['rejected']} pushes rejected")
+    return "\n".join([*lines, f"written to {run.directory}"])
+
+
+def _fail(error: Exception, *, verbose: bool) -> NoReturn:
+    """One line for what we detect ourselves, the user's own frames for what their code raised."""
+    if verbose:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if not isinstance(error, DistBeliefError):
+        click.echo(user_frames(error), err=True, nl=False)
+    message = (
+        str(error) if isinstance(error, DistBeliefError) else "".join(traceback.format_exception_only(error)).strip()
+    )
+    click.echo(f"distbelief: {message}", err=True)
+    sys.exit(1)

@@ -1,0 +1,58 @@
+"""What happens in a run, told as it happens: events, which are kept, and the present status, which is not.
+
+Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "seconds" (since the first lease; 0 before
+it), and:
+
+    started      replicas, shards, parameters, batch_size, examples_per_epoch, epochs, examples, seconds_limit, seed
+    replica      replica, incarnation, pid                        a replica's process was started
+    died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
+    progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]
+    evaluation   the row that is added to the history
+    stopped      stopped_by, examples, updates
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """One replica as seen now. Speeds are over about the last two seconds."""
+
+    replica: int
+    state: str
+    """starting, working, waiting, done or dead."""
+    examples_per_second: float = 0.0
+    staleness: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as seen now."""
+
+    seconds: float = 0.0
+    examples: int = 0
+    updates: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    """Mean over about the last two seconds, of the replicas' own batches."""
+    examples_per_second: float = 0.0
+    fraction: float = 0.0
+    """How much of the run is over."""
+    replicas: tuple[ReplicaStatus, ...] = field(default_factory=tuple)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds that the run will still take, if it goes on as it has so far."""
+        return self.seconds * (1 - self.fraction) / self.fraction if 0 < self.fraction < 1 else None
+
+
+class Observer(Protocol):
+    """Who is told."""
+
+    def event(self, event: str, seconds: float, **content: Any) -> None:
+        """Something happened."""
+
+    def status(self, status: Status) -> None:
+        """This is how it stands; called several times a second."""

@@ -1,0 +1,147 @@
+"""Progress for the eye: a live table on a terminal, plain lines elsewhere, on standard error."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distbelief.observe.events import Observer, Status
+
+_LINE_S = 5.0
+_REDRAWS_PER_S = 5
+
+
+@final
+class Silent:
+    """Shows nothing."""
+
+    def event(self, event: str, seconds: float, **content: Any) -> None:
+        """Nothing."""
+
+    def status(self, status: Status) -> None:
+        """Nothing."""
+
+
+@final
+class Lines:
+    """A line every few seconds, and one for each thing that happens."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = 0.0
+
+    def event(self, event: str, seconds: float, **content: Any) -> None:
+        """Print what a person wants to know of it."""
+        if line := sentence(event, content):
+            self._console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
+
+    def status(self, status: Status) -> None:
+        """Print a line, if the last one is some time ago."""
+        now = time.monotonic()
+        if status.examples and now >= self._next:
+            self._next = now + _LINE_S
+            speeds = "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s τ{r.staleness}" for r in status.replicas)
+            self._console.print(f"{_clock(status.seconds)}  {headline(status)}  {speeds}", soft_wrap=True)
+
+
+@final
+class LiveTable:
+    """A live table, redrawn in place; events are printed above it."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._evaluation = ""
+
+    def event(self, event: str, seconds: float, **content: Any) -> None:
+        """Print it above the table."""
+        if line := sentence(event, content):
+            self._live.console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
+
+    def status(self, status: Status) -> None:
+        """Redraw."""
+        self._live.update(_drawn(status))
+
+
+def _drawn(status: Status) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("replica", "", "examples/s", "staleness", "restarts"):
+        table.add_column(
+            name, justify="left" if name in ("replica", "") else "right", style="cyan" if name == "replica" else ""
+        )
+    for r in status.replicas:
+        table.add_row(
+            f"#{r.replica}",
+            r.state,
+            f"{r.examples_per_second:,.0f}",
+            str(r.staleness),
+            str(r.restarts) if r.restarts else "",
+        )
+    bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
+    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
+
+
+def headline(status: Status) -> str:
+    """One line on how a run stands."""
+    parts = [f"epoch {status.epoch:.2f}", f"{status.examples:,} examples", f"{status.examples_per_second:,.0f}/s"]
+    if status.loss is not None:
+        parts.append(f"loss {status.loss:.4f}")
+    if status.remaining_s is not None:
+        parts.append(f"{_clock(status.remaining_s)} left")
+    return "  ".join(parts)
+
+
+def sentence(event: str, content: dict[str, Any]) -> str:
+    """What a person is told of an event; nothing for those that the status shows anyway."""
+    if event == "started":
+        return (
+            f"{content['replicas']} replicas, {content['shards']} shard{'s' * (content['shards'] > 1)} of "
+            f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
+        )
+    if event == "evaluation":
+        metrics = "  ".join(
+            f"{k} {v:.4f}" for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")
+        )
+        return f"evaluated after {content['examples']:,} examples: {metrics}"
+    if event == "died":
+        why = content["error"] or (
+            f"signal {-content['status']}" if content["status"] < 0 else f"exit code {content['status']}"
+        )
+        return f"replica #{content['replica']} died ({why.splitlines()[0]}); what it held is leased again"
+    if event == "stopped":
+        return (
+            f"stopped by {content['stopped_by']} after {content['examples']:,} examples, {content['updates']:,} updates"
+        )
+    return ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+@contextmanager
+def _live() -> Iterator[Observer]:
+    with Live(console=Console(stderr=True), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
+        yield LiveTable(live)
+
+
+@contextmanager
+def _plain(observer: Observer) -> Iterator[Observer]:
+    yield observer
+
+
+def watching(progress: bool) -> AbstractContextManager[Observer]:
+    """The progress that fits where standard error goes; none if it is not wanted."""
+    if not progress:
+        return _plain(Silent())
+    if sys.stderr.isatty():
+        return _live()
+    return _plain(Lines(Console(stderr=True, width=200, highlight=False)))

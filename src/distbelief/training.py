@@ -1,0 +1,161 @@
+"""Training: where a task, a method and an engine meet."""
+
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import Any, final
+
+from distbelief.downpour.method import Downpour
+from distbelief.engines.local import Local
+from distbelief.engines.local.controller import Controller
+from distbelief.engines.local.process import Workers
+from distbelief.engines.result import STAMP, Result
+from distbelief.errors import TaskError, UsageError
+from distbelief.observe.events import Observer, Status
+from distbelief.observe.progress import watching
+from distbelief.prepare import Prepared, prepare
+from distbelief.run import FORMAT, Run, RunDirectory, describe, digest, quantile
+from distbelief.task import Task
+from distbelief.until import Every, Until
+
+_DEFAULT_EPOCHS = 10
+
+
+def train(
+    task: Task,
+    method: Downpour | None = None,
+    *,
+    engine: Local | None = None,
+    until: Until | None = None,
+    directory: str | Path | None = None,
+    evaluate_every: Every | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Run:
+    """Train a task to the end and return the run.
+
+    `method`: the task's own if None, else `Downpour()`. `until`: the task's own if None, else 10 epochs. `directory`:
+    a fresh one under `runs/` if None. `evaluate_every`: each epoch if None.
+
+    Raises `UsageError` for what cannot work, what the user's own code raises on its first batch, `UserCodeError` for
+    what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C. Once training has begun, what was
+    reached by then is written first.
+    """
+    with Workers() as workers:
+        return train_with(
+            workers,
+            task,
+            method,
+            engine=engine,
+            until=until,
+            directory=directory,
+            evaluate_every=evaluate_every,
+            seed=seed,
+            watch=watching(progress),
+        )
+
+
+def train_with(
+    workers: Workers,
+    task: Task,
+    method: Downpour | None,
+    *,
+    engine: Local | None,
+    until: Until | None,
+    directory: str | Path | None,
+    evaluate_every: Every | None,
+    seed: int,
+    watch: AbstractContextManager[Observer],
+) -> Run:
+    """`train`, with processes that may have been started ahead of it, and any kind of progress."""
+    _check_kinds(task=(task, Task), method=(method, Downpour), engine=(engine, Local), until=(until, Until))
+    _check_kinds(evaluate_every=(evaluate_every, Every), seed=(seed, int))
+    engine = engine or Local()
+    method = method or task.suggested_method or Downpour()
+    workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+    prepared = prepare(
+        task,
+        method,
+        until=until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        evaluate_every=evaluate_every,
+        seed=seed,
+        replicas=lambda: engine.replicas,
+    )
+    with closing(RunDirectory(None if directory is None else Path(directory))) as files, watch as seen:
+        files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
+        files.write_json("task.json", {"format": FORMAT, **task.origin, "digest": digest(prepared.module)})
+        controller = Controller(
+            prepared,
+            threads=engine.threads_each(prepared.replicas),
+            overlap=prepared.method.overlap or 0,
+            observer=_Both(files, seen),
+            workers=workers,
+        )
+        return _finish(prepared, controller.run(), files)
+
+
+def _check_kinds(**given: tuple[object, type]) -> None:
+    for name, (value, kind) in given.items():
+        if (value is None and name not in ("task", "seed")) or (
+            isinstance(value, kind) and not isinstance(value, bool)
+        ):
+            continue
+        raise (TaskError if name == "task" else UsageError)(f"{name} must be of type {kind.__name__}, not {value!r}")
+
+
+def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
+    """Write what was reached, and only then say what went wrong."""
+    account, seconds = result.account, result.seconds
+    used = account.used + account.partial
+    last = result.history[-1] if result.history else {}
+    summary = {
+        "format": FORMAT,
+        "method": type(prepared.method).__name__,
+        "stopped_by": result.stopped_by,
+        "examples": used,
+        "updates": result.updates,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
+        "metrics": {name: value for name, value in last.items() if name not in STAMP},
+        "restarts": result.restarts,
+        "staleness": {
+            "median": quantile(result.staleness, 0.5),
+            "p99": quantile(result.staleness, 0.99),
+            "max": result.stalest,
+        },
+        "bytes": {"fetched": result.fetched_bytes, "pushed": result.pushed_bytes},
+        "rejected": result.rejected,
+        "account": vars(account),
+        "epochs": round(used / len(prepared.rows), 3),
+        "examples_per_epoch": len(prepared.rows),
+        "batch_size": prepared.batch_size,
+        "parameters": prepared.layout.parameters,
+        "replicas": prepared.replicas,
+        "shards": prepared.layout.shards,
+        "seed": prepared.seed,
+        "history": result.history,
+    }
+    files.write_model(prepared.module)
+    files.write_json("summary.json", summary)
+    if result.error is not None:
+        raise result.error
+    if result.stopped_by == "interrupted":
+        raise KeyboardInterrupt
+    return Run(files.path, prepared.task, summary)
+
+
+@final
+class _Both:
+    """An observer for the files and one for the eye."""
+
+    def __init__(self, files: RunDirectory, seen: Observer) -> None:
+        self._files = files
+        self._seen = seen
+
+    def event(self, event: str, seconds: float, **content: Any) -> None:
+        """Write it down and show it."""
+        self._files.event(event, {"seconds": seconds, **content})
+        self._seen.event(event, seconds, **content)
+
+    def status(self, status: Status) -> None:
+        """Show it."""
+        self._seen.status(status)
