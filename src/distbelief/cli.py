@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distbelief.task import Task
     from distbelief.until import Until
 
+_WRONG_USAGE = 2
 _INTERRUPTED = 130
 _RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
 
@@ -146,8 +147,8 @@ def _report(run: Run) -> str:
         f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
         f"staleness: median {s['staleness']['median']}, 99 % {s['staleness']['p99']}, largest {s['staleness']['max']}",
     ]
-    if s["metrics"]:
-        lines.append("  ".join(f"{name} {value:.4f}" for name, value in s["metrics"].items()))
+    values = {"train_loss": s["train_loss"], **s["metrics"]}
+    lines.append("  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None))
     if s["restarts"] or s["rejected"]:
         lines.append(f"{s['restarts']} replicas replaced, {s['rejected']} pushes rejected")
     return "\n".join([*lines, f"written to {run.directory}"])
@@ -160,6 +161,9 @@ def _fail(error: Exception, *, verbose: bool) -> NoReturn:
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)
+    if type(error) is UsageError:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_WRONG_USAGE)
     if not isinstance(error, DistBeliefError):
         click.echo(user_frames(error), err=True, nl=False)
     message = (

@@ -8,7 +8,7 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 
 def user_frames(error: BaseException) -> str:
-    """The frames of a traceback that are the user's own code, as text; all frames where none is."""
+    """The frames of a traceback that are the user's own code, as text; nothing where none is."""
     others = (str(Path(__file__).parent), "<frozen", *_LIBRARIES)
     frames = traceback.extract_tb(error.__traceback__)
-    return "".join(traceback.format_list([f for f in frames if not f.filename.startswith(others)] or list(frames)))
+    return "".join(traceback.format_list([f for f in frames if not f.filename.startswith(others)]))

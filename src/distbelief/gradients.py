@@ -1,6 +1,5 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
-import math
 from collections.abc import Callable
 from typing import Any, final
 
@@ -89,8 +88,7 @@ class ModuleGradients:
         self.flat.refresh()
         loss = self.task.forward(self.flat.module, examples).mean
         loss.backward()
-        value = loss.item()
-        return Gradient(self.flat.take_gradients(), value if math.isfinite(value) else 0.0, batch_size(examples))
+        return Gradient(self.flat.take_gradients(), loss.item(), batch_size(examples))
 
 
 def batch_size(batch: Any) -> int:

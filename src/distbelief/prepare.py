@@ -102,9 +102,23 @@ def _try_one_batch(prepared: Prepared) -> None:
     batch: Any = Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0)
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    with torch.random.fork_rng(devices=[]):
-        loss = task.forward(module, batch).mean
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loss = task.forward(module, batch).mean
+    except Exception as error:
+        error.add_note(f"on the first batch of train: {_shapes(batch)}")
+        raise
     if not loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
     for buffer, value in zip(module.buffers(), kept, strict=True):
         buffer.copy_(value)
+
+
+def _shapes(batch: Any) -> str:
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key}: {_shapes(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(map(_shapes, batch)) + ")"
+    return type(batch).__name__

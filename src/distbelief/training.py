@@ -115,6 +115,7 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
         "updates": result.updates,
         "seconds": round(seconds, 3),
         "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
+        "train_loss": result.train_loss,
         "metrics": {name: value for name, value in last.items() if name not in STAMP},
         "restarts": result.restarts,
         "staleness": {

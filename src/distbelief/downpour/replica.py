@@ -9,6 +9,7 @@ for each portion of the data:
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -34,8 +35,10 @@ class Progress:
 
     steps: int = 0
     examples: int = 0
+    losses: int = 0
+    """Batches whose loss was finite."""
     loss: float = 0.0
-    """Sum over the batches."""
+    """Sum over these."""
     pushes: int = 0
     rejected: int = 0
     staleness: int = 0
@@ -162,7 +165,9 @@ class DownpourReplica:
         progress = self.progress
         progress.steps += 1
         progress.examples += gradient.examples
-        progress.loss += gradient.loss
+        if math.isfinite(gradient.loss):
+            progress.losses += 1
+            progress.loss += gradient.loss
         self.watch(progress)
 
 
@@ -183,6 +188,10 @@ class LocalStep:
     def __call__(self, gradient: Gradient) -> None:
         """Apply a batch's gradient to the replica's own parameters."""
         present = [i for i, tensor in enumerate(gradient.tensors) if tensor is not None]
+        finite = math.isfinite(sum(tensor.sum().item() for tensor in gradient.tensors if tensor is not None))
+        # What is not finite will be refused. Taken here, it would stay in the state of the rule for good.
+        if not present or not finite:
+            return
         self._step += 1
         self._rule.update_(
             [self._parameters[i] for i in present],

@@ -31,6 +31,8 @@ class Result:
     fetched_bytes: int
     pushed_bytes: int
     stopped_by: str
+    train_loss: float | None
+    """Mean over the replicas' own batches of about the last two seconds; None if none was finite."""
     history: list[dict[str, Any]]
     """One row an evaluation: the fields of STAMP, then the metrics."""
     error: DistBeliefError | None = None

@@ -15,6 +15,7 @@ from rich.text import Text
 from distbelief.observe.events import Observer, Status
 
 _LINE_S = 5.0
+_LONGEST = 80
 _REDRAWS_PER_S = 5
 
 
@@ -101,7 +102,7 @@ def sentence(event: str, content: dict[str, Any]) -> str:
     """What a person is told of an event; nothing for those that the status shows anyway."""
     if event == "started":
         return (
-            f"{content['replicas']} replicas, {content['shards']} shard{'s' * (content['shards'] > 1)} of "
+            f"{_count(content['replicas'], 'replica')}, {_count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
         )
     if event == "evaluation":
@@ -110,15 +111,23 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         )
         return f"evaluated after {content['examples']:,} examples: {metrics}"
     if event == "died":
-        why = content["error"] or (
-            f"signal {-content['status']}" if content["status"] < 0 else f"exit code {content['status']}"
-        )
-        return f"replica #{content['replica']} died ({why.splitlines()[0]}); what it held is leased again"
+        return f"replica #{content['replica']} died ({_why(content)}); what it held is leased again"
     if event == "stopped":
         return (
             f"stopped by {content['stopped_by']} after {content['examples']:,} examples, {content['updates']:,} updates"
         )
     return ""
+
+
+def _why(content: dict[str, Any]) -> str:
+    if content["error"]:
+        line = str(content["error"]).splitlines()[0]
+        return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
+    return f"signal {-content['status']}" if content["status"] < 0 else f"exit code {content['status']}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _clock(seconds: float) -> str:

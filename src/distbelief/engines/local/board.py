@@ -10,10 +10,11 @@ from distbelief.links.mapped import SharedMemory
 class Row(NamedTuple):
     """What one replica has done since its start."""
 
-    steps: float = 0
     examples: float = 0
+    losses: float = 0
+    """Batches whose loss was finite."""
     loss: float = 0
-    """Sum over the steps."""
+    """Sum over these."""
     pushes: float = 0
     rejected: float = 0
     staleness: float = 0

@@ -102,6 +102,7 @@ class Controller:
         self._stopped_since: dict[int, float] = {}
         self._living = 0
         self._next_progress = 0.0
+        self._loss: float | None = None
         self._evaluated = 0
         self._wanted: dict[str, Any] | None = None
         self._being_evaluated: dict[str, Any] = {}
@@ -120,7 +121,7 @@ class Controller:
                     self._stop("interrupted", grace_s=0.0 if self._stopped_by == "interrupted" else 10.0)
                 except (Diverged, UserCodeError, WorkerDied) as error:
                     self._error = error
-                    self._stop("failed", grace_s=0.0)
+                    self._stop("failure", grace_s=0.0)
             return self._result()
         finally:
             for seat in self._seats:
@@ -160,6 +161,8 @@ class Controller:
             for seat in self._seats:
                 if seat.process:
                     seat.process.kill()
+        if self._ledger.finished:
+            self._dismiss_latecomers()
         self._watch_locks()
         self._evaluate_beside()
         self._show(now)
@@ -170,6 +173,13 @@ class Controller:
         self._ledger.stop()
         self._board.stop()
         self._answer_waiting()
+
+    def _dismiss_latecomers(self) -> None:
+        """End replicas that are still starting when there is no more work: nobody is to wait for them."""
+        for seat in self._seats:
+            if seat.process and seat.state == "starting":
+                seat.state = "done"
+                seat.process.kill()
 
     # Replicas
 
@@ -341,7 +351,7 @@ class Controller:
         self._observer.event(event, **{"seconds": round(self._seconds, 3), **content})
 
     def _show(self, now: float) -> None:
-        steps = loss = 0.0
+        losses = loss = 0.0
         shown = []
         for seat in self._seats:
             row = self._board.read(seat.replica)
@@ -350,9 +360,10 @@ class Controller:
                 seat.past.popleft()
             then, first = seat.past[0]
             seat.speed = (row.examples - first.examples) / (now - then) if now > then else seat.speed
-            steps += row.steps - first.steps
+            losses += row.losses - first.losses
             loss += row.loss - first.loss
             shown.append(ReplicaStatus(seat.replica, seat.state, seat.speed, int(row.staleness), seat.incarnation - 1))
+        self._loss = loss / losses if losses else self._loss
         until, examples = self._prepared.until, self._examples
         fractions = [
             self._seconds / until.seconds if until.seconds else 0.0,
@@ -364,7 +375,7 @@ class Controller:
             examples,
             self._updates,
             examples / self._ledger.examples,
-            loss / steps if steps else None,
+            self._loss,
             sum(replica.examples_per_second for replica in shown),
             min(1.0, max(fractions)),
             tuple(shown),
@@ -422,6 +433,7 @@ class Controller:
             int(self._retired.fetched_bytes),
             int(self._retired.pushed_bytes),
             stopped_by,
+            self._loss,
             self._history,
             self._error,
         )

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Self, final
 
-import distbelief
 from distbelief.engines.local.channel import Channel
 
 _ENVIRONMENT = {
@@ -21,6 +20,8 @@ _ENVIRONMENT = {
 }
 
 
+_HOME = str(Path(__file__).parents[3])
+"""Where this package is imported from."""
 _EXIT_S = 5.0
 """How long a process that has closed its channel may take to end."""
 
@@ -33,8 +34,7 @@ class WorkerProcess:
         self.channel, theirs = Channel.pair()
         # Nothing is ever written to this pipe; that it closes tells the worker that the controller is gone.
         reading, self._life = os.pipe()
-        home = str(Path(distbelief.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (_HOME, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "distbelief.engines.local.worker", str(theirs.fileno()), str(reading)],
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},

@@ -103,8 +103,8 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
         board.write(
             replica,
             Row(
-                p.steps,
                 p.examples,
+                p.losses,
                 p.loss,
                 p.pushes,
                 p.rejected,

@@ -1,0 +1,57 @@
+"""What a person sees while a corpus is made: a bar on a terminal, plain lines elsewhere, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from distbelief.tasks.cache import Tell
+
+_LINES = 4
+"""Lines that are printed from the beginning to the end of one piece of work."""
+
+
+@contextmanager
+def display(progress: bool | Tell) -> Iterator[Tell]:
+    """A function to tell of progress.
+
+    True shows it as fits where standard error goes, False shows nothing, and a function is called itself, as
+    `progress(what is being done, fraction of it that is done)`.
+    """
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda message, fraction: None
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield _bars(bars)
+    else:
+        yield _lines(Console(stderr=True, width=200, highlight=False))
+
+
+def _bars(bars: Progress) -> Tell:
+    known: dict[str, TaskID] = {}
+
+    def tell(message: str, fraction: float) -> None:
+        if message not in known:
+            known[message] = bars.add_task(message, total=1.0)
+        bars.update(known[message], completed=fraction)
+
+    return tell
+
+
+def _lines(console: Console) -> Tell:
+    printed: dict[str, int] = {}
+
+    def tell(message: str, fraction: float) -> None:
+        step = int(fraction * _LINES)
+        if step > printed.get(message, -1):
+            printed[message] = step
+            console.print(f"{message}: {fraction:.0%}" if step else message, soft_wrap=True)
+
+    return tell

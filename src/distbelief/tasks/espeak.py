@@ -1,0 +1,235 @@
+"""The voice: espeak-ng in a process of its own, which speaks text and tells when each phoneme starts.
+
+espeak-ng is GPL, and an optional extra: `pip install "distbelief[speech]"` brings its library and voices in the wheel
+`espeakng-loader`. It is loaded at run time, and only by the child, which runs this very file as a script. The child is
+also what makes a corpus exact: the library carries hidden state from one utterance to the next, so the same text sounds
+the same to the bit only when a fresh process has spoken the same texts before.
+
+1. The child says hello with a JSON line: `{"rate": samples per second, "version": espeak-ng's}`.
+2. It reads one request a line: the fields of `Utterance` as JSON.
+3. It answers each with a JSON line, `{"bytes": n, "phonemes": [[name, first sample], ...]}`, and n bytes of samples,
+   16 bits each in the machine's byte order.
+4. It ends when its input ends.
+
+This file imports the standard library only, because the child runs it without the package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+# From espeak-ng's speak_lib.h.
+_SYNCHRONOUS = 2
+_PHONEME_EVENTS = 1
+_DO_NOT_EXIT = 1 << 15
+_UTF8 = 1
+_PHONEME = 7
+_RATE, _PITCH, _RANGE = 1, 3, 4
+_STRESS = "',%="
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What to say, and how.
+
+    `voice` is espeak-ng's name of a voice and a variant, `rate` is in words per minute, `pitch` and `range` are
+    espeak-ng's numbers from 0 to 99, and `seed` starts the library's own noise.
+    """
+
+    text: str
+    voice: str
+    rate: int
+    pitch: int
+    range: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was said.
+
+    `samples` are 16-bit integers in the machine's byte order; `phonemes` are espeak-ng's names without stress marks,
+    each with the sample at which it starts, in order of time.
+    """
+
+    samples: bytes
+    phonemes: list[tuple[str, int]]
+
+
+class NotInstalled(Exception):
+    """The wheel `espeakng-loader` is absent."""
+
+
+class Fell(Exception):
+    """The child ended before its work was done, or could not begin."""
+
+
+def release() -> str:
+    """The version of the wheel with the library and the voices. Raises `NotInstalled`."""
+    try:
+        return importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise NotInstalled from error
+
+
+class Synthesiser:
+    """A child process that speaks. Use it as a context: leaving it ends the child.
+
+    `rate` is in samples per second, `version` is espeak-ng's own.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._child = child
+        self._requests: IO[bytes] = child.stdin
+        self._answers: IO[bytes] = child.stdout
+        hello = self._line()
+        self.rate = int(hello["rate"])
+        self.version = str(hello["version"])
+
+    @classmethod
+    def start(cls) -> Synthesiser:
+        """Starts the child. Raises `Fell` if the library does not work here."""
+        import espeakng_loader
+
+        # Isolated (-I), because the folder of this file is no place to import from.
+        command = [sys.executable, "-I", __file__, espeakng_loader.get_library_path(), espeakng_loader.get_data_path()]
+        return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+    def __enter__(self) -> Synthesiser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+    def speak(self, utterances: Iterable[Utterance]) -> Iterator[Speech]:
+        """Yields what was said, in order. The child is one utterance ahead of the caller."""
+        pending = 0
+        for utterance in utterances:
+            self._ask(utterance)
+            pending += 1
+            if pending == 2:
+                yield self._answer()
+                pending -= 1
+        for _ in range(pending):
+            yield self._answer()
+
+    def _ask(self, utterance: Utterance) -> None:
+        try:
+            self._requests.write(json.dumps(asdict(utterance)).encode() + b"\n")
+            self._requests.flush()
+        except BrokenPipeError as error:
+            raise Fell(self._last_words()) from error
+
+    def _answer(self) -> Speech:
+        head = self._line()
+        samples = self._answers.read(head["bytes"])
+        if len(samples) < head["bytes"]:
+            raise Fell(self._last_words())
+        return Speech(samples, [(name, start) for name, start in head["phonemes"]])
+
+    def _line(self) -> dict[str, Any]:
+        line = self._answers.readline()
+        if not line.endswith(b"\n"):
+            raise Fell(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        self._child.kill()
+        _, errors = self._child.communicate()
+        lines = errors.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {self._child.returncode}"
+
+
+# From here on, the child's side.
+
+
+class _Identifier(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Identifier),
+    )
+
+
+class _Library:
+    """espeak-ng itself, by ctypes."""
+
+    def __init__(self, library: str, voices: str) -> None:
+        self._library = ctypes.CDLL(library)
+        self.rate = self._library.espeak_Initialize(
+            _SYNCHRONOUS, 0, os.fsencode(voices), _PHONEME_EVENTS | _DO_NOT_EXIT
+        )
+        if self.rate <= 0:
+            raise SystemExit(f"espeak-ng could not start with the voices of {voices}")
+        self._library.espeak_Info.restype = ctypes.c_char_p
+        self.version = self._library.espeak_Info(None).decode()
+        self._samples: list[bytes] = []
+        self._phonemes: list[tuple[str, int]] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
+        # Kept, because the library holds a bare pointer to it.
+        self._callback = kind(self._hear)
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _hear(self, samples: int | None, count: int, events: Any) -> int:
+        if samples and count > 0:
+            self._samples.append(ctypes.string_at(samples, 2 * count))
+        index = 0
+        while events[index].type:  # the list ends with an event of type 0
+            if events[index].type == _PHONEME:
+                name = events[index].id.string.decode(errors="replace").lstrip(_STRESS)
+                self._phonemes.append((name, events[index].sample))
+            index += 1
+        return 0
+
+    def speak(self, utterance: Utterance) -> Speech:
+        self._samples.clear()
+        self._phonemes.clear()
+        library = self._library
+        failed = library.espeak_SetVoiceByName(utterance.voice.encode())
+        for parameter, value in ((_RATE, utterance.rate), (_PITCH, utterance.pitch), (_RANGE, utterance.range)):
+            failed = failed or library.espeak_SetParameter(parameter, value, 0)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(utterance.seed))
+        text = utterance.text.encode() + b"\0"
+        failed = failed or library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, _UTF8, None, None)
+        if failed:
+            raise SystemExit(f"espeak-ng refused the voice {utterance.voice!r} or the text (its status is {failed})")
+        return Speech(b"".join(self._samples), list(self._phonemes))
+
+
+def _serve(library: str, voices: str) -> None:
+    # The library may print; what it prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    voice = _Library(library, voices)
+    answers.write(json.dumps({"rate": voice.rate, "version": voice.version}).encode() + b"\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        speech = voice.speak(Utterance(**json.loads(line)))
+        head = {"bytes": len(speech.samples), "phonemes": speech.phonemes}
+        answers.write(json.dumps(head).encode() + b"\n" + speech.samples)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

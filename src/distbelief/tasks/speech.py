@@ -1,0 +1,102 @@
+"""Speech: telling phonemes from eleven frames of sound, small enough for a laptop, and the paper's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from distbelief.downpour.method import Downpour
+from distbelief.errors import TaskError
+from distbelief.server.rules import Adagrad
+from distbelief.task import Task, accuracy
+from distbelief.tasks import corpus
+from distbelief.tasks.cache import Tell
+from distbelief.tasks.corpus import Recipe
+from distbelief.tasks.frames import INPUTS, Frames
+from distbelief.tasks.phonemes import CONTEXTS, STATES
+from distbelief.until import Until
+
+
+def speech(hours: float = 2, *, seed: int = 0, width: int = 512, layers: int = 4, progress: bool | Tell = True) -> Task:
+    """Frames of synthetic speech, to be told which of 201 phoneme states they hold: 440-512×4-201, rectified.
+
+    `hours`: of speech, of which 10/12 are for training, and 1/12 each for validation and test, by speakers of their
+    own; an hour is 360,000 frames. `seed` makes another corpus. `width`, `layers`: the hidden layers. `progress`:
+    True, False, or a function of (what is done, fraction of it). For inputs and targets see `Frames`, for how they are
+    made `corpus`.
+
+    The corpus is kept in the user's cache (`XDG_CACHE_HOME`). It is made with espeak-ng, which is GPL, runs in a
+    process of its own, and comes with `pip install "distbelief[speech]"`. Raises `TaskError` without it, and
+    `DataError` where the cache cannot be written.
+    """
+    for name, value in (("width", width), ("layers", layers)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TaskError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    model = partial(rectified, (INPUTS, *[width] * layers, STATES))
+    method = Downpour(optimizer=Adagrad(0.01), batch_size=128)
+    return _task(model, Recipe(hours, seed), "states", progress).suggest(method=method, until=Until(epochs=10))
+
+
+def speech_paper(hours: float = 2, *, seed: int = 0, progress: bool | Tell = True) -> Task:
+    """The paper's speech net, 440-2560×4-8192 with sigmoids: 41,777,152 parameters (section 5).
+
+    The 8192 classes are states of phonemes in their context (see `phonemes`). Arguments, data and errors are those of
+    `speech`.
+    """
+    method = Downpour(optimizer=Adagrad(0.001), batch_size=128)
+    task = _task(paper_net, Recipe(hours, seed), "contexts", progress)
+    return task.suggest(method=method, until=Until(epochs=10))
+
+
+def rectified(widths: tuple[int, ...]) -> nn.Sequential:
+    """A net of linear layers with rectifiers between them, begun as He et al. (2015) propose."""
+    net = _layered(widths, nn.ReLU)
+    for layer in _linear(net):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    return net
+
+
+def paper_net() -> nn.Sequential:
+    """The net of the paper's speech experiments.
+
+    A sigmoid is a tanh in disguise: σ(x) = (1 + tanh(x/2)) / 2. The weights begin so that the net computes what a net
+    of tanh does that begins as Glorot & Bengio (2010) propose; with weights of the usual size, four layers of sigmoids
+    pass hardly any signal.
+    """
+    net = _layered((INPUTS, 2560, 2560, 2560, 2560, CONTEXTS), nn.Sigmoid)
+    layers = _linear(net)
+    with torch.no_grad():
+        for depth, layer in enumerate(layers):
+            after_sigmoid, before_sigmoid = depth > 0, depth < len(layers) - 1
+            nn.init.xavier_uniform_(layer.weight, gain=2.0**after_sigmoid * 2.0**before_sigmoid)
+            nn.init.zeros_(layer.bias)
+            if after_sigmoid:
+                # A sigmoid's mean is 1/2, not 0.
+                layer.bias.sub_(layer.weight.sum(1) / 2)
+    return net
+
+
+def _task(
+    model: Callable[[], nn.Module], recipe: Recipe, targets: Literal["states", "contexts"], progress: bool | Tell
+) -> Task:
+    folder = corpus.provide(recipe, progress)
+    train, validation, test = (Frames(recipe, folder, split, targets) for split in corpus.SPLITS)
+    return Task(
+        model, nn.CrossEntropyLoss(), train=train, validation=validation, test=test, metrics={"accuracy": accuracy}
+    )
+
+
+def _layered(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
+    pairs = [(nn.Linear(inputs, outputs), activation()) for inputs, outputs in pairwise(widths)]
+    # The last layer's outputs go to the loss as they are.
+    return nn.Sequential(*[module for pair in pairs for module in pair][:-1])
+
+
+def _linear(net: nn.Sequential) -> list[nn.Linear]:
+    return [module for module in net if isinstance(module, nn.Linear)]
