@@ -130,23 +130,20 @@ def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None 
     """
     if callable(data) and not isinstance(data, Dataset):
         data = data()
-    batch_size, workers = None, 0
-    if isinstance(data, DataLoader):
-        sampler = data.batch_sampler
-        if type(data.sampler) not in (RandomSampler, SequentialSampler) or type(sampler) is not BatchSampler:
-            raise DataError(
-                f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"
-            )
-        batch_size, workers, collate_fn = data.batch_size, data.num_workers, data.collate_fn
-        data = data.dataset
+    loader = data if isinstance(data, DataLoader) else None
+    data = data if loader is None else loader.dataset
     if isinstance(data, IterableDataset):
         raise DataError(f"{name} is an IterableDataset, which cannot be leased in portions; give a map-style Dataset")
+    if loader is not None:
+        _check_sampler(loader, name)
+        collate_fn = loader.collate_fn
     rows: Rows
-    if isinstance(data, tuple | list | dict) or _is_array(data):
+    # What a loader loads are samples, also where it is given a list of them.
+    if loader is None and (isinstance(data, tuple | list | dict) or _is_array(data)):
         rows = ArrayRows(data, name)
-    elif isinstance(data, Batched) and hasattr(data, "__len__"):
+    elif isinstance(data, Dataset) and isinstance(data, Batched) and collate_fn in (None, default_collate):
         rows = data  # type: ignore[assignment]
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
         rows = SampleRows(data, collate_fn)
     else:
         raise DataError(
@@ -155,7 +152,19 @@ def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None 
         )
     if len(rows) == 0:
         raise DataError(f"{name} is empty")
-    return rows, batch_size, workers
+    return (rows, None, 0) if loader is None else (rows, loader.batch_size, loader.num_workers)
+
+
+def _check_sampler(loader: DataLoader[Any], name: str) -> None:
+    sampler = loader.sampler
+    if (
+        type(sampler) not in (RandomSampler, SequentialSampler)
+        or type(loader.batch_sampler) is not BatchSampler
+        or len(sampler) != len(loader.dataset)  # type: ignore[arg-type]
+    ):
+        raise DataError(
+            f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"
+        )
 
 
 class Batches:
@@ -178,6 +187,10 @@ class Batches:
         """Tell that these batches will be asked for, in order."""
         if self._ahead is not None:
             self._ahead.begin([(epoch, batch) for batch in range(start, stop)])
+
+    def size(self, batch: int) -> int:
+        """Examples in a batch; the last of an epoch may be smaller."""
+        return min(self.batch_size, len(self.rows) - batch * self.batch_size)
 
     def __call__(self, epoch: int, batch: int) -> Any:
         """One batch. The caller owns its tensors."""

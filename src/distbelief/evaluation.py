@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from distbelief.data import Rows
-from distbelief.gradients import batch_size
 from distbelief.task import Task
 
 _BATCH = 512
@@ -18,8 +17,8 @@ def evaluate(task: Task, module: nn.Module, rows: Rows) -> dict[str, float]:
     loss_sum = loss_weight = 0.0
     module.eval()
     for start in range(0, len(rows), _BATCH):
-        batch = rows.batch(np.arange(start, min(start + _BATCH, len(rows))))
-        size = batch_size(batch)
+        size = min(_BATCH, len(rows) - start)
+        batch = rows.batch(np.arange(start, start + size))
         prediction, loss, weight = task.forward(module, batch)
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)

@@ -1,12 +1,12 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from distbelief.chance import derive
+from distbelief.data import Batches, seed_everything
 from distbelief.ports import Gradient
 from distbelief.server.layout import Layout
 from distbelief.task import Task, trainable
@@ -62,7 +62,7 @@ class FlatModule:
             at += buffer.numel()
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
-        """One vector for several replicas' (replicas, elements): means of floating buffers, the largest of others."""
+        """One vector for several replicas' (replicas, elements): means of floating buffers, maxima of others."""
         floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self.module.buffers()]
         return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
 
@@ -71,28 +71,21 @@ class FlatModule:
 class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
-    Dropout and its like are seeded by (seed, epoch, batch), so that a batch has one gradient at given parameters,
-    whichever replica computes it.
+    Dropout, and whatever else the user's code draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
+    at given parameters, whichever replica computes it.
     """
 
-    def __init__(self, task: Task, flat: FlatModule, batch: Callable[[int, int], Any], *, seed: int) -> None:
+    def __init__(self, task: Task, flat: FlatModule, batches: Batches, *, seed: int) -> None:
         self.task = task
         self.flat = flat
-        self.batch = batch
+        self.batches = batches
         self.seed = seed
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """The gradient of the batch's mean loss at the present parameters."""
-        examples = self.batch(epoch, batch)
-        torch.default_generator.manual_seed(derive(self.seed, "chance", epoch, batch))
+        examples = self.batches(epoch, batch)
+        seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()
         loss = self.task.forward(self.flat.module, examples).mean
         loss.backward()
-        return Gradient(self.flat.take_gradients(), loss.item(), batch_size(examples))
-
-
-def batch_size(batch: Any) -> int:
-    """Examples in a batch: the first dimension of the first tensor in it."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-    return len(batch) if batch.dim() else 1
+        return Gradient(self.flat.take_gradients(), loss.item(), self.batches.size(batch))

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
-
 from distbelief import tasks
+from distbelief.engines.local.shipping import travels_by_value
 from distbelief.errors import TaskError
 from distbelief.task import Task
 
@@ -94,5 +93,5 @@ def _execute(path: Path) -> ModuleType:
     # So that the file's neighbours can be imported, as when it is run as a script.
     sys.path.insert(0, str(path.resolve().parent))
     spec.loader.exec_module(module)
-    cloudpickle.register_pickle_by_value(module)
+    travels_by_value(module)
     return module

@@ -40,7 +40,7 @@ class Downpour:
     def __post_init__(self) -> None:
         for name in ("replicas", "shards", "batch_size", "n_fetch", "n_push"):
             value = getattr(self, name)
-            if value in ("auto", None) and name not in ("n_fetch", "n_push"):
+            if (name, value) in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}")
@@ -58,13 +58,13 @@ class Downpour:
             )
         if self.local_optimizer is not None and not isinstance(self.local_optimizer, Rule):
             raise UsageError(f"local_optimizer must be a rule such as SGD(0.1), or None, not {self.local_optimizer!r}")
-        if self.overlap and isinstance(self.admission, Admission) and self.admission.round > 1:
-            raise UsageError(
-                f"{self.admission} needs overlap=0: what is computed ahead of a round's end is late for the next"
-            )
-        if not isinstance(self.admission, Admission):
+        if not isinstance(self.admission, Admission) or isinstance(self.admission, type):
             raise UsageError(
                 f"admission must be a policy such as Asynchronous() or Buffered(4), not {self.admission!r}"
+            )
+        if self.overlap and self.admission.round > 1:
+            raise UsageError(
+                f"{self.admission} needs overlap=0: what is computed ahead of a round's end is late for the next"
             )
 
     @property

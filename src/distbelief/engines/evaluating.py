@@ -1,7 +1,8 @@
 """Evaluation beside training: in a thread of the controller, on a copy of the server's parameters."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -10,49 +11,79 @@ from distbelief.evaluation import evaluate
 from distbelief.gradients import FlatModule
 from distbelief.prepare import Prepared
 
+Row = dict[str, Any]
+
 
 @final
-class BackgroundEvaluation:
-    """At most one evaluation at a time; what is asked for meanwhile waits, and only the newest request is kept."""
+class Evaluations:
+    """Evaluates each epoch, or as often as was asked for, and keeps the history.
 
-    def __init__(self, prepared: Prepared, flat: FlatModule) -> None:
+    One evaluation runs at a time; what becomes due meanwhile is done once, afterwards. `fetch` copies the server's
+    parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row.
+    """
+
+    def __init__(
+        self, prepared: Prepared, flat: FlatModule, *, fetch: Callable[[], Tensor], tell: Callable[[Row], None]
+    ) -> None:
+        self.history: list[Row] = []
         self._prepared = prepared
         self._flat = flat
+        self._fetch = fetch
+        self._tell = tell
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[dict[str, float]] | None = None
+        self._stamp: Row = {}
+        self._begun = 0
 
-    @property
-    def busy(self) -> bool:
-        """Whether an evaluation is under way."""
-        return self._running is not None
+    def turn(self, stamp: Row, epochs: int) -> None:
+        """Begin an evaluation if one is due, and record one that has ended. `epochs` is how many have ended."""
+        if self._running is not None and self._running.done():
+            self._record()
+        due = self._due(stamp, epochs)
+        if self._prepared.sets and self._running is None and due > self._begun:
+            self._begun, self._stamp = due, stamp
+            self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1)
 
-    def begin(self, buffers: Tensor) -> None:
-        """Evaluate the module at what its vector holds now; the caller does not touch the vector until `result`."""
-        self._running = self._pool.submit(self._evaluate, buffers, 1)
-
-    def result(self, *, wait: bool = False) -> dict[str, float] | None:
-        """The metrics of the evaluation that has ended, once; None if there is none. Raises what the metrics raised."""
-        if self._running is None or not (wait or self._running.done()):
-            return None
-        ended, self._running = self._running, None
-        return ended.result()
-
-    def now(self, buffers: Tensor, threads: int) -> dict[str, float]:
-        """Evaluate while the caller waits."""
-        return self._pool.submit(self._evaluate, buffers, threads).result()
+    def finish(self, stamp: Row | None) -> None:
+        """Wait for the evaluation under way, and make a last one, with all cores, if there is a stamp for it."""
+        if self._running is not None:
+            self._record()
+        buffers = self._fetch()
+        if self._prepared.sets and stamp is not None:
+            self._stamp = stamp
+            self._running = self._pool.submit(self._evaluate, buffers, threads=torch.get_num_threads())
+            self._record()
+        else:
+            self._load(buffers)
 
     def close(self) -> None:
-        """Wait for the evaluation under way, and end the thread."""
+        """End the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _due(self, stamp: Row, epochs: int) -> int:
+        """How many evaluations should have been begun by now."""
+        every = self._prepared.evaluate_every
+        if every is None:
+            return epochs
+        return int(stamp["examples"] // every.examples if every.examples else stamp["seconds"] // (every.seconds or 1))
+
+    def _record(self) -> None:
+        assert self._running is not None
+        ended, self._running = self._running, None
+        row = {**self._stamp, **ended.result()}
+        self.history.append(row)
+        self._tell(row)
+
+    def _load(self, buffers: Tensor) -> None:
+        self._flat.refresh()
+        self._flat.load_buffers_(buffers)
 
     def _evaluate(self, buffers: Tensor, threads: int) -> dict[str, float]:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
         torch.set_num_threads(threads)
-        flat = self._flat
-        flat.refresh()
-        flat.load_buffers_(buffers)
+        self._load(buffers)
         found = {}
         for prefixes, rows in self._prepared.sets.items():
-            metrics = evaluate(self._prepared.task, flat.module, rows)
+            metrics = evaluate(self._prepared.task, self._flat.module, rows)
             found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         return found

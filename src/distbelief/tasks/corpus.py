@@ -47,12 +47,12 @@ _VOICE = "en-us"
 _SPLITS_OF_TWELVE = ("train", "validation", "test") + ("train",) * 9
 _SPEAKERS = {
     "train": (
-        "Alex Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario Mike Nguyen anika antonio "
+        "Alex Alicia Andrea Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario Mike Nguyen anika antonio "
         "aunty boris edward f1 f2 f4 gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 "
         "m1 m2 m4 m5 m6 m8 marcelo max michel miguel norbert pablo pedro quincy rob robert sandro shelby steph2 "
         "steph3 travis victor zac"
     ).split(),
-    "validation": "f5 m7 Alicia ed paul".split(),
+    "validation": "f5 m7 Annie ed paul".split(),
     "test": "f3 m3 linda belinda Michael steph".split(),
 }
 

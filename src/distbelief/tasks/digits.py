@@ -27,7 +27,7 @@ def digits() -> Task:
     train, validation, test = (
         (inputs[first:last], targets[first:last]) for first, last in ((0, 1200), (1200, 1497), (1497, 1797))
     )
-    method = Downpour(optimizer=Adagrad(0.02), batch_size=32)
+    method = Downpour(optimizer=Adagrad(0.05), batch_size=16)
     return Task(
         net, nn.CrossEntropyLoss(), train=train, validation=validation, test=test, metrics={"accuracy": accuracy}
     ).suggest(method=method, until=Until(epochs=20))

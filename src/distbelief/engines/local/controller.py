@@ -3,18 +3,18 @@
 import selectors
 import sys
 import time
-from collections import deque
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from distbelief.downpour.ledger import Ledger, Reason, last_push
-from distbelief.engines.evaluating import BackgroundEvaluation
+from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.local.board import Board, Row
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.shipping import pack
+from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
 from distbelief.engines.result import Result
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError, WorkerDied
@@ -30,8 +30,6 @@ _PROGRESS_S = 1.0
 _GRACE_S = 30.0
 _STOPPED_S = 2.0
 """How long a stopped process may hold a shard's lock."""
-_SPEED_S = 2.0
-"""Over how long the speeds that are shown are taken."""
 
 
 class Seat:
@@ -45,8 +43,6 @@ class Seat:
         self.waiting = False
         """Whether a request for work is unanswered."""
         self.failure: Failure | None = None
-        self.past: deque[tuple[float, Row]] = deque()
-        self.speed = 0.0
 
 
 @final
@@ -90,7 +86,10 @@ class Controller:
         )
         self._seats = [Seat(replica) for replica in range(count)]
         self._selector = selectors.DefaultSelector()
-        self._evaluation = BackgroundEvaluation(prepared, self._flat)
+        self._evaluations = Evaluations(
+            prepared, self._flat, fetch=self._fetch, tell=lambda row: self._tell("evaluation", **row)
+        )
+        self._speeds = Speeds(count)
         self._supervisor = Supervisor()
         self._retired = Row()
         self._partial = [0] * len(specs)
@@ -101,12 +100,7 @@ class Controller:
         self._kill_at = float("inf")
         self._stopped_since: dict[int, float] = {}
         self._living = 0
-        self._next_progress = 0.0
-        self._loss: float | None = None
-        self._evaluated = 0
-        self._wanted: dict[str, Any] | None = None
-        self._being_evaluated: dict[str, Any] = {}
-        self._history: list[dict[str, Any]] = []
+        self._next_progress = self._next_look = 0.0
 
     # The loop
 
@@ -128,7 +122,7 @@ class Controller:
                 if seat.process:
                     seat.process.kill()
                     seat.process.reap()
-            self._evaluation.close()
+            self._evaluations.close()
             self._selector.close()
 
     def _start(self) -> None:
@@ -163,9 +157,12 @@ class Controller:
                     seat.process.kill()
         if self._ledger.finished:
             self._dismiss_latecomers()
-        self._watch_locks()
-        self._evaluate_beside()
-        self._show(now)
+        if self._stopped_by is None and not self._ledger.finished:
+            self._evaluations.turn(self._stamp(), self._ledger.epochs_ended)
+        if now >= self._next_look:
+            self._next_look = now + _TICK_S
+            self._watch_locks()
+            self._show(now)
 
     def _stop(self, why: str, grace_s: float) -> None:
         self._stopped_by = why
@@ -188,7 +185,7 @@ class Controller:
         process = self._workers.take()
         seat.process, seat.state, seat.failure, seat.waiting = process, "starting", None, False
         seat.incarnation += 1
-        seat.past.clear()
+        self._speeds.restart(seat.replica)
         self._selector.register(process.channel, selectors.EVENT_READ, seat)
         process.channel.send(
             "job",
@@ -289,41 +286,11 @@ class Controller:
         living = [seat.replica for seat in self._seats if seat.process] or list(range(len(self._seats)))
         return self._flat.mean_buffers(self._board.buffers[living])
 
-    def _evaluate_beside(self) -> None:
-        if not self._prepared.sets:
-            return
-        if (metrics := self._evaluation.result()) is not None:
-            self._record(metrics)
-        if (due := self._due()) > self._evaluated:
-            self._evaluated = due
-            self._wanted = self._stamp()
-        if (
-            self._wanted is not None
-            and not self._evaluation.busy
-            and self._stopped_by is None
-            and not self._ledger.finished
-        ):
-            self._fetch()
-            self._being_evaluated, self._wanted = self._stamp(), None
-            self._evaluation.begin(self._buffers())
-
-    def _due(self) -> int:
-        """How many evaluations should have been begun by now."""
-        every = self._prepared.evaluate_every
-        if every is None:
-            return self._ledger.epochs_ended
-        if every.examples is not None:
-            return self._ledger.total.total // every.examples
-        return int(self._seconds // every.seconds) if every.seconds else 0
-
-    def _fetch(self) -> None:
+    def _fetch(self) -> Tensor:
+        """Copy the server's parameters into the controller's module; returns the buffers that belong to them."""
         for number, shard in enumerate(self._shards):
             shard.fetch(self._prepared.layout.part(self._flat.vector, number))
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        row = {**self._being_evaluated, **metrics}
-        self._history.append(row)
-        self._tell("evaluation", **row)
+        return self._buffers()
 
     # What is seen
 
@@ -351,35 +318,9 @@ class Controller:
         self._observer.event(event, **{"seconds": round(self._seconds, 3), **content})
 
     def _show(self, now: float) -> None:
-        losses = loss = 0.0
-        shown = []
         for seat in self._seats:
-            row = self._board.read(seat.replica)
-            seat.past.append((now, row))
-            while now - seat.past[0][0] > _SPEED_S:
-                seat.past.popleft()
-            then, first = seat.past[0]
-            seat.speed = (row.examples - first.examples) / (now - then) if now > then else seat.speed
-            losses += row.losses - first.losses
-            loss += row.loss - first.loss
-            shown.append(ReplicaStatus(seat.replica, seat.state, seat.speed, int(row.staleness), seat.incarnation - 1))
-        self._loss = loss / losses if losses else self._loss
-        until, examples = self._prepared.until, self._examples
-        fractions = [
-            self._seconds / until.seconds if until.seconds else 0.0,
-            examples / until.examples if until.examples else 0.0,
-            examples / (until.epochs * self._ledger.examples) if until.epochs else 0.0,
-        ]
-        status = Status(
-            self._seconds,
-            examples,
-            self._updates,
-            examples / self._ledger.examples,
-            self._loss,
-            sum(replica.examples_per_second for replica in shown),
-            min(1.0, max(fractions)),
-            tuple(shown),
-        )
+            self._speeds.update(now, seat.replica, self._board.read(seat.replica))
+        status = self._status()
         self._observer.status(status)
         if now >= self._next_progress and self._began is not None:
             self._next_progress = now + _PROGRESS_S
@@ -395,33 +336,52 @@ class Controller:
                         "examples_per_second": round(r.examples_per_second, 1),
                         "staleness": r.staleness,
                     }
-                    for r in shown
+                    for r in status.replicas
                 ],
             )
 
+    def _status(self) -> Status:
+        until, examples = self._prepared.until, self._examples
+        fractions = [
+            self._seconds / until.seconds if until.seconds else 0.0,
+            examples / until.examples if until.examples else 0.0,
+            examples / (until.epochs * self._ledger.examples) if until.epochs else 0.0,
+        ]
+        replicas = tuple(
+            ReplicaStatus(
+                seat.replica,
+                seat.state,
+                self._speeds.examples_per_second(seat.replica),
+                int(self._board.read(seat.replica).staleness),
+                seat.incarnation - 1,
+            )
+            for seat in self._seats
+        )
+        return Status(
+            self._seconds,
+            examples,
+            self._updates,
+            examples / self._ledger.examples,
+            self._speeds.loss(),
+            sum(replica.examples_per_second for replica in replicas),
+            min(1.0, max(fractions)),
+            replicas,
+        )
+
     def _result(self) -> Result:
+        """Evaluate what was reached, check every account, and add it all up."""
         seconds = self._ended - self._began if self._began is not None else 0.0
-        if self._evaluation.busy and (metrics := self._evaluation.result(wait=True)) is not None:
-            self._record(metrics)
+        account = self._ledger.total
+        used = account.used + account.partial
+        stopped_by = self._stopped_by or ("examples" if self._limit_reached else "epochs")
+        stamp = {**self._stamp(), "epoch": round(used / self._ledger.examples, 3), "examples": used}
+        self._evaluations.finish(None if self._error else {**stamp, "seconds": round(seconds, 3)})
+        self._tell("stopped", stopped_by=stopped_by, examples=used, updates=self._updates)
         self._ledger.check()
         for shard in self._shards:
             shard.check()
         if not self._ledger.finished:
             raise InvariantViolated("the run ended with leases outstanding")
-        self._fetch()
-        buffers = self._buffers()
-        self._flat.refresh()
-        self._flat.load_buffers_(buffers)
-        stopped_by = self._stopped_by or ("examples" if self._limit_reached else "epochs")
-        account = self._ledger.total
-        if self._prepared.sets and self._error is None:
-            self._being_evaluated = {
-                **self._stamp(),
-                "examples": account.used + account.partial,
-                "seconds": round(seconds, 3),
-            }
-            self._record(self._evaluation.now(buffers, torch.get_num_threads()))
-        self._tell("stopped", stopped_by=stopped_by, examples=account.used + account.partial, updates=self._updates)
         return Result(
             account,
             self._updates,
@@ -433,8 +393,8 @@ class Controller:
             int(self._retired.fetched_bytes),
             int(self._retired.pushed_bytes),
             stopped_by,
-            self._loss,
-            self._history,
+            self._speeds.loss(),
+            self._evaluations.history,
             self._error,
         )
 

@@ -8,6 +8,7 @@ import mmap
 import pickle
 import struct
 from itertools import accumulate
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -85,6 +86,11 @@ class _Unpacker(pickle.Unpickler):
         nbytes = count * dtype.itemsize
         raw = self._memory.bytes[self._offsets[place] : self._offsets[place] + nbytes]
         return raw.view(dtype).view(shape) if kind == "tensor" else raw.numpy().view(dtype).reshape(shape)
+
+
+def travels_by_value(module: ModuleType) -> None:
+    """Have what a module defines sent with the task: a worker could not import it, or would execute it again."""
+    cloudpickle.register_pickle_by_value(module)
 
 
 def pack(thing: object) -> SharedMemory:

@@ -1,0 +1,44 @@
+"""How fast replicas are just now, from what they have written on the board."""
+
+from collections import deque
+from typing import final
+
+from distbelief.engines.local.board import Row
+
+_WINDOW_S = 2.0
+
+
+@final
+class Speeds:
+    """Sums over the last two seconds of each replica's row."""
+
+    def __init__(self, replicas: int) -> None:
+        self._past: list[deque[tuple[float, Row]]] = [deque() for _ in range(replicas)]
+        self._loss: float | None = None
+
+    def restart(self, replica: int) -> None:
+        """Forget a replica whose process has ended."""
+        self._past[replica].clear()
+
+    def update(self, now: float, replica: int, row: Row) -> None:
+        """Take note of a row read at `now`, in seconds."""
+        past = self._past[replica]
+        past.append((now, row))
+        while now - past[0][0] > _WINDOW_S:
+            past.popleft()
+
+    def examples_per_second(self, replica: int) -> float:
+        """A replica's speed."""
+        past = self._past[replica]
+        if len(past) < 2:
+            return 0.0
+        (then, first), (now, last) = past[0], past[-1]
+        return (last.examples - first.examples) / (now - then)
+
+    def loss(self) -> float | None:
+        """The mean loss of all replicas' batches; the last known one if there were none, None if there never was."""
+        ends = [(past[0][1], past[-1][1]) for past in self._past if past]
+        losses = sum(last.losses - first.losses for first, last in ends)
+        if losses:
+            self._loss = sum(last.loss - first.loss for first, last in ends) / losses
+        return self._loss

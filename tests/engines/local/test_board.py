@@ -1,0 +1,19 @@
+"""The board that replicas write on."""
+
+import torch
+
+from distbelief.engines.local.board import Board, Row
+from distbelief.links.mapped import SharedMemory
+
+
+def test_rows_and_buffers_are_each_replicas_own() -> None:
+    memory = SharedMemory.create(Board.nbytes(3, 2), "test")
+    board, other = Board(memory, 3, 2), Board(memory, 3, 2)
+    board.write(1, Row(examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
+    board.buffers[2] = torch.tensor([1.0, 2.0])
+    assert other.read(1) == Row(32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
+    assert other.read(0) == other.read(2) == Row()
+    assert other.buffers.tolist() == [[0, 0], [0, 0], [1, 2]]
+    assert not other.stopping
+    board.stop()
+    assert other.stopping

@@ -1,0 +1,83 @@
+"""What a person sees of a run."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from distbelief.observe import progress
+from distbelief.observe.events import ReplicaStatus, Status
+
+STATUS = Status(
+    seconds=75.0,
+    examples=120_000,
+    updates=900,
+    epoch=1.5,
+    loss=0.25,
+    examples_per_second=1600.0,
+    fraction=0.25,
+    replicas=(ReplicaStatus(0, "working", 1000.0, 1), ReplicaStatus(1, "starting", 600.0, 4, 2)),
+)
+
+
+def lines() -> tuple[progress.Lines, io.StringIO]:
+    out = io.StringIO()
+    return progress.Lines(Console(file=out, width=200, highlight=False)), out
+
+
+def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
+    shown, out = lines()
+    shown.status(STATUS)
+    shown.status(STATUS)
+    assert out.getvalue().splitlines() == [
+        "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  #0 1,000/s τ1  #1 600/s τ4"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "content", "expected"),
+    [
+        (
+            "evaluation",
+            {"examples": 1000, "epoch": 0.5, "seconds": 1.0, "loss": 0.5},
+            "evaluated after 1,000 examples: loss 0.5000",
+        ),
+        (
+            "died",
+            {"replica": 1, "status": -9, "error": None},
+            "replica #1 died (signal 9); what it held is leased again",
+        ),
+        ("died", {"replica": 1, "status": 1, "error": "KeyError: 'a'\nmore"}, "replica #1 died (KeyError: 'a')"),
+        (
+            "stopped",
+            {"stopped_by": "seconds", "examples": 5000, "updates": 10},
+            "stopped by seconds after 5,000 examples",
+        ),
+    ],
+)
+def test_events_are_told_in_sentences(event: str, content: dict[str, Any], expected: str) -> None:
+    shown, out = lines()
+    shown.event(event, **({"seconds": 3700.0} | content))
+    assert expected in out.getvalue()
+
+
+def test_events_that_the_status_shows_anyway_are_not_printed() -> None:
+    shown, out = lines()
+    shown.event("progress", 1.0, examples=3)
+    shown.event("replica", 1.0, replica=0, incarnation=1, pid=3)
+    assert out.getvalue() == ""
+
+
+def test_on_a_terminal_a_table_shows_each_replica() -> None:
+    out = io.StringIO()
+    Console(file=out, width=100).print(progress._drawn(STATUS))
+    table = out.getvalue()
+    assert "#1" in table
+    assert "starting" in table
+    assert "03:45 left" in table
+
+
+def test_time_left_is_not_guessed_at_the_ends() -> None:
+    assert Status(seconds=10, fraction=0.0).remaining_s is None
+    assert Status(seconds=10, fraction=1.0).remaining_s is None

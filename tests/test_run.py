@@ -1,0 +1,55 @@
+"""The run directory and what is read from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import distbelief as db
+from distbelief.errors import DirectoryError
+from distbelief.run import RunDirectory, describe, quantile
+
+
+def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).write_json("method.json", {})
+    with pytest.raises(DirectoryError, match="holds a run already"):
+        RunDirectory(tmp_path)
+
+
+def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len({RunDirectory(None).path for _ in range(5)}) == 5
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    files = RunDirectory(tmp_path / "run")
+    files.write_json("summary.json", {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json("summary.json", {(1, 2): 3})  # type: ignore[dict-item]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"a": 1}
+
+
+def test_tied_tensors_are_written_under_each_name(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    RunDirectory(tmp_path / "run").write_model(module)
+    state = load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(state["0.weight"], state["1.weight"])
+    module.load_state_dict(state)
+
+
+def test_a_method_is_told_in_full() -> None:
+    method = describe(db.Downpour(optimizer=db.SGD(db.Cosine(0.1, 1000)), admission=db.Buffered(2)))
+    assert method["kind"] == "Downpour"
+    assert method["optimizer"]["lr"] == {"kind": "Cosine", "peak": 0.1, "examples": 1000, "warmup": 0}
+    assert method["admission"] == {"kind": "Buffered", "m": 2}
+    json.dumps(method)
+
+
+def test_quantiles_of_a_histogram() -> None:
+    histogram = torch.tensor([50, 0, 49, 0, 1])
+    assert [quantile(histogram, q) for q in (0.1, 0.5, 0.51, 0.99, 1.0)] == [0, 0, 2, 2, 4]
+    assert quantile(torch.zeros(5, dtype=torch.int64), 0.5) == 0

@@ -1,0 +1,275 @@
+"""`train`, end to end on real replicas: every kind of model and data, from every kind of place."""
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import distbelief as db
+from tests import problems
+
+
+def train(tmp_path: Path, task: db.Task, **changes: Any) -> db.Run:
+    given: dict[str, Any] = {"replicas": 1, "optimizer": db.Adagrad(0.05)}
+    until = changes.pop("until", db.Until(epochs=2))
+    directory = tmp_path / changes.pop("name", "run")
+    return db.train(task, db.Downpour(**(given | changes)), until=until, directory=directory, progress=False)
+
+
+def test_two_replicas_learn_and_write_a_whole_run(tmp_path: Path) -> None:
+    x, y = problems.points(1280)
+    task = problems.task(train=(x[:1024], y[:1024]), validation=(x[1024:1152], y[1024:1152]), test=(x[1152:], y[1152:]))
+    run = train(tmp_path, task, replicas=2, until=db.Until(epochs=20), batch_size=16, shards=2)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary == run.summary
+    assert summary["metrics"].keys() == {"loss", "accuracy", "test_loss", "test_accuracy"}
+    assert run.metrics["accuracy"] > 0.8
+    assert summary["examples"] == summary["account"]["used"] == 20 * 1024
+    assert summary["updates"] == 20 * 1024 / 16
+    assert summary["bytes"]["pushed"] == summary["updates"] * 4 * summary["parameters"]
+    assert summary["staleness"]["median"] <= summary["staleness"]["p99"] <= summary["staleness"]["max"]
+    assert summary["stopped_by"] == "epochs"
+    assert run.history[-1]["accuracy"] == run.metrics["accuracy"]
+    assert {"epoch", "examples", "updates", "seconds", "loss", "accuracy"} <= run.history[0].keys()
+
+    model = run.model()
+    assert not model.training
+    plain = problems.network()
+    plain.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+    assert torch.equal(plain(x), model(x))
+    assert db.accuracy(model(x[1152:]), y[1152:]) == pytest.approx(run.metrics["test_accuracy"])
+    assert torch.equal(run.order(3).sort().values, torch.arange(1024))
+
+
+class Awkward(nn.Module):
+    """Tied weights, a frozen parameter, buffers of both kinds, no bias, and a parameter of another float type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16, bias=False)
+        self.second = nn.Linear(16, 16, bias=False)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(16)
+        self.scale = nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
+        self.fixed = nn.Parameter(torch.full((16,), 2.0), requires_grad=False)
+        self.out = nn.Linear(16, 4)
+        self.unused = nn.Parameter(torch.full((3,), 7.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.out(self.norm(self.second(self.first(x))) * self.scale * self.fixed))
+
+
+def test_an_awkward_model(tmp_path: Path) -> None:
+    before = Awkward()
+    kept = {name: tensor.clone() for name, tensor in before.state_dict().items()}
+    task = db.Task(before, nn.CrossEntropyLoss(), train=problems.points())
+    run = train(tmp_path, task, replicas=2)
+    after = run.model()
+    state = after.state_dict()
+    assert all(torch.equal(before.state_dict()[name], tensor) for name, tensor in kept.items()), (
+        "the given module changed"
+    )
+    assert torch.equal(state["first.weight"], state["second.weight"])
+    assert not torch.equal(state["first.weight"], kept["first.weight"])
+    assert state["scale"].dtype == torch.bfloat16
+    assert not torch.equal(state["scale"], kept["scale"])
+    assert torch.equal(state["fixed"], kept["fixed"])
+    assert torch.equal(state["unused"], kept["unused"])
+    assert not torch.equal(state["norm.running_mean"], kept["norm.running_mean"])
+    assert 1 <= state["norm.num_batches_tracked"] <= 40
+
+
+def test_double_precision(tmp_path: Path) -> None:
+    x, y = problems.points()
+    task = db.Task(lambda: problems.network().double(), nn.CrossEntropyLoss(), train=(x.double(), y))
+    assert next(train(tmp_path, task).model().parameters()).dtype == torch.float64
+
+
+def test_a_step_of_sums_and_weights(tmp_path: Path) -> None:
+    """A batch of unequal weight adds up rightly in the evaluation, and its mean is what is trained on."""
+
+    def step(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        losses = nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+        return (losses * batch["w"]).sum(), batch["w"].sum()
+
+    x, y = problems.points()
+    data = {"x": x, "y": y, "w": torch.arange(len(x)).float()}
+    task = db.Task(
+        problems.network, train=data, test=data, step=step, metrics={"size": lambda model, batch: len(batch["x"])}
+    )
+    run = train(tmp_path, task)
+    with torch.no_grad():
+        total, weight = step(run.model(), data)
+    assert run.metrics["loss"] == pytest.approx(float(total / weight), rel=1e-5)
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self) -> None:
+        self.x, self.y = problems.points()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = problems.network()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(torch.cat([left, right], 1)))
+
+
+def test_every_kind_of_data_gives_the_same_model(tmp_path: Path) -> None:
+    """Tensors, arrays, memory-mapped files, Datasets and loaders of the same examples: the same bits."""
+    x, y = problems.points()
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    kinds: dict[str, Any] = {
+        "tensors": (x, y),
+        "arrays": (x.numpy(), y.numpy()),
+        "mapped": (mapped, y.numpy()),
+        "function": lambda: (x, y),
+        "dataset": Pairs(),
+        "loader": DataLoader(Pairs(), batch_size=32, shuffle=True, num_workers=2),
+    }
+    models = {
+        name: train(tmp_path, problems.task(train=data), name=name, until=db.Until(epochs=1)).model().state_dict()
+        for name, data in kinds.items()
+    }
+    for name, state in models.items():
+        assert all(torch.equal(tensor, models["tensors"][key]) for key, tensor in state.items()), name
+
+
+def test_inputs_by_position_and_by_name(tmp_path: Path) -> None:
+    x, y = problems.points()
+    left, right = x[:, :8], x[:, 8:]
+    states = []
+    for name, inputs in {"tuple": (left, right), "dict": {"left": left, "right": right}}.items():
+        task = db.Task(TwoInputs, nn.CrossEntropyLoss(), train=(inputs, y), test=(inputs, y))
+        states.append(train(tmp_path, task, name=name).model().state_dict())
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+def test_off_the_main_thread_and_inside_a_running_loop(tmp_path: Path) -> None:
+    runs: list[db.Run] = []
+
+    async def cell() -> None:
+        runs.append(train(tmp_path, problems.task(), name="loop"))
+
+    asyncio.run(cell())
+    thread = threading.Thread(target=lambda: runs.append(train(tmp_path, problems.task(), name="thread")))
+    thread.start()
+    thread.join()
+    assert [run.summary["examples"] for run in runs] == [1280, 1280]
+
+
+SCRIPT = """
+import torch
+from torch import nn
+import distbelief as db
+
+class Local(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+    def forward(self, x):
+        return self.net(x)
+
+def build():
+    width = 8
+    return lambda: Local(width)
+
+print("executed")
+x = torch.randn(256, 4)
+run = db.train(
+    db.Task(build(), lambda p, t: nn.functional.cross_entropy(p, t), train=(x, (x[:, 0] > 0).long())),
+    db.Downpour(replicas=2), until=db.Until(epochs=3), progress=False,
+)
+print(run.summary["examples"])
+"""
+
+
+def test_a_script_without_a_guard_executes_once(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    # A file with the name of a module of the standard library lies beside it, as it does in many a user's folder.
+    (tmp_path / "random.txt").write_text("")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["executed", "768"], done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "summary.json").exists()
+
+
+def test_in_a_notebook(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCRIPT)])
+    NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
+    assert printed.split() == ["executed", "768"]
+
+
+@pytest.mark.parametrize(
+    ("until", "examples"),
+    [(db.Until(examples=100), 100), (db.Until(examples=97), 100), (db.Until(epochs=1, examples=10**9), 640)],
+)
+def test_the_end_by_examples(tmp_path: Path, until: db.Until, examples: int) -> None:
+    """A run takes whole batches until it has the examples that were asked for."""
+    run = train(tmp_path, problems.task(), until=until, batch_size=10)
+    assert run.summary["examples"] == examples
+
+
+def test_the_end_by_seconds(tmp_path: Path) -> None:
+    run = train(tmp_path, problems.task(), until=db.Until(seconds=0.5))
+    assert run.summary["stopped_by"] == "seconds"
+    assert run.summary["examples"] == run.summary["account"]["used"] > 0
+
+
+def test_a_warm_start_is_one_replica_alone(tmp_path: Path) -> None:
+    run = train(tmp_path, problems.task(), replicas=2, warmstart=1280, until=db.Until(epochs=2))
+    assert run.summary["staleness"]["max"] == 0
+    assert run.summary["examples"] == 1280
+
+
+def test_gradients_that_are_summed_and_fetches_that_are_rare(tmp_path: Path) -> None:
+    run = train(tmp_path, problems.task(), replicas=2, n_push=3, n_fetch=5, overlap=1, until=db.Until(epochs=3))
+    assert run.summary["examples"] == 3 * 640
+    assert run.summary["updates"] < 3 * 640 / 32
+
+
+def test_evaluations_by_examples(tmp_path: Path) -> None:
+    task = problems.task(test=problems.points())
+    given = db.Downpour(replicas=1)
+    every = db.Every(examples=10**9)
+    run = db.train(
+        task, given, until=db.Until(epochs=3), evaluate_every=every, directory=tmp_path / "run", progress=False
+    )
+    assert len(run.history) == 1
+    assert all(math.isfinite(value) for value in run.metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((3,), "task must be of type Task, not 3"),
+        ((problems.task(), db.Adagrad(0.1)), "method must be of type Downpour"),
+    ],
+)
+def test_what_is_no_task_or_method(arguments: tuple[Any, ...], sentence: str) -> None:
+    with pytest.raises(db.DistBeliefError, match=sentence):
+        db.train(*arguments)
