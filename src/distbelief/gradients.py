@@ -62,7 +62,7 @@ class FlatModule:
             at += buffer.numel()
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
-        """One vector for several replicas' (replicas, elements): means of floating buffers, maxima of others."""
+        """One vector for several replicas' (replicas, elements): means of floating ones, maxima of others."""
         floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self.module.buffers()]
         return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
 

@@ -18,6 +18,7 @@ Row = dict[str, Any]
 class Evaluations:
     """Evaluates each epoch, or as often as was asked for, and keeps the history.
 
+    Beside training only the set that chooses is evaluated; the test set, where it only reports, is left for the end.
     One evaluation runs at a time; what becomes due meanwhile is done once, afterwards. `fetch` copies the server's
     parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row.
     """
@@ -42,7 +43,7 @@ class Evaluations:
         due = self._due(stamp, epochs)
         if self._prepared.sets and self._running is None and due > self._begun:
             self._begun, self._stamp = due, stamp
-            self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1)
+            self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1, everything=False)
 
     def finish(self, stamp: Row | None) -> None:
         """Wait for the evaluation under way, and make a last one, with all cores, if there is a stamp for it."""
@@ -51,7 +52,7 @@ class Evaluations:
         buffers = self._fetch()
         if self._prepared.sets and stamp is not None:
             self._stamp = stamp
-            self._running = self._pool.submit(self._evaluate, buffers, threads=torch.get_num_threads())
+            self._running = self._pool.submit(self._evaluate, buffers, torch.get_num_threads(), everything=True)
             self._record()
         else:
             self._load(buffers)
@@ -78,12 +79,14 @@ class Evaluations:
         self._flat.refresh()
         self._flat.load_buffers_(buffers)
 
-    def _evaluate(self, buffers: Tensor, threads: int) -> dict[str, float]:
+    def _evaluate(self, buffers: Tensor, threads: int, *, everything: bool) -> dict[str, float]:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
         torch.set_num_threads(threads)
         self._load(buffers)
         found = {}
         for prefixes, rows in self._prepared.sets.items():
+            if "" not in prefixes and not everything:
+                continue
             metrics = evaluate(self._prepared.task, self._flat.module, rows)
             found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         return found

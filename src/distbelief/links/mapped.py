@@ -52,6 +52,10 @@ class SharedMemory:
             raise
         return cls(fd)
 
+    def close(self) -> None:
+        """Close the descriptor, and with it all locks; the mapping lives as long as tensors of it do."""
+        os.close(self.fd)
+
 
 @final
 class RangeLock:

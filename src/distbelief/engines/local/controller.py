@@ -124,6 +124,8 @@ class Controller:
                     seat.process.reap()
             self._evaluations.close()
             self._selector.close()
+            for memory in (self._memory, self._board.memory, self._job):
+                memory.close()
 
     def _start(self) -> None:
         prepared, until = self._prepared, self._prepared.until
@@ -185,7 +187,6 @@ class Controller:
         process = self._workers.take()
         seat.process, seat.state, seat.failure, seat.waiting = process, "starting", None, False
         seat.incarnation += 1
-        self._speeds.restart(seat.replica)
         self._selector.register(process.channel, selectors.EVENT_READ, seat)
         process.channel.send(
             "job",
@@ -239,6 +240,7 @@ class Controller:
         row = self._board.read(seat.replica)
         self._retired = Row(*(a + b for a, b in zip(self._retired, row, strict=True)))
         self._board.write(seat.replica, Row())
+        self._speeds.restart(seat.replica)
         if seat.state == "done" and seat.replica not in self._ledger.holders:
             return
         standings = [shard.standing(seat.replica, seat.incarnation) for shard in self._shards]
