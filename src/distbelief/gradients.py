@@ -46,7 +46,9 @@ class FlatModule:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None and gradient.layout is not torch.strided:
                 gradient = gradient.to_dense()
-            taken.append(gradient if gradient is None else gradient.to(self.layout.dtype))
+            taken.append(gradient)
+        if self._cast[0]:
+            return [None if gradient is None else gradient.to(self.layout.dtype) for gradient in taken]
         return taken
 
     def buffers(self) -> Tensor:
@@ -62,7 +64,7 @@ class FlatModule:
             at += buffer.numel()
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
-        """One vector for several replicas' (replicas, elements): means of floating ones, maxima of others."""
+        """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
         floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self.module.buffers()]
         return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
 
@@ -71,7 +73,7 @@ class FlatModule:
 class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
-    Dropout, and whatever else the user's code draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
+    Dropout, and whatever else the user draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
     at given parameters, whichever replica computes it.
     """
 

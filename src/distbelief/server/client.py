@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -40,13 +40,11 @@ class HandOver:
         if not self.tensors:
             self.tensors, self.versions = gradient.tensors, versions
             return
-        pairs = [(i, t) for i, t in enumerate(gradient.tensors) if t is not None]
-        both = [(self.tensors[i], t) for i, t in pairs if self.tensors[i] is not None]
-        if both:
-            torch._foreach_add_([a for a, _ in both if a is not None], [b for _, b in both])
-        for i, tensor in pairs:
-            if self.tensors[i] is None:
-                self.tensors[i] = tensor
+        both = list(zip(self.tensors, gradient.tensors, strict=True))
+        sums = [(mine, new) for mine, new in both if mine is not None and new is not None]
+        if sums:
+            torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
+        self.tensors = [new if mine is None else mine for mine, new in both]
 
     def take(self) -> Parcel:
         """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
@@ -96,13 +94,7 @@ class Client:
             versions[shard] = await self.links[shard].fetch(part, self._at_least[shard])
             self.fetched_bytes += part.nbytes
 
-        if self._in_turn:
-            for shard in self._turn:
-                await one(shard)
-        else:
-            async with asyncio.TaskGroup() as group:
-                for shard in self._turn:
-                    group.create_task(one(shard))
+        await self._at_each_shard(one)
         return tuple(versions)
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
@@ -119,6 +111,11 @@ class Client:
             self._at_least[shard] = reply.at_least
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
+        await self._at_each_shard(one)
+        return [replies[shard] for shard in range(len(self.links))]
+
+    async def _at_each_shard(self, one: Callable[[int], Coroutine[None, None, None]]) -> None:
+        """At one after the other where they answer at once, else at all together."""
         if self._in_turn:
             for shard in self._turn:
                 await one(shard)
@@ -126,7 +123,6 @@ class Client:
             async with asyncio.TaskGroup() as group:
                 for shard in self._turn:
                     group.create_task(one(shard))
-        return [replies[shard] for shard in range(len(self.links))]
 
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
         """The views of a gradient that belong to a shard, and where they belong."""

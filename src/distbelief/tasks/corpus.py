@@ -5,7 +5,7 @@
 2. A speaker is a variant of espeak-ng's American English. Each utterance has a rate, a pitch, a range of pitch and a
    level of white noise, 15 to 35 dB below the voice, of its own.
 3. Of twelve utterances one is for the test and one for validation. **No speaker of one split speaks in another**, and,
-   up to the five hours or so that the words last, no sentence is heard in two.
+   up to the six hours or so that the words last, no sentence is heard in two.
 4. A frame is 40 log energies, shifted and scaled to mean 0 and variance 1 over its utterance.
 5. The same recipe gives the same bytes on one machine, run after run.
 """
@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
@@ -78,7 +78,13 @@ def provide(recipe: Recipe, progress: bool | cache.Tell = True) -> Path:
     `DataError` if it does not work or the cache cannot be written.
     """
     words = _words()
-    made_from = {"format": _FORMAT, **asdict(recipe), "words": _digest(*words), "voices": _release_of_voices()}
+    made_from = {
+        "format": _FORMAT,
+        "hours": float(recipe.hours),
+        "seed": recipe.seed,
+        "words": _digest(*words),
+        "voices": _release_of_voices(),
+    }
     folder = user_cache_path("distbelief") / f"speech-{recipe.hours:g}h-{_digest(*map(str, made_from.values()))[:12]}"
     with display(progress) as tell:
         message = (
