@@ -215,10 +215,13 @@ def test_a_script_without_a_guard_executes_once(tmp_path: Path) -> None:
 
 
 def test_in_a_notebook(tmp_path: Path) -> None:
-    import nbformat
     from nbclient import NotebookClient
+    from nbformat import NotebookNode
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCRIPT)])
+    cell: dict[str, Any] = {"cell_type": "code", "id": "a", "source": SCRIPT, "metadata": {}}
+    cell |= {"outputs": [], "execution_count": None}
+    cells = [NotebookNode(cell)]  # type: ignore[no-untyped-call]
+    notebook = NotebookNode(nbformat=4, nbformat_minor=5, metadata={}, cells=cells)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     assert printed.split() == ["executed", "768"]

@@ -34,7 +34,7 @@ def died(run: db.Run) -> list[dict[str, Any]]:
 def is_exact(run: db.Run) -> bool:
     """Every example of every epoch is in one account, and a push is partial at most once a death."""
     account = run.summary["account"]
-    return sum(account.values()) == EPOCHS * EXAMPLES and account["partial"] <= BATCH * len(died(run))
+    return bool(sum(account.values()) == EPOCHS * EXAMPLES and account["partial"] <= BATCH * len(died(run)))
 
 
 def test_before_the_hand_over(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Every implementation of `ShardLink`, each in the world that it is made for."""
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.loop import simulate
+from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
+from distbelief.ports import ShardLink
+from distbelief.server.admission import Admission
+from distbelief.server.rules import SGD
+from distbelief.server.shard import Shard, ShardSpec
+from tests.shards import ON_ARRIVAL, make_shard
+
+T = TypeVar("T")
+ELEMENTS = 48
+Scenario = Callable[[list[ShardLink], Shard], Awaitable[T]]
+"""What happens on some links to one shard; the shard itself is given to look at, not to push to."""
+
+
+class World(Protocol):
+    """Where links to one shard of zeros, whose rule is w ← w − g, are made, and scenarios run."""
+
+    def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T: ...
+
+
+class Mapped:
+    """Each link maps the shard's memory anew, as each process does."""
+
+    def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
+        spec = ShardSpec(ELEMENTS, torch.float32, SGD(1.0), admission, links)
+        memory = SharedMemory.create(shards_bytes([spec]), "conformance")
+        shards = [map_shards(memory, [spec], map_locks(memory, 1))[0] for _ in range(links + 1)]
+        shards[-1].initialise_(torch.zeros(ELEMENTS))
+        shards[-1].set_living(links)
+
+        async def main() -> T:
+            return await scenario([MappedLink(shard) for shard in shards[:-1]], shards[-1])
+
+        return simulate(main(), seed=0)
+
+
+class Simulated:
+    """Links with delays of up to a second each way."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
+        shard = make_shard(torch.zeros(ELEMENTS), SGD(1.0), admission, replicas=links)
+        shard.set_living(links)
+        chance = random.Random(self._seed)
+
+        async def main() -> T:
+            host = ShardHost(shard)
+            return await scenario([SimulatedLink(host, chance.random) for _ in range(links)], shard)
+
+        return simulate(main(), seed=self._seed)
+
+
+WORLDS: dict[str, World] = {"mapped": Mapped(), **{f"simulated {seed}": Simulated(seed) for seed in range(3)}}

@@ -1,0 +1,61 @@
+"""Every implementation of `WorkSource` on one machine, and the double that stands for them in virtual time."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from distbelief.data import ArrayRows, Batches
+from distbelief.downpour.ledger import Ledger, Reason
+from distbelief.engines.local.channel import Channel
+from distbelief.engines.local.worker import LeasedWork
+from distbelief.ports import Outcome, Verdict, WorkSource
+from tests.replicas import LedgerWork
+
+
+@contextmanager
+def straight(ledger: Ledger) -> Iterator[WorkSource]:
+    """Straight on the ledger."""
+    yield LedgerWork(ledger, 0)
+
+
+@contextmanager
+def over_a_channel(ledger: Ledger) -> Iterator[WorkSource]:
+    """Over a worker's channel, with a controller at its other end that answers from the ledger."""
+    ours, theirs = Channel.pair()
+    controller = threading.Thread(target=_answer, args=(ours, ledger))
+    controller.start()
+    try:
+        rows = ArrayRows(torch.zeros(ledger.examples), "train")
+        yield LeasedWork(theirs, Batches(rows, ledger.batch_size, 0))
+    finally:
+        theirs.close()
+        controller.join()
+        ours.close()
+
+
+def _answer(channel: Channel, ledger: Ledger) -> None:
+    waiting = False
+    while (message := channel.receive()) is not None:
+        if message["kind"] == "done":
+            ledger.done(message["lease"], [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]])
+        waiting = waiting or message["kind"] == "lease"
+        if waiting:
+            lease, reason = ledger.lease(0)
+            if lease is not None or reason is Reason.FINISHED:
+                waiting = not channel.send("lease", lease=lease)
+
+
+SOURCES = {"straight": straight, "over a channel": over_a_channel}
+
+
+async def exhaust(work: WorkSource, verdict: Verdict = Verdict.APPLIED) -> list[tuple[int, int]]:
+    """Take all there is; returns (epoch, batch) in the order of the leases."""
+    seen = []
+    while (lease := await work.lease()) is not None:
+        seen += [(lease.epoch, batch) for batch in range(lease.start, lease.stop)]
+        await asyncio.sleep(0)
+        await work.done(lease, [Outcome(lease.start, lease.stop, verdict)])
+    return seen

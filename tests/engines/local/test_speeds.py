@@ -1,0 +1,39 @@
+"""Speeds as they are shown."""
+
+import pytest
+
+from distbelief.engines.local.board import Row
+from distbelief.engines.local.speeds import Speeds
+
+
+def test_a_speed_is_over_the_last_two_seconds() -> None:
+    speeds = Speeds(2)
+    for tenth in range(60):
+        speeds.update(tenth / 10, 0, Row(examples=100.0 * tenth if tenth < 30 else 3000.0))
+    assert speeds.examples_per_second(0) == pytest.approx(0)
+    for tenth in range(60, 81):
+        speeds.update(tenth / 10, 0, Row(examples=3000.0 + 50 * (tenth - 60)))
+    assert speeds.examples_per_second(0) == pytest.approx(500)
+    assert speeds.examples_per_second(1) == 0
+
+
+def test_the_loss_is_the_mean_of_what_was_finite_and_the_last_known_one_after_that() -> None:
+    speeds = Speeds(2)
+    assert speeds.loss() is None
+    for replica in (0, 1):
+        speeds.update(0.0, replica, Row())
+    speeds.update(1.0, 0, Row(losses=3, loss=6.0))
+    speeds.update(1.0, 1, Row(losses=1, loss=4.0))
+    assert speeds.loss() == pytest.approx(2.5)
+    speeds.restart(0)
+    speeds.restart(1)
+    assert speeds.loss() == pytest.approx(2.5)
+
+
+def test_a_replica_that_begins_anew_has_no_negative_speed() -> None:
+    speeds = Speeds(1)
+    speeds.update(0.0, 0, Row(examples=1000))
+    speeds.restart(0)
+    speeds.update(0.1, 0, Row(examples=0))
+    speeds.update(0.2, 0, Row(examples=10))
+    assert speeds.examples_per_second(0) == pytest.approx(100)

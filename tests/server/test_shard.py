@@ -1,0 +1,330 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from distbelief.chance import generator
+from distbelief.errors import InvariantViolated
+from distbelief.ports import Push, Slice, Verdict, Work
+from distbelief.server.admission import Asynchronous, Buffered, Decision
+from distbelief.server.rules import SGD, Adagrad, Adam, Rule
+from distbelief.server.schedules import Steps
+from distbelief.server.shard import Shard, ShardSpec
+from tests.shards import make_push, make_shard
+
+ONES = torch.ones(20)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOlderThan:
+    """Refuses what is staler than a bound; halves the rate of what is stale at all."""
+
+    versions: int
+    round = 1
+
+    def admit(self, staleness: int, held: int, living: int) -> Decision:
+        if staleness > self.versions:
+            return Decision(Verdict.TOO_OLD, f"{staleness} versions old")
+        return Decision(Verdict.APPLIED, "young enough", 0.5 if staleness else 1.0)
+
+
+# Versions, staleness and examples
+
+
+def test_the_version_counts_applied_updates() -> None:
+    shard = make_shard(torch.zeros(20))
+    replies = [shard.push(make_push(ONES, n, version=shard.version)) for n in range(1, 4)]
+    assert [reply.version for reply in replies] == [1, 2, 3]
+    assert (shard.version, shard.pushes) == (3, 3)
+    assert torch.equal(shard.parameters, -3 * ONES)
+
+
+def test_staleness_is_the_versions_since_the_fetch_and_is_kept_as_a_histogram() -> None:
+    shard = make_shard(torch.zeros(20))
+    stale = [shard.push(make_push(ONES, n, version=max(0, n - 3))).staleness for n in range(1, 6)]
+    assert stale == [0, 1, 2, 2, 2]
+    assert shard.staleness[:4].tolist() == [1, 1, 3, 0]
+    shard.push(make_push(ONES, 6, version=shard.version))
+    assert int(shard.staleness.sum()) == 6
+    assert shard.stalest == 2
+
+
+def test_the_last_bin_of_the_histogram_holds_all_that_are_staler() -> None:
+    shard = make_shard(torch.zeros(1))
+    for n in range(1, 4101):
+        shard.push(make_push(torch.zeros(1), n))
+    assert shard.staleness[-1] == 4100 - 4095
+    assert shard.stalest == 4099
+    shard.check()
+
+
+def test_a_fetch_copies_and_tells_the_version() -> None:
+    shard = make_shard(torch.zeros(20))
+    into = torch.empty(20)
+    shard.push(make_push(ONES, 1))
+    assert shard.fetch(into) == 1
+    shard.push(make_push(ONES, 2))
+    assert torch.equal(into, -ONES)
+
+
+def test_a_schedule_sees_the_examples_of_all_replicas_that_were_used() -> None:
+    shard = make_shard(torch.zeros(20), SGD(Steps({0: 1.0, 10: 0.5, 20: 0.25})), NoOlderThan(3), replicas=2)
+
+    def rate_of(push: Push) -> float:
+        before = shard.parameters[0].item()
+        shard.push(push)
+        return float(before - shard.parameters[0].item())
+
+    assert rate_of(make_push(ONES, 1, replica=0, examples=6)) == 1.0
+    assert rate_of(make_push(ONES, 1, replica=1, examples=6, version=1)) == 1.0
+    assert rate_of(make_push(ONES, 2, replica=0, examples=6, version=2)) == 0.5
+    assert rate_of(make_push(ONES, 2, replica=1, examples=99, version=-1)) == 0  # refused: its examples do not count
+    assert rate_of(make_push(ONES, 3, replica=1, examples=6, version=3)) == 0.5
+    assert rate_of(make_push(ONES, 4, replica=1, examples=6, version=4)) == 0.25
+
+
+# At most once
+
+
+def test_a_push_that_comes_again_changes_nothing() -> None:
+    shard = make_shard(torch.zeros(20), Adam(0.1))
+    for n in range(1, 4):
+        shard.push(make_push(ONES, n))
+    before = shard.snapshot()
+    for n in range(1, 4):
+        assert shard.push(make_push(ONES, n)).verdict is Verdict.DUPLICATE
+    after = shard.snapshot()
+    assert torch.equal(before.numbers, after.numbers)
+    assert all(torch.equal(before.vectors[name], after.vectors[name]) for name in before.vectors)
+
+
+def test_a_new_incarnation_begins_anew_and_ends_the_old_one() -> None:
+    shard = make_shard(torch.zeros(20))
+    for n in range(1, 6):
+        shard.push(make_push(ONES, n, incarnation=1))
+    assert shard.push(make_push(ONES, 1, incarnation=2)).verdict is Verdict.APPLIED
+    for n in (5, 6, 100):
+        reply = shard.push(make_push(ONES, n, incarnation=1))
+        assert (reply.verdict, reply.reason) == (Verdict.DUPLICATE, "seen before")
+    assert shard.push(make_push(ONES, 2, incarnation=2)).verdict is Verdict.APPLIED
+    assert shard.version == 7
+
+
+def test_replicas_number_their_pushes_independently() -> None:
+    shard = make_shard(torch.zeros(20), replicas=3)
+    for replica in range(3):
+        assert shard.push(make_push(ONES, 1, replica=replica)).verdict is Verdict.APPLIED
+    with pytest.raises(InvariantViolated, match="replica 3 has no slot among 3"):
+        shard.push(make_push(ONES, 1, replica=3))
+
+
+def test_a_push_without_anything_for_this_shard_is_an_update_that_moves_nothing() -> None:
+    shard = make_shard(ONES)
+    reply = shard.push(Push(0, 1, 1, 0, Work(1, 0, 1, 8), (), []))
+    assert (reply.verdict, reply.version) == (Verdict.APPLIED, 1)
+    assert torch.equal(shard.parameters, ONES)
+
+
+# Refusals
+
+
+def test_a_refused_push_moves_nothing_and_is_known() -> None:
+    shard = make_shard(torch.zeros(20), Adagrad(0.1), NoOlderThan(1))
+    for n in range(1, 3):
+        shard.push(make_push(ONES, n, version=n - 1))
+    before = shard.snapshot()
+    reply = shard.push(make_push(ONES, 3, version=0, work=Work(9, 4, 6, 64)))
+    assert (reply.verdict, reply.reason, reply.staleness) == (Verdict.TOO_OLD, "2 versions old", 2)
+    assert not reply.verdict.used
+    assert (shard.version, shard.pushes) == (2, 2)
+    after = shard.snapshot()
+    assert all(torch.equal(before.vectors[name], after.vectors[name]) for name in before.vectors)
+    assert torch.equal(shard.staleness, torch.tensor([2, *[0] * 4095]))
+    assert shard.push(make_push(ONES, 3, version=2)).verdict is Verdict.DUPLICATE
+    standing = shard.standing(0, 1)
+    assert standing is not None
+    assert standing == (3, Work(9, 4, 6, 64), Verdict.TOO_OLD, True)
+    shard.check()
+
+
+def test_the_policys_scale_multiplies_the_rate() -> None:
+    shard = make_shard(torch.zeros(20), SGD(1.0), NoOlderThan(5))
+    shard.push(make_push(ONES, 1, version=0))
+    shard.push(make_push(ONES, 2, version=0))
+    assert torch.equal(shard.parameters, torch.full((20,), -1.5))
+
+
+# Rounds
+
+
+def buffered(m: int, living: int, rule: Rule = SGD(1.0), replicas: int = 4) -> Shard:
+    shard = make_shard(torch.zeros(20), rule, Buffered(m), replicas=replicas)
+    shard.set_living(living)
+    return shard
+
+
+def test_the_mean_of_a_round_is_one_update() -> None:
+    shard = buffered(3, 4)
+    gradients = [torch.full((20,), value) for value in (1.0, 2.0, 6.0)]
+    replies = [shard.push(make_push(g, 1, replica=r)) for r, g in enumerate(gradients)]
+    assert [reply.verdict for reply in replies] == [Verdict.HELD, Verdict.HELD, Verdict.APPLIED]
+    assert [reply.at_least for reply in replies] == [1, 1, 0]
+    assert (shard.version, shard.pushes) == (1, 3)
+    assert torch.equal(shard.parameters, torch.full((20,), -3.0))
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1, momentum=0.9), Adagrad(0.1), Adam(0.1)], ids=["sgd", "adagrad", "adam"])
+def test_rounds_of_m_are_plain_steps_with_the_mean(rule: Rule) -> None:
+    """Also the synchronous baseline: m = N in equal order is training with the whole batch, to rounding."""
+    chance = generator(1, "rounds")
+    held, plain = buffered(4, 4, rule), make_shard(torch.zeros(20), rule)
+    for step in range(1, 11):
+        gradients = torch.randn(4, 20, generator=chance)
+        for replica in range(4):
+            held.push(make_push(gradients[replica], step, replica=replica, version=held.version))
+        plain.push(make_push(gradients.mean(0), step))
+    assert held.version == 10
+    torch.testing.assert_close(held.parameters, plain.parameters, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_late_for_its_round_is_dropped() -> None:
+    shard = buffered(2, 3)
+    for replica in range(2):
+        shard.push(make_push(ONES, 1, replica=replica))
+    reply = shard.push(make_push(100 * ONES, 1, replica=2, version=0))
+    assert (reply.verdict, reply.at_least) == (Verdict.LATE, 0)
+    assert (shard.version, shard.pushes) == (1, 2)
+    assert torch.equal(shard.parameters, -ONES)
+    assert shard.push(make_push(ONES, 2, replica=2, version=1)).verdict is Verdict.HELD
+
+
+@pytest.mark.parametrize("living", [0, 1, 2])
+def test_a_round_that_no_one_else_can_fill_is_closed(living: int) -> None:
+    shard = buffered(3, 3)
+    for replica in range(2):
+        shard.push(make_push((replica + 1) * ONES, 1, replica=replica))
+    shard.set_living(3)
+    assert shard.version == 0
+    shard.set_living(living)
+    assert (shard.version, shard.pushes) == (1, 2)
+    assert torch.equal(shard.parameters, -1.5 * ONES)
+    shard.set_living(living)
+    assert shard.version == 1
+    shard.check()
+
+
+def test_a_round_leaves_nothing_for_the_next() -> None:
+    shard = buffered(2, 2)
+    for step in range(1, 4):
+        for replica in range(2):
+            shard.push(make_push(ONES, step, replica=replica, version=shard.version))
+    assert torch.equal(shard.parameters, -3 * ONES)
+
+
+def test_a_rounds_examples_count_when_it_is_closed() -> None:
+    shard = buffered(2, 2, SGD(Steps({0: 1.0, 20: 0.5})))
+    for step in range(1, 4):
+        for replica in range(2):
+            shard.push(make_push(ONES, step, replica=replica, version=shard.version, examples=5))
+    assert torch.equal(shard.parameters, -2.5 * ONES)
+
+
+def test_a_held_push_without_anything_for_this_shard_counts_as_nothing_in_the_mean() -> None:
+    shard = buffered(2, 2)
+    shard.push(Push(0, 1, 1, 0, Work(1, 0, 1, 8), (), []))
+    shard.push(make_push(ONES, 1, replica=1))
+    assert torch.equal(shard.parameters, -0.5 * ONES)
+
+
+def test_parts_of_a_shard_are_added_where_they_belong() -> None:
+    shard = buffered(2, 2)
+    shard.push(Push(0, 1, 1, 0, Work(1, 0, 1, 8), (Slice(0, 4), Slice(10, 12)), [torch.ones(4), torch.ones(2)]))
+    shard.push(Push(1, 1, 1, 0, Work(1, 0, 1, 8), (Slice(2, 12),), [torch.ones(10)]))
+    expected = torch.zeros(20)
+    expected[0:4] -= 0.5
+    expected[10:12] -= 0.5
+    expected[2:12] -= 0.5
+    assert torch.equal(shard.parameters, expected)
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1, momentum=0.9), Adagrad(0.1), Adam(0.1)], ids=["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize("admission", [Asynchronous(), Buffered(3)], ids=["asynchronous", "buffered"])
+def test_a_restored_shard_goes_on_identically(rule: Rule, admission: Asynchronous | Buffered) -> None:
+    chance = generator(2, "snapshot")
+    shard, twin = (make_shard(torch.zeros(20), rule, admission) for _ in range(2))
+    shard.set_living(4)
+
+    def go_on(which: Shard, gradients: Tensor, first: int) -> list[Verdict]:
+        pushes = (make_push(g, first + i // 3, replica=i % 3, version=which.version) for i, g in enumerate(gradients))
+        return [which.push(push).verdict for push in pushes]
+
+    go_on(shard, torch.randn(10, 20, generator=chance), 1)
+    snapshot = shard.snapshot()
+    assert snapshot.version == shard.version
+    twin.restore_(snapshot)
+    gradients = torch.randn(9, 20, generator=chance)
+    assert go_on(shard, gradients, 5) == go_on(twin, gradients, 5)
+    a, b = shard.snapshot(), twin.snapshot()
+    assert torch.equal(a.numbers, b.numbers)
+    assert all(torch.equal(a.vectors[name], b.vectors[name]) for name in a.vectors)
+    twin.check()
+
+
+def test_a_snapshot_is_a_copy_and_knows_every_push() -> None:
+    shard = make_shard(torch.zeros(20))
+    shard.push(make_push(ONES, 1))
+    snapshot = shard.snapshot()
+    shard.push(make_push(ONES, 2))
+    assert torch.equal(snapshot.vectors["parameters"], -ONES)
+    shard.restore_(snapshot)
+    assert shard.push(make_push(ONES, 1)).verdict is Verdict.DUPLICATE
+    assert shard.push(make_push(ONES, 2)).verdict is Verdict.APPLIED
+
+
+# Its account
+
+
+def test_a_replica_that_never_pushed_has_no_standing() -> None:
+    shard = make_shard(torch.zeros(20))
+    assert shard.standing(0, 1) is None
+    shard.push(make_push(ONES, 1, incarnation=1))
+    assert shard.standing(0, 2) is None
+    assert shard.standing(1, 1) is None
+
+
+def test_the_standing_is_the_last_push_with_its_work() -> None:
+    shard = buffered(2, 2)
+    for n in range(1, 6):
+        shard.push(make_push(ONES, n, version=shard.version, work=Work(n, 10 * n, 10 * n + 3, 96, refused=n)))
+    assert shard.standing(0, 1) == (5, Work(5, 50, 53, 96, 5, 0), Verdict.HELD, True)
+
+
+def test_a_shard_whose_parameters_are_not_finite_fails_its_check() -> None:
+    shard = make_shard(torch.zeros(20))
+    shard.check()
+    shard.parameters[3] = torch.inf
+    with pytest.raises(InvariantViolated, match="a parameter is not finite"):
+        shard.check()
+
+
+@pytest.mark.parametrize(
+    ("rule", "admission", "names"),
+    [
+        (SGD(0.1), Asynchronous(), ["parameters"]),
+        (SGD(0.1, momentum=0.9), Asynchronous(), ["parameters", "momentum"]),
+        (Adagrad(0.1), Buffered(1), ["parameters", "sum"]),
+        (Adam(0.1), Buffered(2), ["parameters", "mean", "square", "round"]),
+    ],
+    ids=["sgd", "momentum", "adagrad", "adam in rounds"],
+)
+def test_a_shard_holds_no_vector_that_it_does_not_need(
+    rule: Rule, admission: Asynchronous | Buffered, names: list[str]
+) -> None:
+    spec = ShardSpec(1000, torch.float64, rule, admission, 2)
+    assert list(spec.vectors) == names
+    assert spec.nbytes == 8 * spec.numbers + len(names) * 8000
+    assert spec.numbers % 512 == 0

@@ -1,0 +1,244 @@
+"""A pusher may die anywhere inside a push: whoever takes the lock next finds out how far it came."""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distbelief.ports import Reply, Verdict, Work
+from distbelief.server.admission import Admission, Asynchronous, Buffered
+from distbelief.server.rules import SGD, Rule, Vectors
+from distbelief.server.shard import Shard, ShardSpec
+from tests.shards import make_push
+
+ELEMENTS = 20
+ONES = torch.ones(ELEMENTS)
+
+
+class Death(BaseException):
+    """Stands for SIGKILL: what raises it does nothing more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiesHalfWay:
+    """Plain SGD that dies when half of the parameters are changed."""
+
+    lr = 1.0
+    state: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def update_(
+        self, parameters: Vectors, gradients: Vectors, state: Sequence[Vectors], step: Tensor, rate: float
+    ) -> None:
+        half = len(parameters[0]) // 2
+        parameters[0][:half] -= rate * gradients[0][:half]
+        raise Death
+
+
+class Header:
+    """A shard's numbers, of which only so many more can be written before the writer dies."""
+
+    def __init__(self, numbers: "memoryview[int]", writes: int) -> None:
+        self._numbers = numbers
+        self._writes = writes
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._numbers[key]
+
+    def __setitem__(self, key: int, value: int) -> None:
+        if self._writes == 0:
+            raise Death
+        self._writes -= 1
+        self._numbers[key] = value
+
+
+class SharedShard:
+    """The memory of one shard, and the processes that map it."""
+
+    def __init__(self, admission: Admission, *, replicas: int = 4) -> None:
+        self.spec = ShardSpec(ELEMENTS, torch.float32, SGD(1.0), admission, replicas)
+        self.memory = torch.zeros(self.spec.nbytes, dtype=torch.uint8)
+        self.map().initialise_(torch.zeros(ELEMENTS))
+
+    def map(self, *, rule: Rule | None = None, writes: int | None = None) -> Shard:
+        """The shard as another process sees it; with `writes`, one that dies before the next write to the account."""
+        shard = Shard(dataclasses.replace(self.spec, rule=rule or self.spec.rule), self.memory)
+        if writes is not None:
+            shard._header = Header(shard._header, writes)  # type: ignore[assignment]
+        return shard
+
+
+def test_a_death_inside_the_kernel_is_recovered_by_the_next_push() -> None:
+    shared = SharedShard(Asynchronous())
+    survivor = shared.map()
+    survivor.push(make_push(ONES, 1, replica=1))
+    with pytest.raises(Death):
+        shared.map(rule=DiesHalfWay()).push(make_push(ONES, 1, replica=0, version=1, work=Work(7, 3, 5, 64, 32)))
+
+    assert survivor.push(make_push(ONES, 2, replica=1, version=1)).version == 3, "the torn push is one update"
+    assert survivor.standing(0, 1) == (1, Work(7, 3, 5, 64, 32), Verdict.APPLIED, False)
+    assert survivor.push(make_push(ONES, 1, replica=0, version=1)).verdict is Verdict.DUPLICATE
+    assert survivor.parameters.tolist() == [-3.0] * 10 + [-2.0] * 10
+    assert (survivor.version, survivor.pushes) == (3, 3)
+    survivor.check()
+
+
+def test_only_the_torn_push_is_torn() -> None:
+    shared = SharedShard(Asynchronous())
+    survivor = shared.map()
+    with pytest.raises(Death):
+        shared.map(rule=DiesHalfWay()).push(make_push(ONES, 1))
+    survivor.push(make_push(ONES, 1, replica=1))
+    survivor.push(make_push(ONES, 1, incarnation=2))
+    for replica, incarnation in ((1, 1), (0, 2)):
+        standing = survivor.standing(replica, incarnation)
+        assert standing is not None
+        assert standing.whole
+
+
+@pytest.mark.parametrize("look", ["standing", "snapshot", "set_living", "check", "push"])
+def test_whoever_takes_the_lock_first_recovers(look: str) -> None:
+    shared = SharedShard(Asynchronous())
+    with pytest.raises(Death):
+        shared.map(rule=DiesHalfWay()).push(make_push(ONES, 1))
+    survivor = shared.map()
+    match look:
+        case "standing":
+            survivor.standing(0, 1)
+        case "snapshot":
+            assert survivor.snapshot().version == 1
+        case "set_living":
+            survivor.set_living(1)
+        case "check":
+            survivor.check()
+        case _:
+            survivor.push(make_push(ONES, 1))
+    assert survivor.version == 1
+    standing = survivor.standing(0, 1)
+    assert standing is not None
+    assert not standing.whole
+
+
+def test_a_death_in_the_kernel_that_closes_a_round_ends_the_round() -> None:
+    shared = SharedShard(Buffered(2))
+    survivor = shared.map()
+    survivor.set_living(2)
+    survivor.push(make_push(ONES, 1, replica=1))
+    with pytest.raises(Death):
+        shared.map(rule=DiesHalfWay()).push(make_push(3 * ONES, 1, replica=0))
+    reply = survivor.push(make_push(ONES, 2, replica=1, version=1))
+    assert (reply.verdict, reply.version) == (Verdict.HELD, 1)
+    assert survivor.parameters.tolist() == [-2.0] * 10 + [0.0] * 10
+    survivor.check()
+
+
+def test_a_controller_that_dies_while_it_closes_a_round_leaves_a_sound_shard() -> None:
+    shared = SharedShard(Buffered(2))
+    survivor = shared.map()
+    survivor.set_living(2)
+    survivor.push(make_push(ONES, 1))
+    with pytest.raises(Death):
+        shared.map(rule=DiesHalfWay()).set_living(1)
+    survivor.check()
+    assert survivor.version == 1
+    standing = survivor.standing(0, 1)
+    assert standing is not None
+    assert standing.whole
+
+
+@pytest.mark.parametrize("incarnation", [1, 2], ids=["same incarnation", "new incarnation"])
+@pytest.mark.parametrize("held", [False, True], ids=["applied", "held"])
+def test_at_every_mark_a_push_that_dies_is_begun_or_not_begun_and_never_applied_twice(
+    held: bool, incarnation: int
+) -> None:
+    """The pusher dies before each of its writes to the account in turn; the push is then offered once more."""
+    fates = set()
+    for writes in itertools.count():
+        shared = SharedShard(Buffered(2) if held else Asynchronous())
+        survivor = shared.map()
+        survivor.set_living(2)
+        survivor.push(make_push(ONES, 1, replica=0, incarnation=1, work=Work(1, 0, 1, 8)))
+        before = survivor.version
+        sequence = 2 if incarnation == 1 else 1
+        replica = 0 if not held else 1
+        work = Work(2, 1, 2, 8)
+        push = make_push(ONES, sequence, replica=replica, incarnation=incarnation, version=before, work=work)
+        if held:  # the other one closed the first round, so this one is held in the second
+            survivor.push(make_push(ONES, 1, replica=1, incarnation=1, version=before))
+            before = survivor.version
+            push = push._replace(version=before, sequence=2 if incarnation == 1 else 1)
+        try:
+            reply: Reply | None = shared.map(writes=writes).push(push)
+        except Death:
+            reply = None
+
+        standing = survivor.standing(replica, incarnation)
+        begun = standing is not None and standing.work == work
+        again = survivor.push(push).verdict
+        survivor.check()
+        moved = survivor.pushes - (2 if held else 1)
+        assert moved == 1, f"after {writes} writes"
+        if begun:
+            assert again is Verdict.DUPLICATE
+        else:
+            assert again is (Verdict.HELD if held else Verdict.APPLIED)
+        if held:
+            total = int(survivor.vectors["round"][0])
+        else:
+            total = int(-survivor.parameters[0]) - 1
+        whole = standing is not None and standing.whole
+        assert total == 1 or (begun and not whole and total == 0), f"after {writes} writes"
+        fates.add((begun, whole))
+        if reply is not None:
+            assert reply.verdict.used
+            break
+    assert (True, False) in fates, "some deaths tear the push"
+    assert (True, True) in fates
+    assert any(not begun for begun, _ in fates), "some deaths come before it has begun"
+
+
+@pytest.mark.parametrize("m", [1, 3], ids=["asynchronous", "rounds of 3"])
+@pytest.mark.parametrize("seed", range(3))
+def test_stress_with_deaths_anywhere(m: int, seed: int) -> None:
+    """Each replica owns one element, to which each of its pushes adds 1: the element counts the replica's pushes."""
+    chance = random.Random(seed)
+    shared = SharedShard(Buffered(m))
+    survivor = shared.map()
+    survivor.set_living(4)
+    incarnations, sequences = [1] * 4, [0] * 4
+    sure, torn = [0] * 4, [0] * 4
+    for _ in range(400):
+        r = chance.randrange(4)
+        gradient = torch.zeros(ELEMENTS)
+        gradient[r] = 1.0
+        version = survivor.version - (chance.random() < 0.1)
+        if chance.random() < 0.1 and sequences[r]:
+            push = make_push(gradient, sequences[r], replica=r, incarnation=incarnations[r], version=version)
+            assert survivor.push(push).verdict is Verdict.DUPLICATE
+            continue
+        sequences[r] += 1
+        push = make_push(gradient, sequences[r], replica=r, incarnation=incarnations[r], version=version)
+        dying = shared.map(writes=chance.randrange(30)) if chance.random() < 0.3 else survivor
+        try:
+            sure[r] += dying.push(push).verdict.used
+        except Death:
+            standing = survivor.standing(r, incarnations[r])
+            if standing is not None and standing.sequence == sequences[r] and standing.verdict.used:
+                sure[r] += standing.whole
+                torn[r] += not standing.whole
+            incarnations[r] += 1
+            sequences[r] = 0
+            if chance.random() < 0.5:
+                survivor.set_living(chance.randrange(1, 5))
+        survivor.check()
+    survivor.set_living(0)
+    assert sum(torn) > 0
+    assert survivor.pushes == sum(sure) + sum(torn)
+    if m == 1:
+        for r in range(4):
+            assert sure[r] <= -int(survivor.parameters[r]) <= sure[r] + torn[r]
+    assert torch.equal(survivor.parameters[4:], torch.zeros(ELEMENTS - 4))
