@@ -89,7 +89,7 @@ WRONG_USAGE = [
     ("spech", "speech"),
     ("good.py --replicas 0", "replicas must be a whole number of 1 or more, not 0"),
     ("good.py --batch-size -1", "batch_size must be a whole number of 1 or more"),
-    ("good.py --shards 99", "99 shards do not fit 32 parameters: use between 1 and 2"),
+    ("good.py --shards 99", "99 shards do not fit 18 parameters: use between 1 and 2"),
     ("good.py --lr -1", "lr must be a positive number"),
     ("good.py --seconds 0", "seconds must be a positive number"),
     ("good.py --overlap 3", "overlap must be 0, 1 or None"),

@@ -1,5 +1,6 @@
 """What is checked and decided before anything starts."""
 
+import random
 from typing import Any
 
 import pytest
@@ -49,9 +50,10 @@ def test_trying_a_batch_leaves_no_trace() -> None:
     x, y = problems.points()
     module = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 4))
     torch.manual_seed(7)
-    before = torch.random.get_rng_state()
+    before = torch.random.get_rng_state(), random.getstate()
     found = prepared(db.Task(module, nn.CrossEntropyLoss(), train=(x, y)))
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
     assert all(torch.equal(a, b) for a, b in zip(found.module.buffers(), module.buffers(), strict=True))
     assert all(parameter.grad is None for parameter in found.module.parameters())
 

@@ -1,6 +1,7 @@
 """The run directory and what is read from it."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,28 +15,34 @@ from distbelief.run import RunDirectory, describe, quantile
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
-    RunDirectory(tmp_path).write_json("method.json", {})
+    with closing(RunDirectory(tmp_path)) as files:
+        files.write_json("method.json", {})
     with pytest.raises(DirectoryError, match="holds a run already"):
         RunDirectory(tmp_path)
 
 
 def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len({RunDirectory(None).path for _ in range(5)}) == 5
+    paths = set()
+    for _ in range(5):
+        with closing(RunDirectory(None)) as files:
+            paths.add(files.path)
+    assert len(paths) == 5
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    files = RunDirectory(tmp_path / "run")
-    files.write_json("summary.json", {"a": 1})
-    with pytest.raises(TypeError):
-        files.write_json("summary.json", {(1, 2): 3})  # type: ignore[dict-item]
+    with closing(RunDirectory(tmp_path / "run")) as files:
+        files.write_json("summary.json", {"a": 1})
+        with pytest.raises(TypeError):
+            files.write_json("summary.json", {(1, 2): 3})  # type: ignore[dict-item]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"a": 1}
 
 
 def test_tied_tensors_are_written_under_each_name(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].weight = module[0].weight
-    RunDirectory(tmp_path / "run").write_model(module)
+    with closing(RunDirectory(tmp_path / "run")) as files:
+        files.write_model(module)
     state = load_file(tmp_path / "run" / "model.safetensors")
     assert torch.equal(state["0.weight"], state["1.weight"])
     module.load_state_dict(state)

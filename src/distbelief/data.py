@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import (
 )
 
 from distbelief.chance import derive, order
-from distbelief.errors import DataError
+from distbelief.errors import DataError, InvariantViolated
 
 
 class Rows(Protocol):
@@ -165,6 +166,8 @@ def _check_sampler(loader: DataLoader[Any], name: str) -> None:
         raise DataError(
             f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"
         )
+    if loader.drop_last:
+        raise DataError(f"{name}: drop_last=True cannot be kept, since an epoch uses each example once")
 
 
 class Batches:
@@ -208,6 +211,19 @@ class Batches:
         return self.rows.batch(self._order[start : start + self.batch_size])
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed everything for a block, and leave the caller's own chance as it was."""
+    kept = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(kept[0])
+        random.setstate(kept[1])
+        np.random.set_state(kept[2])
+
+
 def seed_everything(seed: int) -> None:
     """Seed what user code draws from without being handed a generator."""
     torch.default_generator.manual_seed(seed)
@@ -237,7 +253,7 @@ class _Ahead:
 
     def next(self, key: tuple[int, int]) -> Any:
         if self._wanted[self._at] != key:
-            raise DataError(f"batch {key} was asked for out of order")
+            raise InvariantViolated(f"batch {key} was asked for out of order")
         self._at += 1
         return next(self._iterator)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distbelief.data import Batches, Rows, rows_of
+from distbelief.data import Batches, Rows, rows_of, seeded
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError
 from distbelief.server.layout import Layout
@@ -99,15 +99,17 @@ def _try_one_batch(prepared: Prepared) -> None:
     task, module = prepared.task, prepared.module
     kept = [buffer.clone() for buffer in module.buffers()]
     module.train()
-    batch: Any = Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0)
-    if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    try:
-        with torch.random.fork_rng(devices=[]):
+    with seeded(prepared.seed):
+        batch: Any = Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0)
+        if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise DataError(
+                "with a loss, each example of train must be a pair (input, target); use step= for other data"
+            )
+        try:
             loss = task.forward(module, batch).mean
-    except Exception as error:
-        error.add_note(f"on the first batch of train: {_shapes(batch)}")
-        raise
+        except Exception as error:
+            error.add_note(f"on the first batch of train: {_shapes(batch)}")
+            raise
     if not loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
     for buffer, value in zip(module.buffers(), kept, strict=True):

@@ -83,7 +83,7 @@ class Ledger:
 
     A portion has at most 32 batches, and less towards the end of the run, so that `replicas` of any speed end together;
     its size depends on its place alone. `warmstart`: examples that one holder works alone. `quorum`: holders that must
-    have asked before anyone is given work.
+    have asked before anyone is given work; only the beginning waits for them.
     """
 
     def __init__(
@@ -200,7 +200,6 @@ class Ledger:
 
         Returns what was accounted for.
         """
-        self._asked.discard(holder)
         if self._alone == holder:
             self._alone = None
         spent = Account()

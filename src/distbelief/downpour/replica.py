@@ -156,6 +156,7 @@ class DownpourReplica:
         self.progress.rejected += 1
         self._refusals += 1
         if self._refusals == _REFUSALS:
+            self.watch(self.progress)
             raise Diverged(
                 f"{_REFUSALS} gradients in a row were not finite and were refused; the server's parameters are finite. "
                 "Lower lr, set clip_norm, or look for a division by zero or a logarithm of zero in the loss"

@@ -7,6 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from distbelief.chance import derive
+from distbelief.data import seeded
 from distbelief.evaluation import evaluate
 from distbelief.gradients import FlatModule
 from distbelief.prepare import Prepared
@@ -87,6 +89,8 @@ class Evaluations:
         for prefixes, rows in self._prepared.sets.items():
             if "" not in prefixes and not everything:
                 continue
-            metrics = evaluate(self._prepared.task, self._flat.module, rows)
+            # The chance in making an evaluation's batches is the same in each evaluation.
+            with seeded(derive(self._prepared.seed, "evaluation")):
+                metrics = evaluate(self._prepared.task, self._flat.module, rows)
             found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         return found

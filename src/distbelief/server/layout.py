@@ -71,7 +71,8 @@ class Layout:
             end += _aligned(tensor.numel())
         most = max(end // ALIGNMENT, 1)
         if not 1 <= shards <= most:
-            raise UsageError(f"{shards} shards do not fit {end} parameters: use between 1 and {most}")
+            count = sum(tensor.numel() for _, tensor in named)
+            raise UsageError(f"{shards} shards do not fit {count} parameters: use between 1 and {most}")
         borders = tuple(round(i * end / ALIGNMENT / shards) * ALIGNMENT for i in range(shards + 1))
         double = any(tensor.dtype == torch.float64 for _, tensor in named)
         return cls(tuple(entries), borders, torch.float64 if double else torch.float32)

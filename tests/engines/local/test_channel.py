@@ -16,6 +16,10 @@ def test_messages_keep_their_order_and_bring_descriptors() -> None:
     os.write(job["fds"][0], b"x")
     assert os.read(reading, 1) == b"x"
     assert theirs.receive() == {"kind": "lease", "lease": None, "fds": []}
+    ours.close()
+    theirs.close()
+    for fd in (reading, writing, *job["fds"]):
+        os.close(fd)
 
 
 def test_what_was_said_before_a_death_can_still_be_read() -> None:
@@ -25,3 +29,4 @@ def test_what_was_said_before_a_death_can_still_be_read() -> None:
     assert ours.receive() == {"kind": "done", "lease": 1, "fds": []}
     assert ours.receive() is None
     assert not ours.send("lease")
+    ours.close()

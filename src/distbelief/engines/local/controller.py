@@ -213,18 +213,23 @@ class Controller:
             seat.failure = Failure(message["error"], message["frames"], message["kind_of"])
 
     def _answer_waiting(self) -> None:
-        """Answer all requests that can be answered now, and tell the shards how many replicas hold leases."""
-        for seat in self._seats:
-            if seat.waiting and seat.process:
-                lease, reason = self._ledger.lease(seat.replica)
-                if lease is not None:
-                    self._began = time.monotonic() if self._began is None else self._began
-                if lease is not None or reason is Reason.FINISHED:
-                    seat.waiting = False
-                    seat.state = "working" if lease else "done"
-                    seat.process.channel.send("lease", lease=lease)
-                elif seat.state == "ready":
-                    seat.state = "waiting"
+        """Answer all requests for work that can be answered now."""
+        grants = [(seat, self._ledger.lease(seat.replica)) for seat in self._seats if seat.waiting and seat.process]
+        # Before any of them can push: a round counts the holders of leases.
+        self._count_living()
+        for seat, (lease, reason) in grants:
+            if lease is None and reason is not Reason.FINISHED:
+                seat.state = "waiting"
+                continue
+            if lease is not None and self._began is None:
+                self._began = time.monotonic()
+            seat.waiting = False
+            seat.state = "working" if lease else "done"
+            if seat.process:
+                seat.process.channel.send("lease", lease=lease)
+
+    def _count_living(self) -> None:
+        """Tell the shards how many replicas hold leases, if that has changed."""
         living = 0 if self._ledger.stopped else len(self._ledger.holders)
         if living != self._living:
             self._living = living
