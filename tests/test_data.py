@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from distbelief.data import ArrayRows, Batches, SampleRows, rows_of
-from distbelief.errors import DataError
+from distbelief.errors import DataError, InvariantViolated
 
 ROWS = 25
 X = torch.arange(ROWS * 3.0).reshape(ROWS, 3)
@@ -320,5 +320,5 @@ def test_a_portion_that_was_given_up_half_way_leaves_nothing_behind() -> None:
     ahead.expect(1, 3, 5)
     for made, reference in zip(ahead(1, 3), here(1, 3), strict=True):
         assert torch.equal(made, reference)
-    with pytest.raises(DataError, match=r"batch \(1, 6\) was asked for out of order"):
+    with pytest.raises(InvariantViolated, match=r"batch \(1, 6\) was asked for out of order"):
         ahead(1, 6)

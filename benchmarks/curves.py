@@ -1,0 +1,72 @@
+"""How the speech tasks learn: trains each with two replicas, and draws accuracy and loss against time and examples.
+
+`python -m benchmarks.curves` writes `docs/curves.png` and `benchmarks/results/curves.json`.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+import distbelief as db
+from benchmarks.measure import RESULTS, machine
+
+_PICTURE = Path(__file__).parent.parent / "docs" / "curves.png"
+
+
+def learn(task: db.Task, seconds: float, every_s: float) -> dict[str, Any]:
+    """Train for some seconds with two replicas, and return the summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = db.train(
+            task,
+            until=db.Until(seconds=seconds),
+            evaluate_every=db.Every(seconds=every_s),
+            directory=Path(folder) / "run",
+        )
+        return run.summary
+
+
+def draw(summaries: dict[str, dict[str, Any]]) -> None:
+    """One row a task: accuracy against seconds, and against examples."""
+    figure, rows = plt.subplots(len(summaries), 2, figsize=(9, 3.2 * len(summaries)), squeeze=False)
+    for (name, summary), axes in zip(summaries.items(), rows, strict=True):
+        history = summary["history"]
+        for axis, key, label in zip(axes, ("seconds", "examples"), ("seconds", "examples used"), strict=True):
+            axis.plot(
+                [row[key] for row in history], [100 * row["accuracy"] for row in history], marker="o", markersize=3
+            )
+            axis.set_xlabel(label)
+            axis.set_ylabel("validation accuracy, %")
+            axis.grid(alpha=0.3)
+        axes[0].set_title(
+            f"{name}: {summary['parameters']:,} parameters, {summary['replicas']} replicas",
+            loc="left",
+            fontsize=10,
+        )
+        axes[1].set_title(f"test accuracy at the end {100 * summary['metrics']['test_accuracy']:.1f} %", fontsize=10)
+    figure.tight_layout()
+    _PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(_PICTURE, dpi=110)
+
+
+def main() -> None:
+    """Train, draw, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="for speech; speech-paper takes eight times as long")
+    seconds = parser.parse_args().seconds
+    summaries = {
+        "speech": learn(db.tasks.speech(), seconds, seconds / 12),
+        "speech-paper": learn(db.tasks.speech_paper(), 8 * seconds, 8 * seconds / 8),
+    }
+    draw(summaries)
+    (RESULTS / "curves.json").write_text(json.dumps({"machine": machine(), **summaries}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
