@@ -17,10 +17,10 @@ from benchmarks.networks import RATE, perceptron
 from distbelief.links.mapped import MappedLink, RangeLock, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.ports import Gradient, Work
 from distbelief.server.admission import Asynchronous
+from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client, HandOver, Parcel
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Adagrad
-from distbelief.server.shard import ShardSpec
 
 _WARM_UP = 3
 _WORK = Work(lease=1, start=0, stop=1, examples=128)

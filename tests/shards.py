@@ -8,10 +8,11 @@ from torch import Tensor
 from distbelief.links.mapped import MappedLink
 from distbelief.ports import Push, Slice, Work
 from distbelief.server.admission import Admission, Asynchronous
+from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Rule
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
 
 ON_ARRIVAL = Asynchronous()
 NO_WORK = Work(0, 0, 0, 0)

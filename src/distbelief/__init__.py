@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
     from distbelief.engines.local import Local
     from distbelief.errors import DistBeliefError
+    from distbelief.loading import load
     from distbelief.run import Run
     from distbelief.server.admission import Asynchronous, Buffered
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
@@ -34,6 +35,7 @@ __all__ = [
     "Task",
     "Until",
     "accuracy",
+    "load",
     "tasks",
     "train",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "downpour.method": ("Downpour",),
     "engines.local": ("Local",),
     "errors": ("DistBeliefError",),
+    "loading": ("load",),
     "run": ("Run",),
     "server.admission": ("Asynchronous", "Buffered"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),

@@ -57,9 +57,13 @@ def main() -> None:
 @click.option("--epochs", type=int, help="Stop after so many passes over the data.")
 @click.option("--seconds", type=float, help="Stop after so much time.")
 @click.option("--examples", type=int, help="Stop after so many examples.")
+@click.option("--target", multiple=True, metavar="NAME=VALUE", help="Stop when a metric has reached a value.")
+@click.option("--patience", type=int, help="Stop after so many evaluations in a row that bring nothing better.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
 )
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the directory, or begin.")
+@click.option("--from", "start", type=click.Path(path_type=Path), metavar="DIR", help="Begin with the model of a run.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
@@ -70,12 +74,47 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
         with Workers() as workers:
             workers.start(1)
             click.echo(_report(_train(workers, task, quiet, flags)))
-    except KeyboardInterrupt:
-        click.echo("interrupted: what was reached has been written", err=True)
+    except KeyboardInterrupt as interrupt:
+        click.echo(str(interrupt) or "interrupted before training began", err=True)
         sys.exit(_INTERRUPTED)
     # The one place where whatever went wrong, the user's code included, becomes a line and an exit code.
     except Exception as error:  # noqa: BLE001
         _fail(error, verbose=verbose)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def evaluate(directory: Path, verbose: bool) -> None:
+    """Evaluate the model of the run in DIRECTORY on its task's test set."""
+    try:
+        from distbelief.loading import load
+
+        metrics = load(directory).evaluate()
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+    click.echo("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT.npy", type=click.Path(path_type=Path))
+@click.option("--output", required=True, metavar="OUT.npy", type=click.Path(path_type=Path), help="Where to write.")
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
+    """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
+    try:
+        import numpy as np
+
+        from distbelief.loading import load
+
+        if not inputs.is_file():
+            raise UsageError(f"there is no file {inputs}")
+        predictions = load(directory).predict(np.load(inputs, mmap_mode="r", allow_pickle=False)).numpy()
+        np.save(output, predictions)
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+    click.echo(f"{len(predictions):,} predictions written to {output}")
 
 
 def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
@@ -87,7 +126,7 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
     try:
         engine = Local(device=flags["device"], threads=flags["threads"])
         until = _until(flags)
-        task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]))
+        task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
         method = _method(task, flags)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
@@ -99,16 +138,20 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         engine=engine,
         until=until,
         directory=flags["directory"],
-        evaluate_every=None,
+        resume=flags["resume"],
+        start=flags["start"],
         seed=flags["seed"],
         watch=watch,
     )
 
 
 def _until(flags: dict[str, Any]) -> Until | None:
+    from distbelief.taskfile import parse_arguments
     from distbelief.until import Until
 
-    ends = {name: flags[name] for name in ("epochs", "seconds", "examples") if flags[name] is not None}
+    ends = {name: flags[name] for name in ("epochs", "seconds", "examples", "patience") if flags[name] is not None}
+    if flags["target"]:
+        ends["target"] = parse_arguments(flags["target"])
     return Until(**ends) if ends else None
 
 

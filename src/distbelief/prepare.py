@@ -1,21 +1,24 @@
 """From what the user brought to what can run: everything is checked here, before anything is started."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distbelief.data import Batches, Rows, rows_of, seeded
+from distbelief.checkpoint import Checkpoint
+from distbelief.data import Batches, Head, Rows, rows_of, seeded
 from distbelief.downpour.method import Downpour
-from distbelief.errors import DataError, TaskError
+from distbelief.errors import DataError, TaskError, UsageError
+from distbelief.evaluation import evaluate
 from distbelief.server.layout import Layout
 from distbelief.task import Task, trainable
 from distbelief.until import Every, Until
 
 _DEFAULT_BATCH = 32
+_EVERY_MINUTE = Every(seconds=60)
 _LARGE = 1 << 20
 """Elements from which on a vector is cut into a shard a replica."""
 
@@ -38,6 +41,32 @@ class Prepared:
     evaluate_every: Every | None
     """None: each epoch."""
     seed: int
+    checkpoint_every: Every
+    resumed: Checkpoint | None
+    """What the run goes on from."""
+    moving: tuple[str, ...] = ()
+    """The buffers that training changes, by name."""
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples a batch of an evaluation: it keeps no activations, so that more fit than in training."""
+        return max(self.batch_size, min(512, 4 * self.batch_size))
+
+    @property
+    def judge(self) -> tuple[str, Literal["min", "max"]]:
+        """The metric by which the best evaluation is chosen: that of the target, else the first, else the loss."""
+        name = next(iter([*(self.until.target or {}), *self.task.metrics, "loss"]))
+        return name, self.task.mode(name)
+
+    @property
+    def chosen_by(self) -> str | None:
+        """Which set chooses the best evaluation, and is judged by targets and patience."""
+        return None if not self.sets else "validation" if ("",) in self.sets else "test"
+
+    @property
+    def past_history(self) -> list[dict[str, Any]]:
+        """The evaluations of the run that this one goes on from."""
+        return [] if self.resumed is None else list(self.resumed.state["history"])
 
     @property
     def batch_size(self) -> int:
@@ -60,6 +89,9 @@ def prepare(
     evaluate_every: Every | None,
     seed: int,
     replicas: Callable[[], int],
+    checkpoint_every: Every = _EVERY_MINUTE,
+    start: Mapping[str, Tensor] | None = None,
+    resumed: Checkpoint | None = None,
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
 
@@ -71,12 +103,20 @@ def prepare(
         sets[("",)] = rows_of(task.validation, "validation", task.collate_fn)[0]
     if task.test is not None:
         sets[("test_",) if sets else ("", "test_")] = rows_of(task.test, "test", task.collate_fn)[0]
+    _check_judges(task, until, bool(sets))
     module = task.build(seed)
+    if start is not None:
+        _load(module, start)
+        # Replicas begin with all of it, the frozen parameters included.
+        task = task.with_model(module)
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
     batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
+    if resumed is not None and resumed.state["ledger"]["batch_size"] != batch_size:
+        before = resumed.state["ledger"]["batch_size"]
+        raise UsageError(f"the run has batches of {before} examples, and cannot go on with {batch_size}")
     decided = dataclasses.replace(method, replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         task,
@@ -89,13 +129,42 @@ def prepare(
         until,
         evaluate_every,
         seed,
+        checkpoint_every,
+        resumed,
     )
-    _try_one_batch(prepared)
-    return prepared
+    return dataclasses.replace(prepared, moving=_try_one_batch(prepared))
 
 
-def _try_one_batch(prepared: Prepared) -> None:
-    """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames."""
+def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
+    known = ["loss", *task.metrics]
+    for name in until.target or {}:
+        if name not in known:
+            raise UsageError(f"the target is {name}, which is no metric of the task: {', '.join(known)}")
+    if (until.target or until.patience) and not evaluated:
+        raise UsageError("a target and patience need validation or test data to be judged by")
+
+
+def _load(module: nn.Module, start: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(start)
+    except RuntimeError as error:
+        raise TaskError(f"what the run is to start from does not fit the model: {error}") from error
+
+
+def _try_set(task: Task, module: nn.Module, rows: Rows, name: str, examples: int) -> None:
+    """Evaluate a few examples of a set, metrics and all."""
+    try:
+        evaluate(task, module, Head(rows, examples))
+    except Exception as error:
+        error.add_note(f"on the first examples of {name}")
+        raise
+
+
+def _try_one_batch(prepared: Prepared) -> tuple[str, ...]:
+    """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
+
+    Returns the names of the buffers that a batch in training changes.
+    """
     task, module = prepared.task, prepared.module
     kept = [buffer.clone() for buffer in module.buffers()]
     module.train()
@@ -112,8 +181,18 @@ def _try_one_batch(prepared: Prepared) -> None:
             raise
     if not loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
+    moving = tuple(
+        name
+        for (name, buffer), before in zip(module.named_buffers(), kept, strict=True)
+        if not torch.equal(buffer, before)
+    )
     for buffer, value in zip(module.buffers(), kept, strict=True):
         buffer.copy_(value)
+    for prefixes, rows in prepared.sets.items():
+        name = "test" if "test_" in prefixes else "validation"
+        with seeded(prepared.seed):
+            _try_set(task, module, rows, name, min(len(rows), prepared.batch_size))
+    return moving
 
 
 def _shapes(batch: Any) -> str:

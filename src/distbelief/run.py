@@ -1,41 +1,63 @@
 """A run and its directory: what is written while it trains, and what can be done with it afterwards."""
 
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distbelief import chance
-from distbelief.errors import DirectoryError
-from distbelief.task import Task
+from distbelief.data import ArrayRows, rows_of
+from distbelief.errors import DataError, DirectoryError, UsageError
+from distbelief.evaluation import evaluate
+from distbelief.task import Task, predict
 
 FORMAT = 1
 
 
 @final
 class RunDirectory:
-    """The files of a run. Every file but the event log appears whole or not at all.
+    """The files of a run, for one process at a time. Every file but the event log appears whole or not at all.
 
-    Raises `DirectoryError` where there is a run already, or nothing can be written.
+    Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, resume: bool = False) -> None:
         path = _fresh() if path is None else path
         self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if (path / "method.json").exists():
-                raise DirectoryError(f"{path} holds a run already: choose another directory")
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+            self._take_lock()
+            if (path / "method.json").exists() and not resume:
+                self._lock.close()
+                raise DirectoryError(f"{path} holds a run already: choose another directory, or resume it")
             self._events = (path / "events.jsonl").open("a", buffering=1)
         except OSError as error:
             raise DirectoryError(f"cannot write to the run directory {path}: {error.strerror}") from error
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise DirectoryError(f"{self.path} is in use by a run that is at work") from error
+
+    def check_digest(self, digest: str) -> None:
+        """Raise `DirectoryError` if the directory holds a run of another model."""
+        file = self.path / "task.json"
+        if file.exists() and json.loads(file.read_text())["digest"] != digest:
+            raise DirectoryError(f"{self.path} holds a run of another model: choose another directory")
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
@@ -47,16 +69,18 @@ class RunDirectory:
         partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
         partial.replace(self.path / name)
 
-    def write_model(self, module: nn.Module) -> None:
+    def write_model(self, module: nn.Module, path: Path | None = None) -> None:
         """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
-        partial = self.path / ".model.safetensors.partial"
+        path = path or self.path / "model.safetensors"
+        partial = path.with_name(f".{path.name}.partial")
         # Tensors that share memory are refused by the format: each name gets a copy.
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}, partial)
-        partial.replace(self.path / "model.safetensors")
+        partial.replace(path)
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log, and let others in."""
         self._events.close()
+        self._lock.close()
 
 
 def _fresh() -> Path:
@@ -90,11 +114,45 @@ class Run:
         metrics: dict[str, float] = self.summary["metrics"]
         return metrics
 
-    def model(self) -> nn.Module:
-        """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it."""
+    def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
+        """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it.
+
+        "last": as the run ended. "best": as at its best evaluation.
+        """
         module = self._task.build(self.summary["seed"])
-        module.load_state_dict(load_file(self.directory / "model.safetensors"))
+        module.load_state_dict(self.state_dict(which))
         return module.eval()
+
+    def state_dict(self, which: Literal["last", "best"] = "last") -> dict[str, Tensor]:
+        """The tensors of that model by name."""
+        if which not in ("last", "best"):
+            raise UsageError(f'which must be "last" or "best", not {which!r}')
+        files = {
+            "last": self.directory / "model.safetensors",
+            "best": self.directory / "checkpoints" / "best.safetensors",
+        }
+        if not files[which].exists():
+            raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
+        return load_file(files[which])
+
+    def evaluate(self, data: Any = None) -> dict[str, float]:
+        """The loss and metrics of the last model on data of any kind that a task takes; None: the task's test set."""
+        data = self._task.test if data is None else data
+        if data is None:
+            raise DataError("the task has no test data: give some")
+        rows = rows_of(data, "data", self._task.collate_fn)[0]
+        return evaluate(self._task, self.model(), rows)
+
+    def predict(self, x: Any) -> Any:
+        """What the last model says of inputs: a tensor or array, a tuple or dict of them; by parts, joined."""
+        rows = ArrayRows(x, "x")
+        model = self.model()
+        with torch.inference_mode():
+            parts = [
+                predict(model, rows.batch(indices))
+                for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // 512))
+            ]
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else parts
 
     def order(self, epoch: int) -> Tensor:
         """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`."""
@@ -112,6 +170,8 @@ def describe(value: Any) -> Any:
         return {"kind": type(value).__name__, **own}
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
     return value if isinstance(value, int | float | str | None) else repr(value)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
 from distbelief.chance import derive
+from distbelief.data import seeded
 from distbelief.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
@@ -109,6 +109,16 @@ class Task:
         task.suggested_until = until
         return task
 
+    def with_model(self, module: nn.Module) -> Self:
+        """The same task with a module in the place of its model."""
+        task = copy.copy(self)
+        task.model = module
+        return task
+
+    def mode(self, name: str) -> Literal["min", "max"]:
+        """Whether less or more of a metric is better."""
+        return self.metrics[name].mode if name in self.metrics else "min"
+
     def without_data(self) -> Self:
         """The same task without references to its data, to be sent to where the data already are."""
         task = copy.copy(self)
@@ -122,8 +132,7 @@ class Task:
         """
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "model"))
+        with seeded(derive(seed, "model")):
             module = self.model()
         if not isinstance(module, nn.Module):
             raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module")

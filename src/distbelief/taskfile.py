@@ -29,7 +29,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
-def find(spec: str, arguments: dict[str, Any]) -> Task:
+def find(spec: str, arguments: dict[str, Any], *, progress: bool = True) -> Task:
     """The task that a person means by `name` or `path/to/file.py[:name]`, built with `arguments`.
 
     A file is executed once, here; replicas receive what it defined by value. Raises `TaskError` in one sentence where
@@ -43,6 +43,8 @@ def find(spec: str, arguments: dict[str, Any]) -> Task:
     else:
         found = tasks.find(spec)
         origin = {"path": None, "name": spec, "arguments": arguments}
+        if not progress and "progress" in inspect.signature(found).parameters:
+            arguments = {"progress": False, **arguments}
     if isinstance(found, Task):
         if arguments:
             raise TaskError(f"{spec} is a task and takes no arguments; make it a function that returns one")

@@ -1,9 +1,16 @@
 """Training: where a task, a method and an engine meet."""
 
+import gc
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, final
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distbelief.checkpoint import newest
 from distbelief.downpour.method import Downpour
 from distbelief.engines.local import Local
 from distbelief.engines.local.controller import Controller
@@ -27,18 +34,23 @@ def train(
     engine: Local | None = None,
     until: Until | None = None,
     directory: str | Path | None = None,
+    resume: bool = False,
+    start: Run | str | Path | Mapping[str, Tensor] | None = None,
     evaluate_every: Every | None = None,
+    checkpoint_every: Every | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
     """Train a task to the end and return the run.
 
     `method`: the task's own if None, else `Downpour()`. `until`: the task's own if None, else 10 epochs. `directory`:
-    a fresh one under `runs/` if None. `evaluate_every`: each epoch if None.
+    a fresh one under `runs/` if None. `resume`: go on from the directory's newest checkpoint, with any number of
+    replicas and shards, or begin if there is none. `start`: the parameters to begin with, of a run, its directory, or a
+    `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None, and at the end.
 
     Raises `UsageError` for what cannot work, what the user's own code raises on its first batch, `UserCodeError` for
-    what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C. Once training has begun, what was
-    reached by then is written first.
+    what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C or
+    SIGTERM. Once training has begun, what was reached by then is written first.
     """
     with Workers() as workers:
         return train_with(
@@ -48,7 +60,10 @@ def train(
             engine=engine,
             until=until,
             directory=directory,
+            resume=resume,
+            start=start,
             evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
             seed=seed,
             watch=watching(progress),
         )
@@ -62,13 +77,21 @@ def train_with(
     engine: Local | None,
     until: Until | None,
     directory: str | Path | None,
-    evaluate_every: Every | None,
+    resume: bool = False,
+    start: Run | str | Path | Mapping[str, Tensor] | None = None,
+    evaluate_every: Every | None = None,
+    checkpoint_every: Every | None = None,
     seed: int,
     watch: AbstractContextManager[Observer],
 ) -> Run:
     """`train`, with processes that may have been started ahead of it, and any kind of progress."""
     _check_kinds(task=(task, Task), method=(method, Downpour), engine=(engine, Local), until=(until, Until))
-    _check_kinds(evaluate_every=(evaluate_every, Every), seed=(seed, int))
+    _check_kinds(evaluate_every=(evaluate_every, Every), checkpoint_every=(checkpoint_every, Every), seed=(seed, int))
+    folder = None if directory is None else Path(directory)
+    if resume and folder is None:
+        raise UsageError("resume needs the directory of the run to go on with")
+    resumed, complaints = newest(folder / "checkpoints") if resume and folder is not None else (None, [])
+    seed = seed if resumed is None else resumed.state["seed"]
     engine = engine or Local()
     method = method or task.suggested_method or Downpour()
     workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
@@ -79,18 +102,30 @@ def train_with(
         evaluate_every=evaluate_every,
         seed=seed,
         replicas=lambda: engine.replicas,
+        checkpoint_every=checkpoint_every or Every(seconds=60),
+        start=None if start is None else _state_dict(start),
+        resumed=resumed,
     )
-    with closing(RunDirectory(None if directory is None else Path(directory))) as files, watch as seen:
-        files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
-        files.write_json("task.json", {"format": FORMAT, **task.origin, "digest": digest(prepared.module)})
+    with closing(RunDirectory(folder, resume=resume)) as files, watch as seen:
+        model = digest(prepared.module)
+        files.check_digest(model)
         controller = Controller(
             prepared,
             threads=engine.threads_each(prepared.replicas),
             overlap=prepared.method.overlap or 0,
             observer=_Both(files, seen),
             workers=workers,
+            files=files,
         )
-        return _finish(prepared, controller.run(), files)
+        files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
+        files.write_json("task.json", {"format": FORMAT, **task.origin, "digest": model})
+        if resume:
+            controller.tell_resumed(complaints)
+        result = controller.run()
+        # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
+        del controller
+        gc.collect()
+        return _finish(prepared, result, files)
 
 
 def _check_kinds(**given: tuple[object, type]) -> None:
@@ -102,9 +137,22 @@ def _check_kinds(**given: tuple[object, type]) -> None:
         raise (TaskError if name == "task" else UsageError)(f"{name} must be of type {kind.__name__}, not {value!r}")
 
 
+def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors to begin with."""
+    if isinstance(start, Run):
+        return start.state_dict()
+    if isinstance(start, Mapping):
+        return start
+    path = Path(start) / "model.safetensors"
+    if not path.is_file():
+        raise UsageError(f"start: there is no {path}")
+    return load_file(path)
+
+
 def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
     """Write what was reached, and only then say what went wrong."""
-    account, seconds = result.account, result.seconds
+    account, totals, seconds = result.account, result.totals, result.totals.seconds
+    histogram = torch.tensor(totals.staleness or [0])
     used = account.used + account.partial
     last = result.history[-1] if result.history else {}
     summary = {
@@ -112,19 +160,19 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
         "method": type(prepared.method).__name__,
         "stopped_by": result.stopped_by,
         "examples": used,
-        "updates": result.updates,
+        "updates": totals.updates,
         "seconds": round(seconds, 3),
         "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
         "train_loss": result.train_loss,
         "metrics": {name: value for name, value in last.items() if name not in STAMP},
-        "restarts": result.restarts,
+        "restarts": totals.restarts,
         "staleness": {
-            "median": quantile(result.staleness, 0.5),
-            "p99": quantile(result.staleness, 0.99),
-            "max": result.stalest,
+            "median": quantile(histogram, 0.5),
+            "p99": quantile(histogram, 0.99),
+            "max": totals.stalest,
         },
-        "bytes": {"fetched": result.fetched_bytes, "pushed": result.pushed_bytes},
-        "rejected": result.rejected,
+        "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
+        "rejected": totals.rejected,
         "account": vars(account),
         "epochs": round(used / len(prepared.rows), 3),
         "examples_per_epoch": len(prepared.rows),
@@ -139,8 +187,8 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
     files.write_json("summary.json", summary)
     if result.error is not None:
         raise result.error
-    if result.stopped_by == "interrupted":
-        raise KeyboardInterrupt
+    if result.stopped_by in ("interrupted", "terminated"):
+        raise KeyboardInterrupt(f"{result.stopped_by}: what was reached is in {files.path}")
     return Run(files.path, prepared.task, summary)
 
 

@@ -1,6 +1,7 @@
 """When a run ends, and how often something is done in it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from distbelief.errors import UsageError
@@ -16,20 +17,30 @@ def _check_positive(value: object, name: str, *, whole: bool) -> None:
 class Until:
     """The end of a run: whichever comes first. Totals over the run's life.
 
-    `epochs` and `examples` count what has been used or spent; `seconds` run from the first lease.
+    `epochs` and `examples` count what has been used or spent; `seconds` run from the first lease. `target`: values of
+    metrics, such as {"accuracy": 0.7}, of which each is to be reached at one evaluation. `patience`: evaluations in a
+    row that bring nothing better. Metrics are those of the set that chooses.
     """
 
     epochs: int | None = None
     examples: int | None = None
     seconds: float | None = None
+    target: Mapping[str, float] | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         if all(value is None for value in given.values()):
-            raise UsageError("Until needs at least one of epochs, examples and seconds")
-        for name, value in given.items():
-            if value is not None:
-                _check_positive(value, name, whole=name != "seconds")
+            raise UsageError("Until needs at least one of epochs, examples, seconds, target and patience")
+        for name in ("epochs", "examples", "seconds", "patience"):
+            if given[name] is not None:
+                _check_positive(given[name], name, whole=name != "seconds")
+        if self.target is not None and not (
+            isinstance(self.target, Mapping)
+            and self.target
+            and all(isinstance(value, int | float) for value in self.target.values())
+        ):
+            raise UsageError(f'target must be values of metrics, such as {{"accuracy": 0.7}}, not {self.target!r}')
 
 
 @dataclass(frozen=True, kw_only=True)

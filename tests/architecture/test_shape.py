@@ -13,10 +13,14 @@ go; raising it is a decision of its own."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
+    "engines/checkpointing.py": "tests/test_resume.py: checkpoints of whole runs",
     "engines/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
     "engines/local/__init__.py": "tests/test_cli.py and test_training.py: a value and its two sentences",
     "engines/local/controller.py": "tests/engines/local/test_deaths.py and test_training.py: it only lives in runs",
+    "engines/local/server.py": "tests/engines/local/test_deaths.py and tests/test_resume.py",
+    "engines/local/signals.py": "tests/test_cli.py and tests/test_resume.py: signals to whole runs",
     "engines/local/worker.py": "the same, and tests/conformance/test_work_source.py",
+    "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",
     "observe/events.py": "tests/observe/test_progress.py: values",
 }
 """Modules without a test file of their own name: their path in the package, and which tests cover them and why."""

@@ -11,8 +11,9 @@ from distbelief.engines.simulated.loop import simulate
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.ports import ShardLink
 from distbelief.server.admission import Admission
+from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
 from tests.shards import ON_ARRIVAL, make_shard
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from distbelief.downpour.ledger import Account, LastPush, Ledger, Reason, last_push
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Lease, Outcome, Verdict, Work
-from distbelief.server.shard import Standing
+from distbelief.server.block import Standing
 
 REFUSED = Verdict.NOT_FINITE
 USED = Verdict.APPLIED

@@ -15,8 +15,9 @@ from distbelief.chance import generator
 from distbelief.links.mapped import SharedMemory, map_locks, map_shards
 from distbelief.ports import Verdict
 from distbelief.server.admission import Asynchronous
+from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD, Rule, Vectors
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
 from tests.shards import make_push
 
 ELEMENTS = 5000

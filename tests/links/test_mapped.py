@@ -12,8 +12,8 @@ import torch
 from distbelief.links.mapped import RangeLock, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.ports import Verdict, Work
 from distbelief.server.admission import Asynchronous
+from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD
-from distbelief.server.shard import ShardSpec
 from tests.links.hammering import (
     ELEMENTS,
     PUSHES,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from distbelief.ports import Reply, Verdict, Work
 from distbelief.server.admission import Admission, Asynchronous, Buffered
+from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD, Rule, Vectors
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.shard import Shard
 from tests.shards import make_push
 
 ELEMENTS = 20

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Lease, Outcome, Verdict
-from distbelief.server.shard import Standing
+from distbelief.server.block import Standing
 
 _PORTION = 32
 """Batches in a portion, at most."""
@@ -171,6 +171,8 @@ class Ledger:
         if self._limit is not None:
             allowed = -(-self._remaining // self.batch_size)
             left, ahead = min(left, allowed), allowed if ahead is None else min(ahead, allowed)
+        if (alone := self._warmstart - self.total.total - self._leased) > 0:
+            left = min(left, -(-alone // self.batch_size))
         size = _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self._replicas)))
         stop = self._batch + min(left, size)
         lease = Lease(0, self._epoch, self._batch, stop)
@@ -203,7 +205,7 @@ class Ledger:
         if self._alone == holder:
             self._alone = None
         spent = Account()
-        for number in sorted(n for n, (_, who) in self._leases.items() if who == holder):
+        for number in self.leases_of(holder):
             lease = self._end(number)
             if last is None or last.standing.work.lease != number:
                 self._release(lease)
@@ -226,6 +228,32 @@ class Ledger:
         """Give out nothing more; what is leased may still be done."""
         self.stopped = True
 
+    def leases_of(self, holder: int) -> list[int]:
+        """The numbers of a holder's leases, in the order in which it works on them."""
+        return sorted(number for number, (_, who) in self._leases.items() if who == holder)
+
+    def state(self) -> dict[str, Any]:
+        """Where the data stand, as JSON, for a ledger without leases: what is written down is leased to nobody."""
+        if self._leases:
+            raise InvariantViolated("a ledger with leases outstanding cannot be written down")
+        return {
+            "examples": self.examples,
+            "batch_size": self.batch_size,
+            "epochs_ended": self.epochs_ended,
+            "next": [self._epoch, self._batch],
+            "released": [[lease.epoch, lease.start, lease.stop] for lease in self._released],
+            "total": vars(self.total),
+            "accounts": {epoch: vars(a) for epoch, a in self.accounts.items() if epoch >= self.epochs_ended},
+        }
+
+    def restore_(self, state: dict[str, Any]) -> None:
+        """Go on from where another ledger of the same data and batch size stood."""
+        self.epochs_ended = state["epochs_ended"]
+        self._epoch, self._batch = state["next"]
+        self._released = deque(Lease(0, *released) for released in state["released"])
+        self.total = Account(**state["total"])
+        self.accounts = {int(epoch): Account(**account) for epoch, account in state["accounts"].items()}
+
     def _end(self, number: int) -> Lease:
         if number not in self._leases:
             raise InvariantViolated(f"lease {number} is not outstanding")
@@ -245,7 +273,7 @@ class Ledger:
 
     def check(self) -> None:
         """Raise `InvariantViolated` unless every example is in exactly one place."""
-        for epoch in range(self._epoch + 1):
+        for epoch in range(self.epochs_ended, self._epoch + 1):
             waiting = [lease for lease in self._released if lease.epoch == epoch]
             leased = [lease for lease, _ in self._leases.values() if lease.epoch == epoch]
             issued = self.examples if epoch < self._epoch else self.size(0, self._batch)

@@ -1,7 +1,8 @@
 """Evaluation beside training: in a thread of the controller, on a copy of the server's parameters."""
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, final
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from distbelief.chance import derive
 from distbelief.data import seeded
-from distbelief.evaluation import evaluate
+from distbelief.errors import UserCodeError
+from distbelief.evaluation import Abandoned, evaluate
+from distbelief.frames import user_frames
 from distbelief.gradients import FlatModule
 from distbelief.prepare import Prepared
 
 Row = dict[str, Any]
+_LOOK_S = 0.1
+"""How often the wait for an evaluation looks whether it is still worth waiting for."""
 
 
 @final
@@ -22,13 +27,14 @@ class Evaluations:
 
     Beside training only the set that chooses is evaluated; the test set, where it only reports, is left for the end.
     One evaluation runs at a time; what becomes due meanwhile is done once, afterwards. `fetch` copies the server's
-    parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row.
+    parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row, and
+    whether it is the best so far, while the module still holds what was evaluated.
     """
 
     def __init__(
-        self, prepared: Prepared, flat: FlatModule, *, fetch: Callable[[], Tensor], tell: Callable[[Row], None]
+        self, prepared: Prepared, flat: FlatModule, *, fetch: Callable[[], Tensor], tell: Callable[[Row, bool], None]
     ) -> None:
-        self.history: list[Row] = []
+        self.history: list[Row] = list(prepared.past_history)
         self._prepared = prepared
         self._flat = flat
         self._fetch = fetch
@@ -36,28 +42,54 @@ class Evaluations:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[dict[str, float]] | None = None
         self._stamp: Row = {}
-        self._begun = 0
+        self._begun: int | None = None
+        self._abandoned = threading.Event()
 
     def turn(self, stamp: Row, epochs: int) -> None:
         """Begin an evaluation if one is due, and record one that has ended. `epochs` is how many have ended."""
         if self._running is not None and self._running.done():
             self._record()
         due = self._due(stamp, epochs)
+        self._begun = due if self._begun is None else self._begun
         if self._prepared.sets and self._running is None and due > self._begun:
             self._begun, self._stamp = due, stamp
             self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1, everything=False)
 
-    def finish(self, stamp: Row | None) -> None:
-        """Wait for the evaluation under way, and make a last one, with all cores, if there is a stamp for it."""
-        if self._running is not None:
-            self._record()
+    def finish(self, stamp: Row | None, impatient: Callable[[], bool]) -> None:
+        """Make a last evaluation, of everything and with all cores, unless there is no stamp for it, or no patience."""
+        if stamp is None:
+            self._abandoned.set()
+        self._wait(impatient)
         buffers = self._fetch()
         if self._prepared.sets and stamp is not None:
             self._stamp = stamp
             self._running = self._pool.submit(self._evaluate, buffers, torch.get_num_threads(), everything=True)
-            self._record()
-        else:
-            self._load(buffers)
+            self._wait(impatient)
+        self._load(buffers)
+
+    def _wait(self, impatient: Callable[[], bool]) -> None:
+        while self._running is not None:
+            if impatient():
+                self._abandoned.set()
+            if wait([self._running], timeout=_LOOK_S).done:
+                self._record()
+
+    def verdict(self) -> str | None:
+        """Why the run should end by its evaluations: "target", "patience", or None."""
+        until, history = self._prepared.until, self.history
+        if until.target and history and all(self._reached(name, value) for name, value in until.target.items()):
+            return "target"
+        if until.patience is not None and len(history) > until.patience:
+            name, mode = self._prepared.judge
+            values = [row[name] for row in history]
+            best = values.index(max(values) if mode == "max" else min(values))
+            if len(history) - 1 - best >= until.patience:
+                return "patience"
+        return None
+
+    def _reached(self, name: str, value: float) -> bool:
+        found = self.history[-1][name]
+        return bool(found >= value if self._prepared.task.mode(name) == "max" else found <= value)
 
     def close(self) -> None:
         """End the thread."""
@@ -73,9 +105,18 @@ class Evaluations:
     def _record(self) -> None:
         assert self._running is not None
         ended, self._running = self._running, None
-        row = {**self._stamp, **ended.result()}
+        try:
+            row = {**self._stamp, **ended.result()}
+        except Abandoned:
+            return
+        # Whatever the user's metrics and data raise.
+        except Exception as error:
+            raise UserCodeError(f"an evaluation failed with {error!r}\n\n{user_frames(error)}".rstrip()) from error
+        name, mode = self._prepared.judge
+        sign = 1 if mode == "max" else -1
+        better = all(sign * row[name] > sign * before[name] for before in self.history)
         self.history.append(row)
-        self._tell(row)
+        self._tell(row, better)
 
     def _load(self, buffers: Tensor) -> None:
         self._flat.refresh()
@@ -91,6 +132,12 @@ class Evaluations:
                 continue
             # The chance in making an evaluation's batches is the same in each evaluation.
             with seeded(derive(self._prepared.seed, "evaluation")):
-                metrics = evaluate(self._prepared.task, self._flat.module, rows)
+                metrics = evaluate(
+                    self._prepared.task,
+                    self._flat.module,
+                    rows,
+                    self._prepared.evaluation_batch,
+                    self._abandoned.is_set,
+                )
             found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         return found

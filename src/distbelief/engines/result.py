@@ -1,9 +1,7 @@
 """What an engine gives back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from distbelief.downpour.ledger import Account
 from distbelief.errors import DistBeliefError
@@ -13,23 +11,30 @@ STAMP = ("epoch", "examples", "updates", "seconds")
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Sums over a run's life, resumed runs included. Plain numbers: they are written into checkpoints."""
+
+    updates: int = 0
+    """Pushes that every shard used."""
+    seconds: float = 0.0
+    """From the first lease to the end of the last, pauses between a run and its resumption apart."""
+    restarts: int = 0
+    rejected: int = 0
+    """Pushes that were not finite, or that every shard turned away."""
+    staleness: list[int] = field(default_factory=list)
+    """Histogram over all shards, without the zeros at its end."""
+    stalest: int = 0
+    fetched_bytes: int = 0
+    pushed_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Result:
     """A run that has ended; its module holds the server's parameters."""
 
     account: Account
     """Of every example that was leased and not leased again."""
-    updates: int
-    """Pushes that every shard used."""
-    seconds: float
-    """From the first lease to the end of the last."""
-    restarts: int
-    rejected: int
-    """Pushes that were not finite, or that every shard turned away."""
-    staleness: Tensor
-    """Histogram over all shards."""
-    stalest: int
-    fetched_bytes: int
-    pushed_bytes: int
+    totals: Totals
     stopped_by: str
     train_loss: float | None
     """Mean over the replicas' own batches of about the last two seconds; None if none was finite."""

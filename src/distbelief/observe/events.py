@@ -3,11 +3,14 @@
 Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "seconds" (since the first lease; 0 before
 it), and:
 
-    started      replicas, shards, parameters, batch_size, examples_per_epoch, epochs, examples, seconds_limit, seed
+    started      replicas, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
+                 epochs, examples, seconds_limit
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]
-    evaluation   the row that is added to the history
+    evaluation   the row that is added to the history, and whether it is the best so far
+    resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint
+    checkpoint   path, error (one of them is None)
     stopped      stopped_by, examples, updates
 """
 

@@ -58,7 +58,6 @@ class LiveTable:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._evaluation = ""
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Print it above the table."""
@@ -104,7 +103,14 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         return (
             f"{_count(content['replicas'], 'replica')}, {_count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
+            + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
         )
+    if event == "resumed":
+        begun = content["examples"] is None
+        said = "nothing to resume: begins" if begun else f"goes on after {content['examples']:,} examples"
+        return "\n".join([*content["damaged"], said])
+    if event == "checkpoint" and content["error"]:
+        return f"the checkpoint could not be written: {content['error']}"
     if event == "evaluation":
         metrics = "  ".join(
             f"{k} {v:.4f}" for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")
@@ -138,7 +144,7 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def _live() -> Iterator[Observer]:
-    with Live(console=Console(stderr=True), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
+    with Live(console=Console(stderr=True, markup=False), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
         yield LiveTable(live)
 
 
@@ -153,4 +159,4 @@ def watching(progress: bool) -> AbstractContextManager[Observer]:
         return _plain(Silent())
     if sys.stderr.isatty():
         return _live()
-    return _plain(Lines(Console(stderr=True, width=200, highlight=False)))
+    return _plain(Lines(Console(stderr=True, width=200, highlight=False, markup=False)))

@@ -56,8 +56,8 @@ class SGD:
     """Stochastic gradient descent, with momentum if asked for: `torch.optim.SGD(fused=True)`."""
 
     lr: float | Schedule
-    _: KW_ONLY
     momentum: float = 0.0
+    _: KW_ONLY
     nesterov: bool = False
     weight_decay: float = 0.0
 

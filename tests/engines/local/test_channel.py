@@ -23,7 +23,9 @@ def test_messages_keep_their_order_and_bring_descriptors() -> None:
 
 
 def test_what_was_said_before_a_death_can_still_be_read() -> None:
+    """Also if the dead had not read all that was sent to them."""
     ours, theirs = Channel.pair()
+    ours.send("lease", lease=None)
     theirs.send("done", lease=1)
     theirs.close()
     assert ours.receive() == {"kind": "done", "lease": 1, "fds": []}

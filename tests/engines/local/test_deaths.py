@@ -131,6 +131,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert summary["updates"] == 0
 
 
+def test_parameters_that_overflow_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(db.DistBeliefError, match=r"[Ll]ower lr"):
+        train(tmp_path, optimizer=db.SGD(1e38))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"] >= 0
+
+
+def test_an_evaluation_that_fails_ends_the_run_and_nothing_is_lost(tmp_path: Path) -> None:
+    """It passed when it was tried; the run ends with the user's frames, and what was reached is written."""
+    calls = []
+
+    def metric(prediction: Any, target: Any) -> float:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyError("a mistake in a metric")
+        return 0.0
+
+    task = problems.task(test=problems.points(16), metrics={"odd": metric})
+    with pytest.raises(db.DistBeliefError, match="a mistake in a metric"):
+        db.train(task, db.Downpour(replicas=1), until=db.Until(epochs=300), directory=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 CONTROLLER = """
 import sys
 import distbelief as db

@@ -1,13 +1,16 @@
 """A task's way to a worker: arrays are shared, not copied, and files are mapped again."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from distbelief.engines.local.shipping import pack, unpack
+from distbelief.errors import TaskError
 
 
 def there_and_back(thing: Any) -> Any:
@@ -49,6 +52,24 @@ def test_arrays_are_not_in_the_pickle_and_are_mapped_privately() -> None:
     one, other = unpack(os.dup(memory.fd)), unpack(os.dup(memory.fd))
     one["x"].fill_(1)
     assert float(other["x"].sum()) == 0
+
+
+def test_a_part_of_a_tensor_does_not_take_the_whole_along() -> None:
+    whole = torch.zeros(64, 1 << 16)
+    memory = pack([whole[:, :100], whole[:2]])
+    assert memory.nbytes < 4 * (64 * 100 + 2 * (1 << 16)) + 4096
+
+
+def test_a_file_that_was_changed_in_memory_alone_is_not_mapped_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(5000, np.float32))
+    copied = np.load(tmp_path / "x.npy", mmap_mode="c")
+    copied += 1
+    assert there_and_back(copied).sum() == 5000
+
+
+def test_what_cannot_be_sent_is_said_in_a_sentence() -> None:
+    with pytest.raises(TaskError, match="the task cannot be sent to other processes: cannot pickle"):
+        pack(threading.Lock())
 
 
 def test_memory_mapped_files_are_mapped_again(tmp_path: Path) -> None:

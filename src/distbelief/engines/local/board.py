@@ -22,6 +22,10 @@ class Row(NamedTuple):
     fetched_bytes: float = 0
     pushed_bytes: float = 0
 
+    def plus(self, other: "Row") -> "Row":
+        """Field by field."""
+        return Row(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 _FIELDS = len(Row._fields)
 _STOP = 0

@@ -44,7 +44,8 @@ class Channel:
         try:
             body, rights, _, _ = self.socket.recvmsg(_LARGEST, socket.CMSG_SPACE(16 * array.array("i").itemsize))
         except ConnectionResetError:
-            return None
+            # Said once, if the other end died with a message of ours unread; what it had sent before comes after it.
+            return self.receive()
         if not body:
             return None
         message: dict[str, Any] = json.loads(body)

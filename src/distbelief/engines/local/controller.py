@@ -1,33 +1,45 @@
 """The controller: hands out the data, watches and replaces replicas, evaluates, and ends the run."""
 
+import copy
+import functools
 import selectors
+import signal
 import sys
 import time
+from dataclasses import asdict
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from distbelief.checkpoint import Checkpoint
 from distbelief.downpour.ledger import Ledger, Reason, last_push
+from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.local.board import Board, Row
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
+from distbelief.engines.local.server import MappedServer, named_state
 from distbelief.engines.local.shipping import pack
+from distbelief.engines.local.signals import requests_to_end
 from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
-from distbelief.engines.result import Result
+from distbelief.engines.result import Result, Totals
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError, WorkerDied
 from distbelief.gradients import FlatModule
-from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
+from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Outcome, Verdict
 from distbelief.prepare import Prepared
-from distbelief.server.shard import ShardSpec
+from distbelief.run import RunDirectory
+from distbelief.server.block import ShardSpec
 
 _TICK_S = 0.1
 _PROGRESS_S = 1.0
 _GRACE_S = 30.0
+"""How long replicas may take for the batch they are in, at the end of a run."""
+_REQUESTED_GRACE_S = 5.0
+"""The same where the run was asked to end: a machine that is taken away gives little time."""
 _STOPPED_S = 2.0
 """How long a stopped process may hold a shard's lock."""
 
@@ -43,89 +55,138 @@ class Seat:
         self.waiting = False
         """Whether a request for work is unanswered."""
         self.failure: Failure | None = None
+        self.worked = False
+        """Whether it came to its natural end and had worked until then."""
+        self.done: tuple[int, list[Outcome]] = (0, [])
+        """The last lease that was accounted for."""
+
+
+def _job(prepared: Prepared, specs: list[ShardSpec], threads: int, overlap: int, buffers: int) -> Job:
+    return Job(
+        task=prepared.task.without_data(),
+        rows=prepared.rows,
+        batch_size=prepared.batch_size,
+        workers=prepared.workers,
+        method=prepared.method,
+        layout=prepared.layout,
+        specs=specs,
+        moving=prepared.moving,
+        seed=prepared.seed,
+        threads=threads,
+        overlap=overlap,
+        replicas=prepared.replicas,
+        buffers=buffers,
+    )
+
+
+def _ledger(prepared: Prepared) -> Ledger:
+    """The data from their beginning, or from where the run that is resumed stood."""
+    together = prepared.method.admission.round > 1
+    ledger = Ledger(
+        examples=len(prepared.rows),
+        batch_size=prepared.batch_size,
+        replicas=prepared.replicas,
+        epochs=prepared.until.epochs,
+        limit=prepared.until.examples,
+        warmstart=prepared.method.warmstart,
+        quorum=prepared.replicas if together else 1,
+    )
+    if prepared.resumed is not None:
+        ledger.restore_(prepared.resumed.state["ledger"])
+    return ledger
 
 
 @final
 class Controller:
     """One run on this machine. It owns the processes that it takes from `workers`."""
 
-    def __init__(self, prepared: Prepared, *, threads: int, overlap: int, observer: Observer, workers: Workers) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        threads: int,
+        overlap: int,
+        observer: Observer,
+        workers: Workers,
+        files: RunDirectory,
+    ) -> None:
         self._prepared = prepared
         self._observer = observer
+        self._files = files
         self._workers = workers
-        method, layout = prepared.method, prepared.layout
-        self._flat = FlatModule(prepared.module, layout)
+        resumed = prepared.resumed
+        self._flat = FlatModule(prepared.module, prepared.layout, prepared.moving)
+        if resumed is not None:
+            named = prepared.layout.named(self._flat.vector)
+            for name, view in named.items():
+                view.copy_(resumed.tensors[f"parameters/{name}"])
+            self._flat.load_buffers_(resumed.tensors["buffers"])
+        self._past = Totals() if resumed is None else Totals(**resumed.state["totals"])
         count, buffers = prepared.replicas, self._flat.buffers()
-        specs = [
-            ShardSpec(high - low, layout.dtype, method.optimizer, method.admission, count)
-            for low, high in zip(layout.borders, layout.borders[1:], strict=False)
-        ]
-        self._memory = SharedMemory.create(shards_bytes(specs), "shards")
-        self._locks = map_locks(self._memory, len(specs), self._waiting_for)
-        self._shards = map_shards(self._memory, specs, self._locks)
-        for number, shard in enumerate(self._shards):
-            shard.initialise_(layout.part(self._flat.vector, number))
+        self._server = MappedServer(prepared, self._flat.vector, self._waiting_for)
         self._board = Board(SharedMemory.create(Board.nbytes(count, len(buffers)), "board"), count, len(buffers))
         self._board.buffers.copy_(buffers.expand(count, -1))
-        task = prepared.task.without_data()
-        self._job = pack(
-            Job(
-                task, prepared.rows, prepared.batch_size, prepared.workers, method, layout, specs,
-                prepared.seed, threads, overlap, count, len(buffers),
-            )
-        )  # fmt: skip
-        until = prepared.until
-        self._ledger = Ledger(
-            examples=len(prepared.rows),
-            batch_size=prepared.batch_size,
-            replicas=count,
-            epochs=until.epochs,
-            limit=until.examples,
-            warmstart=method.warmstart,
-            quorum=count if method.admission.round > 1 else 1,
-        )
+        self._job = pack(_job(prepared, self._server.specs, threads, overlap, len(buffers)))
+        self._ledger = _ledger(prepared)
         self._seats = [Seat(replica) for replica in range(count)]
         self._selector = selectors.DefaultSelector()
-        self._evaluations = Evaluations(
-            prepared, self._flat, fetch=self._fetch, tell=lambda row: self._tell("evaluation", **row)
+        self._evaluations = Evaluations(prepared, self._flat, fetch=self._fetch, tell=self._tell_evaluation)
+        self._checkpoints = Checkpoints(
+            files.checkpoints,
+            prepared.checkpoint_every,
+            capture=self._capture,
+            tell=lambda content: self._tell("checkpoint", **content),
         )
         self._speeds = Speeds(count)
         self._supervisor = Supervisor()
         self._retired = Row()
-        self._partial = [0] * len(specs)
+        self._resumed_at = self._ledger.total.total
         self._began: float | None = None
         self._ended = 0.0
         self._stopped_by: str | None = None
         self._error: DistBeliefError | None = None
         self._kill_at = float("inf")
+        self._received: list[signal.Signals] = []
+        self._requests = 0
         self._stopped_since: dict[int, float] = {}
         self._living = 0
         self._next_progress = self._next_look = 0.0
 
+    def tell_resumed(self, complaints: list[str]) -> None:
+        """Say what the run goes on from, or that it begins, and which checkpoints were of no use."""
+        resumed = self._prepared.resumed
+        examples = None if resumed is None else resumed.examples
+        self._tell("resumed", examples=examples, damaged=complaints)
+
     # The loop
 
     def run(self) -> Result:
-        """Train to the end. Ctrl-C ends the run early with what there is, a second one at once."""
+        """Train to the end. Ctrl-C or SIGTERM ends the run early with what there is, a second one at once."""
         try:
-            self._start()
-            while any(seat.process for seat in self._seats):
-                try:
-                    self._turn(_TICK_S)
-                except KeyboardInterrupt:
-                    self._stop("interrupted", grace_s=0.0 if self._stopped_by == "interrupted" else 10.0)
-                except (Diverged, UserCodeError, WorkerDied) as error:
-                    self._error = error
-                    self._stop("failure", grace_s=0.0)
-            return self._result()
+            with requests_to_end() as self._received:
+                self._start()
+                while any(seat.process for seat in self._seats):
+                    try:
+                        self._turn(_TICK_S)
+                    except (Diverged, UserCodeError, WorkerDied) as error:
+                        self._error = error
+                        self._stop("failure", grace_s=0.0)
+                    if len(self._received) > self._requests:
+                        self._requests = len(self._received)
+                        why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
+                        self._stop(why, grace_s=_REQUESTED_GRACE_S if self._requests == 1 else 0.0)
+                return self._result()
         finally:
             for seat in self._seats:
                 if seat.process:
                     seat.process.kill()
                     seat.process.reap()
             self._evaluations.close()
+            self._checkpoints.close()
             self._selector.close()
-            for memory in (self._memory, self._board.memory, self._job):
-                memory.close()
+            self._server.close()
+            self._board.memory.close()
+            self._job.close()
 
     def _start(self) -> None:
         prepared, until = self._prepared, self._prepared.until
@@ -136,6 +197,7 @@ class Controller:
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
             examples_per_epoch=len(prepared.rows),
+            chosen_by=prepared.chosen_by,
             epochs=until.epochs,
             examples=until.examples,
             seconds_limit=until.seconds,
@@ -151,7 +213,7 @@ class Controller:
         self._answer_waiting()
         now = time.monotonic()
         seconds = self._prepared.until.seconds
-        if self._stopped_by is None and self._began is not None and seconds and now >= self._began + seconds:
+        if self._stopped_by is None and self._began is not None and seconds and self._seconds >= seconds:
             self._stop("seconds", grace_s=_GRACE_S)
         if now >= self._kill_at:
             for seat in self._seats:
@@ -161,6 +223,9 @@ class Controller:
             self._dismiss_latecomers()
         if self._stopped_by is None and not self._ledger.finished:
             self._evaluations.turn(self._stamp(), self._ledger.epochs_ended)
+            self._checkpoints.turn(self._examples, self._seconds)
+            if (verdict := self._evaluations.verdict()) is not None:
+                self._stop(verdict, grace_s=_GRACE_S)
         if now >= self._next_look:
             self._next_look = now + _TICK_S
             self._watch_locks()
@@ -193,7 +258,7 @@ class Controller:
             replica=seat.replica,
             incarnation=seat.incarnation,
             path=sys.path,
-            fds=(self._job.fd, self._memory.fd, self._board.memory.fd),
+            fds=(self._job.fd, self._server.memory.fd, self._board.memory.fd),
         )
         self._tell("replica", replica=seat.replica, incarnation=seat.incarnation, pid=process.pid)
 
@@ -206,7 +271,8 @@ class Controller:
             seat.waiting = True
             seat.state = "working" if seat.state != "starting" else "ready"
         elif message["kind"] == "done":
-            self._ledger.done(message["lease"], [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]])
+            seat.done = message["lease"], [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
+            self._ledger.done(*seat.done)
             self._ended = time.monotonic()
             self._supervisor.worked()
         else:
@@ -233,8 +299,7 @@ class Controller:
         living = 0 if self._ledger.stopped else len(self._ledger.holders)
         if living != self._living:
             self._living = living
-            for shard in self._shards:
-                shard.set_living(living)
+            self._server.set_living(living)
 
     def _ended_process(self, seat: Seat) -> None:
         process = seat.process
@@ -243,18 +308,13 @@ class Controller:
         status = process.reap()
         seat.process = None
         row = self._board.read(seat.replica)
-        self._retired = Row(*(a + b for a, b in zip(self._retired, row, strict=True)))
+        self._retired = self._retired.plus(row)
         self._board.write(seat.replica, Row())
         self._speeds.restart(seat.replica)
         if seat.state == "done" and seat.replica not in self._ledger.holders:
+            seat.worked = bool(row.examples)
             return
-        standings = [shard.standing(seat.replica, seat.incarnation) for shard in self._shards]
-        last = last_push(standings)
-        if last is not None and last.partial:
-            for number, standing in enumerate(standings):
-                begun = standing is not None and standing.sequence == last.standing.sequence
-                self._partial[number] += begun and standing.verdict.used  # type: ignore[union-attr]
-        account = self._ledger.died(seat.replica, last)
+        account = self._ledger.died(seat.replica, self._server.died(seat.replica, seat.incarnation))
         if account.total:
             self._ended = time.monotonic()
         seat.state = "dead"
@@ -273,7 +333,7 @@ class Controller:
 
     def _watch_locks(self) -> None:
         """Kill a process that is stopped while it holds a shard's lock, since nobody can push past it."""
-        holders = {pid for lock in self._locks if (pid := lock.holder()) is not None}
+        holders = self._server.holders
         for pid in set(self._stopped_since) - holders:
             del self._stopped_since[pid]
         for pid in holders:
@@ -289,29 +349,97 @@ class Controller:
     # Evaluation
 
     def _buffers(self) -> Tensor:
-        """The module's buffers, from the living replicas; from all seats where none lives."""
-        living = [seat.replica for seat in self._seats if seat.process] or list(range(len(self._seats)))
-        return self._flat.mean_buffers(self._board.buffers[living])
+        """The module's buffers: of the replicas that have worked and not died, where what they hold is finite."""
+        worked = [seat.replica for seat in self._seats if seat.worked or self._board.read(seat.replica).examples]
+        rows = self._board.buffers[worked]
+        rows = rows[torch.isfinite(rows).all(1)]
+        return self._flat.mean_buffers(rows if len(rows) else self._board.buffers[:1])
 
     def _fetch(self) -> Tensor:
         """Copy the server's parameters into the controller's module; returns the buffers that belong to them."""
-        for number, shard in enumerate(self._shards):
-            shard.fetch(self._prepared.layout.part(self._flat.vector, number))
+        self._server.fetch(self._flat.vector)
         return self._buffers()
+
+    def _tell_evaluation(self, row: dict[str, Any], best: bool) -> None:
+        if best:
+            self._files.write_model(self._flat.module, self._files.best)
+        self._tell("evaluation", **row, best=best)
+
+    # Checkpoints
+
+    def _capture(self) -> Checkpoint:
+        """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
+        self._listen_to_all()
+        snapshots = self._server.snapshots()
+        ledger = copy.deepcopy(self._ledger)
+        for seat in self._seats:
+            last = last_push([snapshot.standing(seat.replica, seat.incarnation) for snapshot in snapshots])
+            for number in ledger.leases_of(seat.replica):
+                # The snapshot holds a push of a later lease, so this one was accounted for, in a message not yet read.
+                if last is not None and number < last.standing.work.lease:
+                    ledger.done(number, self._outcomes_of(seat, number))
+            ledger.died(seat.replica, last)
+        tensors = named_state(self._prepared.layout, snapshots)
+        return Checkpoint(
+            ledger.total.total,
+            {**tensors, "buffers": self._buffers()},
+            {
+                "seed": self._prepared.seed,
+                "ledger": ledger.state(),
+                "totals": asdict(self._totals()),
+                "version": max(snapshot.version for snapshot in snapshots),
+                "examples": max(snapshot.examples for snapshot in snapshots),
+                "history": self._evaluations.history,
+            },
+        )
+
+    def _listen_to_all(self) -> None:
+        """Read every message that is there."""
+        while ready := self._selector.select(0):
+            for key, _ in ready:
+                self._listen(key.data)
+
+    def _outcomes_of(self, seat: Seat, lease: int) -> list[Outcome]:
+        """What became of a lease whose account the replica has sent."""
+        while seat.done[0] != lease:
+            self._listen(seat)
+        return seat.done[1]
 
     # What is seen
 
     @property
     def _seconds(self) -> float:
-        return 0.0 if self._began is None else time.monotonic() - self._began
+        """Over the run's life."""
+        return self._past.seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
     @property
     def _updates(self) -> int:
-        return min(shard.pushes - partial for shard, partial in zip(self._shards, self._partial, strict=True))
+        return self._past.updates + self._server.updates
 
     @property
     def _examples(self) -> int:
-        return int(self._retired.examples + sum(self._board.read(seat.replica).examples for seat in self._seats))
+        return self._resumed_at + int(self._sums.examples)
+
+    @property
+    def _sums(self) -> Row:
+        """The board's rows of all replicas, the dead ones' included, added up."""
+        rows = (self._board.read(seat.replica) for seat in self._seats)
+        return functools.reduce(Row.plus, rows, self._retired)
+
+    def _totals(self) -> Totals:
+        past, sums = self._past, self._sums
+        staleness = self._server.staleness
+        staleness[: len(past.staleness)] += torch.tensor(past.staleness, dtype=torch.int64)
+        return Totals(
+            self._updates,
+            past.seconds + (max(self._ended, self._began) - self._began if self._began is not None else 0.0),
+            past.restarts + sum(max(0, seat.incarnation - 1) for seat in self._seats),
+            past.rejected + int(sums.rejected),
+            staleness[: int(staleness.nonzero().max()) + 1].tolist() if staleness.any() else [],
+            max(past.stalest, self._server.stalest),
+            past.fetched_bytes + int(sums.fetched_bytes),
+            past.pushed_bytes + int(sums.pushed_bytes),
+        )
 
     def _stamp(self) -> dict[str, Any]:
         return {
@@ -376,34 +504,26 @@ class Controller:
         )
 
     def _result(self) -> Result:
-        """Evaluate what was reached, check every account, and add it all up."""
-        seconds = self._ended - self._began if self._began is not None else 0.0
-        account = self._ledger.total
+        """Evaluate what was reached, check every account, and write it all down."""
+        account, totals = self._ledger.total, self._totals()
         used = account.used + account.partial
         stopped_by = self._stopped_by or ("examples" if self._limit_reached else "epochs")
-        stamp = {**self._stamp(), "epoch": round(used / self._ledger.examples, 3), "examples": used}
-        self._evaluations.finish(None if self._error else {**stamp, "seconds": round(seconds, 3)})
-        self._tell("stopped", stopped_by=stopped_by, examples=used, updates=self._updates)
+        stamp = {"epoch": round(used / self._ledger.examples, 3), "examples": used}
+        stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
+        if self._error is None and not self._server.finite:
+            self._error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
+        wanted = self._error is None and self._requests == 0
+        try:
+            self._evaluations.finish(stamp if wanted else None, impatient=lambda: len(self._received) > 0)
+        except UserCodeError as error:
+            self._error = self._error or error
+        self._checkpoints.finish()
+        self._tell("stopped", stopped_by=stopped_by, examples=used, updates=totals.updates)
         self._ledger.check()
-        for shard in self._shards:
-            shard.check()
+        self._server.check()
         if not self._ledger.finished:
             raise InvariantViolated("the run ended with leases outstanding")
-        return Result(
-            account,
-            self._updates,
-            seconds,
-            sum(seat.incarnation - 1 for seat in self._seats),
-            int(self._retired.rejected),
-            sum((shard.staleness for shard in self._shards), torch.zeros(1, dtype=torch.int64)),
-            max(shard.stalest for shard in self._shards),
-            int(self._retired.fetched_bytes),
-            int(self._retired.pushed_bytes),
-            stopped_by,
-            self._speeds.loss(),
-            self._evaluations.history,
-            self._error,
-        )
+        return Result(account, totals, stopped_by, self._speeds.loss(), self._evaluations.history, self._error)
 
     @property
     def _limit_reached(self) -> bool:

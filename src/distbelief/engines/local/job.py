@@ -1,11 +1,11 @@
 """What a worker is told: everything that the replicas of a run have in common."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from distbelief.data import Rows
 from distbelief.downpour.method import Downpour
+from distbelief.server.block import ShardSpec
 from distbelief.server.layout import Layout
-from distbelief.server.shard import ShardSpec
 from distbelief.task import Task
 
 
@@ -22,11 +22,11 @@ class Job:
     method: Downpour
     layout: Layout
     specs: list[ShardSpec]
+    moving: tuple[str, ...]
+    """The buffers that training changes."""
     seed: int
     threads: int
     overlap: int
     replicas: int
     buffers: int
     """Elements in the module's buffers."""
-    path: list[str] = field(default_factory=list)
-    """The controller's module search path, so that the task's own imports are found."""

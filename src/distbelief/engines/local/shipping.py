@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distbelief.errors import TaskError
 from distbelief.links.mapped import SharedMemory
 
 _LEAST_BYTES = 4096
@@ -39,8 +40,9 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         if type(obj) is Tensor and obj.layout is torch.strided and obj.device.type == "cpu" and not obj.requires_grad:
             # bfloat16 and its like have no numpy dtype, so tensors travel as bytes.
-            if obj.nbytes >= _LEAST_BYTES and obj.is_contiguous() and not obj.is_conj():
-                raw = obj.detach().view(-1).view(torch.uint8).numpy()
+            if obj.nbytes >= _LEAST_BYTES and not obj.is_complex():
+                # A part of a larger tensor would take all of that tensor along.
+                raw = obj.detach().contiguous().view(-1).view(torch.uint8).numpy()
                 return "tensor", self._place(obj, raw), obj.dtype, tuple(obj.shape)
         elif isinstance(obj, np.ndarray) and not obj.dtype.hasobject and obj.nbytes >= _LEAST_BYTES:
             if (mapped := _mapped(obj)) is not None:
@@ -62,6 +64,9 @@ def _mapped(array: np.ndarray) -> tuple[Any, ...] | None:
     while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
         root = root.base
     if not isinstance(root, np.memmap) or root.filename is None or not array.flags.c_contiguous:
+        return None
+    if root.mode == "c":
+        # Written to in memory alone: the file holds something else.
         return None
     offset = root.offset + array.ctypes.data - root.ctypes.data
     return "file", str(root.filename), array.dtype, array.shape, offset
@@ -97,7 +102,10 @@ def pack(thing: object) -> SharedMemory:
     """Pickle into new shared memory; the caller owns it. Whoever maps it sees the arrays without a copy."""
     file = io.BytesIO()
     packer = _Packer(file)
-    packer.dump(thing)
+    try:
+        packer.dump(thing)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise TaskError(f"the task cannot be sent to other processes: {error}") from error
     ends = list(accumulate((_aligned(array.nbytes) for array in packer.arrays), initial=0))
     body = pickle.dumps((ends, file.getvalue()))
     base = _aligned(_HEAD.size + len(body))

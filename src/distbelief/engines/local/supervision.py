@@ -45,9 +45,8 @@ class Supervisor:
                 raise UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
             self._seen.add((failure.error, failure.frames))
         if self._in_a_row == _DEATHS:
-            raise WorkerDied(
-                f"{_DEATHS} replicas died in a row before they finished any work; the last one {_how(status)}"
-            )
+            how = _how(status) if failure is None else f"failed with {failure.error}\n\n{failure.frames}".rstrip()
+            raise WorkerDied(f"{_DEATHS} replicas died in a row before they finished any work; the last one {how}")
 
 
 def _how(status: int) -> str:

@@ -92,7 +92,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     job: Job = unpack(job_fd)
     torch.set_num_threads(job.threads)
     board = Board(SharedMemory(board_fd), job.replicas, job.buffers)
-    flat = FlatModule(job.task.build(job.seed).train(), job.layout)
+    flat = FlatModule(job.task.build(job.seed).train(), job.layout, job.moving)
     flat.load_buffers_(board.buffers[replica])
     memory = SharedMemory(shards_fd)
     links = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]

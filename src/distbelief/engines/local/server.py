@@ -1,0 +1,118 @@
+"""The parameter server of one machine: all shards of a run in one shared memory, which every process maps."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from distbelief.downpour.ledger import LastPush, last_push
+from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
+from distbelief.prepare import Prepared
+from distbelief.server.block import ShardSpec, Snapshot
+from distbelief.server.layout import Layout
+
+
+@final
+class MappedServer:
+    """The controller's side of the shards. `watch` is told which process is in the way of a lock."""
+
+    def __init__(self, prepared: Prepared, vector: Tensor, watch: Callable[[int], None]) -> None:
+        method, self._layout = prepared.method, prepared.layout
+        borders = self._layout.borders
+        self.specs = [
+            ShardSpec(high - low, self._layout.dtype, method.optimizer, method.admission, prepared.replicas)
+            for low, high in itertools.pairwise(borders)
+        ]
+        self.memory = SharedMemory.create(shards_bytes(self.specs), "shards")
+        self._locks = map_locks(self.memory, len(self.specs), watch)
+        self._shards = map_shards(self.memory, self.specs, self._locks)
+        self._partial = [0] * len(self.specs)
+        resumed = prepared.resumed
+        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer.state)
+        self._version: int = 0 if resumed is None else resumed.state["version"]
+        examples: int = 0 if resumed is None else resumed.state["examples"]
+        for number, shard in enumerate(self._shards):
+            parts = {name: self._layout.part(flat, number) for name, flat in state.items()}
+            shard.initialise_(self._layout.part(vector, number), parts, version=self._version, examples=examples)
+
+    @property
+    def updates(self) -> int:
+        """Pushes that every shard used."""
+        counts = zip(self._shards, self._partial, strict=True)
+        return min(shard.pushes - partial for shard, partial in counts) - self._version
+
+    @property
+    def staleness(self) -> Tensor:
+        """Histogram over all shards."""
+        return torch.stack([shard.staleness for shard in self._shards]).sum(0)
+
+    @property
+    def stalest(self) -> int:
+        """The largest staleness of a used push."""
+        return max(shard.stalest for shard in self._shards)
+
+    @property
+    def holders(self) -> set[int]:
+        """The processes that hold a shard's lock just now."""
+        return {pid for lock in self._locks if (pid := lock.holder()) is not None}
+
+    def fetch(self, into: Tensor) -> None:
+        """Copy all parameters into a flat vector."""
+        for number, shard in enumerate(self._shards):
+            shard.fetch(self._layout.part(into, number))
+
+    def set_living(self, replicas: int) -> None:
+        """Tell every shard how many replicas hold leases."""
+        for shard in self._shards:
+            shard.set_living(replicas)
+
+    def died(self, replica: int, incarnation: int) -> LastPush | None:
+        """What the shards know of a dead replica's last push."""
+        standings = [shard.standing(replica, incarnation) for shard in self._shards]
+        last = last_push(standings)
+        if last is not None and last.partial:
+            for number, standing in enumerate(standings):
+                if standing is not None and standing.sequence == last.standing.sequence and standing.verdict.used:
+                    self._partial[number] += 1
+        return last
+
+    def snapshots(self) -> list[Snapshot]:
+        """A copy of every shard, each under its lock for as long as its own copy takes."""
+        return [shard.snapshot() for shard in self._shards]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        return all(bool(torch.isfinite(shard.parameters).all()) for shard in self._shards)
+
+    def check(self) -> None:
+        """Raise `InvariantViolated` unless every shard's account is consistent."""
+        for shard in self._shards:
+            shard.check()
+
+    def close(self) -> None:
+        """Give the memory back, as soon as nobody looks into it any more."""
+        self.memory.close()
+
+
+def named_state(layout: Layout, snapshots: Sequence[Snapshot]) -> dict[str, Tensor]:
+    """Parameters and rule state of all shards as "VECTOR/NAME" tensors, independent of where the vector was cut."""
+    vectors = snapshots[0].vectors.keys() - {"round"}
+    return {
+        f"{vector}/{name}": view
+        for vector in sorted(vectors)
+        for name, view in layout.named(torch.cat([snapshot.vectors[vector] for snapshot in snapshots])).items()
+    }
+
+
+def flat_state(layout: Layout, tensors: Mapping[str, Tensor], fills: Mapping[str, float]) -> dict[str, Tensor]:
+    """The rule's vectors, gathered from "VECTOR/NAME" tensors; what is not among them begins as the rule says."""
+    flat = {}
+    for vector, fill in fills.items():
+        flat[vector] = torch.full((layout.length,), fill, dtype=layout.dtype)
+        for name, view in layout.named(flat[vector]).items():
+            if (tensor := tensors.get(f"{vector}/{name}")) is not None:
+                view.copy_(tensor)
+    return flat

@@ -1,0 +1,204 @@
+"""Resuming: a run that was cut short goes on as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import distbelief as db
+from distbelief.errors import DirectoryError, UsageError
+from tests import problems
+
+ROOT = Path(problems.__file__).parent.parent
+EXAMPLES = 640
+
+
+def train(directory: Path, epochs: int, *, resume: bool = False, **changes: Any) -> db.Run:
+    given: dict[str, Any] = {"replicas": 1, "batch_size": 16, "optimizer": db.Adagrad(0.05)}
+    return db.train(
+        problems.task(test=problems.points()),
+        db.Downpour(**(given | changes)),
+        until=db.Until(epochs=epochs),
+        directory=directory,
+        resume=resume,
+        progress=False,
+    )
+
+
+def same(one: db.Run, other: db.Run) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": db.Adam(0.01)},
+        {"optimizer": db.SGD(db.Cosine(0.1, 6 * EXAMPLES), momentum=0.5)},
+    ],
+    ids=["adagrad", "adam", "momentum-and-schedule"],
+)
+def test_in_two_parts_it_is_the_same_run_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Data, rule state, schedule and step go on where they were; so do history and totals, over other shards too."""
+    whole = train(tmp_path / "whole", 6, **changes)
+    train(tmp_path / "parts", 2, **changes)
+    parts = train(tmp_path / "parts", 6, resume=True, shards=3, **changes)
+    assert same(whole, parts)
+    for field in ("examples", "updates", "account", "epochs"):
+        assert parts.summary[field] == whole.summary[field], field
+    assert parts.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"])
+    assert [row["examples"] for row in parts.history][:1] <= [2 * EXAMPLES]
+    assert len(json.dumps(parts.history)) > 0
+
+
+def test_other_numbers_of_replicas(tmp_path: Path) -> None:
+    train(tmp_path / "run", 2, replicas=2)
+    run = train(tmp_path / "run", 5, resume=True, replicas=3, shards=2)
+    assert run.summary["account"] == {"used": 5 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+    assert run.summary["updates"] == 5 * EXAMPLES / 16
+
+
+def test_nothing_to_resume_begins_and_says_so(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", 1, resume=True)
+    assert run.summary["examples"] == EXAMPLES
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert {"event": "resumed", "seconds": 0.0, "examples": None, "damaged": []} in events
+
+
+CONTROLLER = """
+import sys
+import distbelief as db
+from tests import problems
+db.train(
+    problems.task(), db.Downpour(replicas=2, batch_size=16, optimizer=db.SGD(0.05)),
+    until=db.Until(epochs=int(sys.argv[2])), directory=sys.argv[1], resume=True,
+    checkpoint_every=db.Every(seconds=0.2), progress=False,
+)
+"""
+
+
+def controller(directory: Path, epochs: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CONTROLLER, str(directory), str(epochs)], cwd=ROOT)
+
+
+def wait_for_checkpoints(directory: Path, count: int) -> None:
+    log = directory / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if log.exists() and log.read_text().count('"checkpoint"') >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint was written")
+
+
+def test_after_kill_9_of_the_controller_every_account_is_exact(tmp_path: Path) -> None:
+    """At most the work since the last checkpoint is lost; every epoch's account is exact over all lives of the run."""
+    run = tmp_path / "run"
+    written = 0
+    for _ in range(2):
+        process = controller(run, 1_000_000)
+        written += 2
+        wait_for_checkpoints(run, written)
+        process.kill()
+        process.wait()
+        written = (run / "events.jsonl").read_text().count('"checkpoint"')
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    epochs = newest // EXAMPLES + 3
+    assert controller(run, epochs).wait(timeout=60) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert sum(summary["account"].values()) == epochs * EXAMPLES
+    # A checkpoint can fall between two shards' copies of a push, as a death can fall between the pushes.
+    assert summary["account"]["partial"] <= 3 * 2 * 16
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_sigterm_writes_a_checkpoint_and_can_be_resumed(tmp_path: Path) -> None:
+    process = controller(tmp_path / "run", 1_000_000)
+    wait_for_checkpoints(tmp_path / "run", 1)
+    asked = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=10) != 0
+    assert time.monotonic() - asked < 10
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped_by"] == "terminated"
+    newest = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert newest == summary["examples"]
+
+
+def test_a_directory_in_use_or_of_another_model_is_refused(tmp_path: Path) -> None:
+    process = controller(tmp_path / "run", 1_000_000)
+    wait_for_checkpoints(tmp_path / "run", 1)
+    with pytest.raises(DirectoryError, match="in use by a run that is at work"):
+        train(tmp_path / "run", 3, resume=True)
+    process.kill()
+    process.wait()
+    with pytest.raises(DirectoryError, match="holds a run already"):
+        train(tmp_path / "run", 3)
+    with pytest.raises(UsageError, match="batches of 16 examples"):
+        train(tmp_path / "run", 3, resume=True, batch_size=32)
+    other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
+    with pytest.raises(DirectoryError, match="another model"):
+        db.train(other, db.Downpour(batch_size=16), directory=tmp_path / "run", resume=True, progress=False)
+
+
+def test_resume_needs_a_directory() -> None:
+    with pytest.raises(UsageError, match="resume needs the directory"):
+        db.train(problems.task(), resume=True)
+
+
+def test_starting_from_another_run(tmp_path: Path) -> None:
+    first = train(tmp_path / "first", 5)
+    starts: dict[str, Any] = {"run": first, "directory": tmp_path / "first", "state": first.state_dict()}
+    for name, start in starts.items():
+        run = db.train(
+            problems.task(test=problems.points()),
+            db.Downpour(replicas=1, optimizer=db.SGD(1e-9)),
+            until=db.Until(epochs=1),
+            directory=tmp_path / name,
+            start=start,
+            progress=False,
+        )
+        assert run.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-3)
+
+
+def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", 6)
+    best = max(row["accuracy"] for row in run.history)
+    x, y = problems.points()
+    assert db.accuracy(run.model("best")(x), y) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("until", "why"),
+    [
+        (db.Until(target={"accuracy": 0.5}, epochs=1000), "target"),
+        (db.Until(target={"loss": 1.2}, epochs=1000), "target"),
+        (db.Until(patience=2, epochs=100_000), "patience"),
+    ],
+)
+def test_targets_and_patience(tmp_path: Path, until: db.Until, why: str) -> None:
+    run = db.train(
+        problems.task(test=problems.points()),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.1)),
+        until=until,
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    assert run.summary["stopped_by"] == why
+    for name, value in (until.target or {}).items():
+        assert run.metrics[name] >= value if name == "accuracy" else run.metrics[name] <= value
+
+
+def test_a_target_that_is_no_metric(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the target is speed, which is no metric"):
+        db.train(problems.task(), until=db.Until(target={"speed": 1}), directory=tmp_path, progress=False)
+    with pytest.raises(UsageError, match="need validation or test data"):
+        db.train(problems.task(), until=db.Until(patience=1), directory=tmp_path, progress=False)
