@@ -23,7 +23,8 @@ Y = torch.randn(20, 3, generator=CHANCE)
 
 
 def flat_of(module: nn.Module) -> FlatModule:
-    return FlatModule(module.train(), Layout.of([(name, p.detach()) for name, p in trainable(module)]))
+    moving = [name for name, _ in module.named_buffers()]
+    return FlatModule(module.train(), Layout.of([(name, p.detach()) for name, p in trainable(module)]), moving)
 
 
 def source_of(

@@ -90,6 +90,17 @@ def test_an_awkward_model(tmp_path: Path) -> None:
     assert 1 <= state["norm.num_batches_tracked"] <= 40
 
 
+def test_buffers_of_replicas_that_never_worked_do_not_count(tmp_path: Path) -> None:
+    """Of three replicas one works alone: the running means are its own, not a third of them."""
+    x, y = problems.points()
+    layers = nn.Sequential(nn.BatchNorm1d(16, momentum=None), nn.Linear(16, 4))
+    task = db.Task(layers, nn.CrossEntropyLoss(), train=(x + 5, y))
+    run = train(tmp_path, task, replicas=3, warmstart=640, until=db.Until(epochs=1))
+    state = run.model().state_dict()
+    assert torch.allclose(state["0.running_mean"], (x + 5).mean(0), atol=0.05)
+    assert state["0.num_batches_tracked"] == 20
+
+
 def test_double_precision(tmp_path: Path) -> None:
     x, y = problems.points()
     task = db.Task(lambda: problems.network().double(), nn.CrossEntropyLoss(), train=(x.double(), y))

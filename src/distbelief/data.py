@@ -80,6 +80,21 @@ class SampleRows:
         return self.collate(several(wanted) if several else [self.dataset[i] for i in wanted])
 
 
+class Head:
+    """The first few of some examples."""
+
+    def __init__(self, rows: Rows, length: int) -> None:
+        self._rows = rows
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The examples at these indices."""
+        return self._rows.batch(indices)
+
+
 def _is_array(data: object) -> bool:
     return isinstance(data, Tensor | np.ndarray) or _is_csr(data)
 

@@ -1,5 +1,7 @@
 """Evaluation: the server's parameters, never a replica's drifted copy, over data that is not trained on."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,17 +9,26 @@ from torch import nn
 from distbelief.data import Rows
 from distbelief.task import Task
 
-_BATCH = 512
+
+class Abandoned(Exception):
+    """Nobody waits for the evaluation any more."""
 
 
 @torch.inference_mode()
-def evaluate(task: Task, module: nn.Module, rows: Rows) -> dict[str, float]:
-    """The loss and each metric of a task: means over all examples, where a batch weighs what it weighs in training."""
+def evaluate(
+    task: Task, module: nn.Module, rows: Rows, batch_size: int = 512, abandoned: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
+    """The loss and each metric of a task: means over all examples, where a batch weighs what it weighs in training.
+
+    Raises `Abandoned` between two batches if `abandoned` says so.
+    """
     sums = dict.fromkeys(task.metrics, 0.0)
     loss_sum = loss_weight = 0.0
     module.eval()
-    for start in range(0, len(rows), _BATCH):
-        size = min(_BATCH, len(rows) - start)
+    for start in range(0, len(rows), batch_size):
+        size = min(batch_size, len(rows) - start)
+        if abandoned():
+            raise Abandoned
         batch = rows.batch(np.arange(start, start + size))
         prediction, loss, weight = task.forward(module, batch)
         loss_sum += loss.item() * (size if weight is None else 1)

@@ -1,5 +1,6 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -15,12 +16,14 @@ from distbelief.task import Task, trainable
 class FlatModule:
     """A module whose trained parameters are views of one flat vector.
 
+    `moving` names the buffers that training changes; replicas tell each other of these and of no others.
     Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
     its frozen parameters and its buffers to itself.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
+    def __init__(self, module: nn.Module, layout: Layout, moving: Sequence[str] = ()) -> None:
         self.module = module
+        self._moving = [module.get_buffer(name) for name in moving]
         self.layout = layout
         self.parameters = [parameter for _, parameter in trainable(module)]
         self.vector = torch.zeros(layout.length, dtype=layout.dtype)
@@ -52,20 +55,20 @@ class FlatModule:
         return taken
 
     def buffers(self) -> Tensor:
-        """All of the module's buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
-        parts = [buffer.detach().reshape(-1).double() for buffer in self.module.buffers()]
+        """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
+        parts = [buffer.detach().reshape(-1).double() for buffer in self._moving]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def load_buffers_(self, values: Tensor) -> None:
-        """Copy such a vector into the module's buffers."""
+        """Copy such a vector into the moving buffers."""
         at = 0
-        for buffer in self.module.buffers():
+        for buffer in self._moving:
             buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
             at += buffer.numel()
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self.module.buffers()]
+        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving]
         return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
 
 

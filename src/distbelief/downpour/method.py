@@ -62,9 +62,10 @@ class Downpour:
             raise UsageError(
                 f"admission must be a policy such as Asynchronous() or Buffered(4), not {self.admission!r}"
             )
-        if self.overlap and self.admission.round > 1:
+        if self.admission.round > 1 and (self.overlap or self.n_fetch > 1):
             raise UsageError(
-                f"{self.admission} needs overlap=0: what is computed ahead of a round's end is late for the next"
+                f"{self.admission} needs overlap=0 and n_fetch=1: what is computed from parameters older than its "
+                "round's comes late for it"
             )
 
     @property

@@ -35,6 +35,7 @@ class Progress:
 
     steps: int = 0
     examples: int = 0
+    """In pushes that were used."""
     losses: int = 0
     """Batches whose loss was finite."""
     loss: float = 0.0
@@ -111,6 +112,7 @@ class DownpourReplica:
         if self._account.open:
             await self._push()
         await self._settle()
+        self.watch(self.progress)
         await self.work.done(lease, self._account.outcomes)
 
     async def _fetch(self) -> None:
@@ -148,6 +150,7 @@ class DownpourReplica:
         verdict = verdict_of(replies)
         self._account.settle(work, verdict)
         self.progress.pushes += verdict.used
+        self.progress.examples += work.examples if verdict.used else 0
         self.progress.rejected += not verdict.used
         self.progress.staleness = max(reply.staleness for reply in replies)
 
@@ -165,7 +168,6 @@ class DownpourReplica:
     def _tell(self, gradient: Gradient) -> None:
         progress = self.progress
         progress.steps += 1
-        progress.examples += gradient.examples
         if math.isfinite(gradient.loss):
             progress.losses += 1
             progress.loss += gradient.loss

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from distbelief.ports import Push, Reply
-from distbelief.server.shard import Shard, ShardSpec
+from distbelief.server.block import ShardSpec
+from distbelief.server.shard import Shard
 
 _POLL_S = 0.0005
 """How long a fetch that waits for a version sleeps between looks."""

@@ -28,10 +28,10 @@ def display(progress: bool | Tell) -> Iterator[Tell]:
         yield lambda message, fraction: None
     elif sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as bars:
             yield _bars(bars)
     else:
-        yield _lines(Console(stderr=True, width=200, highlight=False))
+        yield _lines(Console(stderr=True, width=200, highlight=False, markup=False))
 
 
 def _bars(bars: Progress) -> Tell:
