@@ -93,7 +93,8 @@ WRONG_USAGE = [
     ("good.py --lr -1", "lr must be a positive number"),
     ("good.py --seconds 0", "seconds must be a positive number"),
     ("good.py --overlap 3", "overlap must be 0, 1 or None"),
-    ("good.py --buffered 0", "needs a whole number m of 1 or more"),
+    ("good.py --admission buffered:0", "needs a whole number m of 1 or more"),
+    ("good.py --admission often", 'takes "asynchronous" or "buffered:M"'),
     ("good.py --optimizer adam --momentum 0.5", "Adam has no momentum"),
     ("good.py --nope", "No such option '--nope'"),
     ("good.py --device tpu", 'device must be "auto" or "cpu"'),
@@ -199,12 +200,14 @@ def test_a_bare_module_and_a_model_with_frozen_whole_numbers_work(folder: Path) 
 
 
 def test_flags_replace_fields_of_the_method(folder: Path) -> None:
-    flags = "--optimizer sgd --lr 0.5 --momentum 0.9 --n-push 2 --n-fetch 3 --clip-norm 1 --buffered 1 --warmstart 32"
+    flags = "--optimizer sgd --lr 0.5 --momentum 0.9 --n-push 2 --n-fetch 3 --clip-norm 1 --warmstart 32"
+    flags += " --admission buffered:1 --local-lr 0.1"
     result = train("good.py", *flags.split(), "--replicas", "1", "--epochs", "1", "--directory", "run")
     assert result.exit_code == 0, result.output
     method = json.loads((folder / "run" / "method.json").read_text())
     assert method["optimizer"] == {"kind": "SGD", "lr": 0.5, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
     assert (method["n_push"], method["n_fetch"], method["clip_norm"], method["warmstart"]) == (2, 3, 1.0, 32)
+    assert method["local_optimizer"]["lr"] == 0.1
     assert method["admission"] == {"kind": "Buffered", "m": 1}
 
 

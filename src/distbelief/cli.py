@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
     from distbelief.observe.events import Observer
     from distbelief.run import Run
+    from distbelief.server.admission import Admission
     from distbelief.server.rules import Rule
     from distbelief.task import Task
     from distbelief.until import Until
@@ -50,7 +51,9 @@ def main() -> None:
 @click.option("--n-fetch", type=int, help="Batches between fetches.")
 @click.option("--n-push", type=int, help="Batches between pushes; what is pushed is their sum.")
 @click.option("--warmstart", type=int, help="Examples that one replica works alone before the others begin.")
-@click.option("--buffered", type=int, metavar="M", help="Apply the mean of M pushes as one update.")
+@click.option("--admission", metavar="POLICY", help="asynchronous, or buffered:M (the mean of M pushes is one update).")
+@click.option("--local-optimizer", type=click.Choice(sorted(_RATES)), help="The replica's own step between fetches.")
+@click.option("--local-lr", type=float, help="Its learning rate.")
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.")
 @click.option("--overlap", type=int, help="Batches that fetches and pushes may lag behind: 0 or 1.")
 @click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
@@ -158,14 +161,28 @@ def _until(flags: dict[str, Any]) -> Until | None:
 def _method(task: Task, flags: dict[str, Any]) -> Downpour:
     """The task's own method, with what the flags say instead."""
     from distbelief.downpour.method import Downpour
-    from distbelief.server.admission import Buffered
 
     method = task.suggested_method or Downpour()
-    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - {"optimizer"}
+    composed = {"optimizer", "local_optimizer", "admission"}
+    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
     changes = {name: flags[name] for name in fields if flags[name] is not None}
-    if flags["buffered"] is not None:
-        changes["admission"] = Buffered(flags["buffered"])
+    if flags["admission"] is not None:
+        changes["admission"] = _admission(flags["admission"])
+    if flags["local_optimizer"] is not None or flags["local_lr"] is not None:
+        own = {"optimizer": flags["local_optimizer"], "lr": flags["local_lr"]}
+        changes["local_optimizer"] = _rule(method.local_optimizer or method.optimizer, own)
     return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
+
+
+def _admission(text: str) -> Admission:
+    from distbelief.server.admission import Asynchronous, Buffered
+
+    name, _, number = text.partition(":")
+    if name == "asynchronous" and not number:
+        return Asynchronous()
+    if name == "buffered" and number.isdigit():
+        return Buffered(int(number))
+    raise UsageError(f'--admission takes "asynchronous" or "buffered:M", such as buffered:2, not {text!r}')
 
 
 def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
@@ -175,7 +192,7 @@ def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
     kinds: dict[str, Any] = {"adagrad": rules.Adagrad, "adam": rules.Adam, "adamw": rules.AdamW, "sgd": rules.SGD}
     if (name := flags["optimizer"]) is not None and not isinstance(rule, kinds[name]):
         rule = kinds[name](_RATES[name])
-    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags[n] is not None}
+    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags.get(n) is not None}
     fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
     if alien := numbers.keys() - fields:
         raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")

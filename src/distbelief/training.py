@@ -162,6 +162,8 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
         "examples": used,
         "updates": totals.updates,
         "seconds": round(seconds, 3),
+        "setup_seconds": round(result.setup_seconds, 3),
+        "evaluation_seconds": round(result.evaluation_seconds, 3),
         "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
         "train_loss": result.train_loss,
         "metrics": {name: value for name, value in last.items() if name not in STAMP},

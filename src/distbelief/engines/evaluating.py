@@ -1,6 +1,7 @@
 """Evaluation beside training: in a thread of the controller, on a copy of the server's parameters."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, final
@@ -34,6 +35,8 @@ class Evaluations:
     def __init__(
         self, prepared: Prepared, flat: FlatModule, *, fetch: Callable[[], Tensor], tell: Callable[[Row, bool], None]
     ) -> None:
+        self.seconds = 0.0
+        """Spent in evaluations."""
         self.history: list[Row] = list(prepared.past_history)
         self._prepared = prepared
         self._flat = flat
@@ -125,6 +128,7 @@ class Evaluations:
     def _evaluate(self, buffers: Tensor, threads: int, *, everything: bool) -> dict[str, float]:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
         torch.set_num_threads(threads)
+        began = time.monotonic()
         self._load(buffers)
         found = {}
         for prefixes, rows in self._prepared.sets.items():
@@ -140,4 +144,5 @@ class Evaluations:
                     self._abandoned.is_set,
                 )
             found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
+        self.seconds += time.monotonic() - began
         return found

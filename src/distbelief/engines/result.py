@@ -38,6 +38,10 @@ class Result:
     stopped_by: str
     train_loss: float | None
     """Mean over the replicas' own batches of about the last two seconds; None if none was finite."""
+    setup_seconds: float
+    """From the engine's start to the first lease."""
+    evaluation_seconds: float
+    """Spent in evaluations, most of them beside training."""
     history: list[dict[str, Any]]
     """One row an evaluation: the fields of STAMP, then the metrics."""
     error: DistBeliefError | None = None

@@ -141,6 +141,7 @@ class Controller:
         self._supervisor = Supervisor()
         self._retired = Row()
         self._resumed_at = self._ledger.total.total
+        self._born = time.monotonic()
         self._began: float | None = None
         self._ended = 0.0
         self._stopped_by: str | None = None
@@ -523,7 +524,16 @@ class Controller:
         self._server.check()
         if not self._ledger.finished:
             raise InvariantViolated("the run ended with leases outstanding")
-        return Result(account, totals, stopped_by, self._speeds.loss(), self._evaluations.history, self._error)
+        return Result(
+            account,
+            totals,
+            stopped_by,
+            self._speeds.loss(),
+            (self._began or self._born) - self._born,
+            self._evaluations.seconds,
+            self._evaluations.history,
+            self._error,
+        )
 
     @property
     def _limit_reached(self) -> bool:
