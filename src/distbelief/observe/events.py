@@ -11,6 +11,7 @@ it), and:
     evaluation   the row that is added to the history, and whether it is the best so far
     resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint
     checkpoint   path, error (one of them is None)
+    evaluating   training has ended, the last evaluation begins
     stopped      stopped_by, examples, updates
 """
 

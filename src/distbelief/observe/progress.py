@@ -111,6 +111,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         return "\n".join([*content["damaged"], said])
     if event == "checkpoint" and content["error"]:
         return f"the checkpoint could not be written: {content['error']}"
+    if event == "evaluating":
+        return "training has ended; evaluating what was reached"
     if event == "evaluation":
         metrics = "  ".join(
             f"{k} {v:.4f}" for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")

@@ -514,6 +514,8 @@ class Controller:
         if self._error is None and not self._server.finite:
             self._error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
         wanted = self._error is None and self._requests == 0
+        if wanted and self._prepared.sets:
+            self._tell("evaluating")
         try:
             self._evaluations.finish(stamp if wanted else None, impatient=lambda: len(self._received) > 0)
         except UserCodeError as error:
