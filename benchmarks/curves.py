@@ -1,4 +1,4 @@
-"""How the speech tasks learn: trains each with two replicas, and draws accuracy and loss against time and examples.
+"""How the speech tasks learn: trains each with two replicas, and draws their accuracy against time and their loss against examples.
 
 `python -m benchmarks.curves` writes `docs/curves.png` and `benchmarks/results/curves.json`.
 """
@@ -33,23 +33,22 @@ def learn(task: db.Task, seconds: float, every_s: float) -> dict[str, Any]:
 
 
 def draw(summaries: dict[str, dict[str, Any]]) -> None:
-    """One row a task: accuracy against seconds, and against examples."""
+    """One row a task: accuracy against seconds, and loss against examples, both on the validation set."""
     figure, rows = plt.subplots(len(summaries), 2, figsize=(9, 3.2 * len(summaries)), squeeze=False)
-    for (name, summary), axes in zip(summaries.items(), rows, strict=True):
+    for (name, summary), (left, right) in zip(summaries.items(), rows, strict=True):
         history = summary["history"]
-        for axis, key, label in zip(axes, ("seconds", "examples"), ("seconds", "examples used"), strict=True):
-            axis.plot(
-                [row[key] for row in history], [100 * row["accuracy"] for row in history], marker="o", markersize=3
-            )
-            axis.set_xlabel(label)
-            axis.set_ylabel("validation accuracy, %")
+        accuracies = [100 * row["accuracy"] for row in history]
+        left.plot([row["seconds"] for row in history], accuracies, marker="o", markersize=3)
+        left.set_xlabel("seconds")
+        left.set_ylabel("validation accuracy, %")
+        left.set_title(f"{name}: {summary['parameters']:,} parameters, {summary['replicas']} replicas", fontsize=10)
+        losses = [row["loss"] for row in history]
+        right.plot([row["examples"] / 1000 for row in history], losses, marker="o", markersize=3, color="tab:red")
+        right.set_xlabel("thousand examples used")
+        right.set_ylabel("validation loss")
+        right.set_title(f"test accuracy at the end {100 * summary['metrics']['test_accuracy']:.1f} %", fontsize=10)
+        for axis in (left, right):
             axis.grid(alpha=0.3)
-        axes[0].set_title(
-            f"{name}: {summary['parameters']:,} parameters, {summary['replicas']} replicas",
-            loc="left",
-            fontsize=10,
-        )
-        axes[1].set_title(f"test accuracy at the end {100 * summary['metrics']['test_accuracy']:.1f} %", fontsize=10)
     figure.tight_layout()
     _PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(_PICTURE, dpi=110)
