@@ -1,4 +1,4 @@
-"""How the speech tasks learn: trains each with two replicas, and draws their accuracy against time and their loss against examples.
+"""How the speech tasks learn: each is trained with two replicas; accuracy is drawn by time, loss by examples.
 
 `python -m benchmarks.curves` writes `docs/curves.png` and `benchmarks/results/curves.json`.
 """
