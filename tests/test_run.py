@@ -30,11 +30,22 @@ def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(paths) == 5
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_what_is_written_is_json_whatever_it_holds(tmp_path: Path) -> None:
+    with closing(RunDirectory(tmp_path / "run")) as files:
+        files.write_json("summary.json", {"loss": float("nan"), "rates": (1, 2.5), "path": tmp_path, "3": [float("inf")]})
+        files.event("evaluation", {"loss": float("-inf")})
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert json.loads(text) == {"loss": None, "rates": [1, 2.5], "path": str(tmp_path), "3": [None]}
+    assert "Infinity" not in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(RunDirectory(tmp_path / "run")) as files:
         files.write_json("summary.json", {"a": 1})
-        with pytest.raises(TypeError):
-            files.write_json("summary.json", {(1, 2): 3})  # type: ignore[dict-item]
+        monkeypatch.setattr("distbelief.run.json.dumps", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            files.write_json("summary.json", {"a": 2})
+        monkeypatch.undo()
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {"a": 1}
 
 

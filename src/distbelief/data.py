@@ -177,6 +177,7 @@ def _check_sampler(loader: DataLoader[Any], name: str) -> None:
         type(sampler) not in (RandomSampler, SequentialSampler)
         or type(loader.batch_sampler) is not BatchSampler
         or len(sampler) != len(loader.dataset)  # type: ignore[arg-type]
+        or getattr(sampler, "replacement", False)
     ):
         raise DataError(
             f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"

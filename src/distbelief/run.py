@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, final
@@ -61,12 +62,12 @@ class RunDirectory:
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
-        self._events.write(json.dumps({"event": event, **content}, default=str) + "\n")
+        self._events.write(json.dumps(_plain({"event": event, **content})) + "\n")
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
         partial.replace(self.path / name)
 
     def write_model(self, module: nn.Module, path: Path | None = None) -> None:
@@ -81,6 +82,17 @@ class RunDirectory:
         """Close the log, and let others in."""
         self._events.close()
         self._lock.close()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: what is not finite is null, and what is no number, text or collection is told as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
 
 
 def _fresh() -> Path:
