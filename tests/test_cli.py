@@ -93,7 +93,7 @@ WRONG_USAGE = [
     ("good.py --lr -1", "lr must be a positive number"),
     ("good.py --seconds 0", "seconds must be a positive number"),
     ("good.py --overlap 3", "overlap must be 0, 1 or None"),
-    ("good.py --admission buffered:0", "needs a whole number m of 1 or more"),
+    ("good.py --admission buffered:0", "m must be a whole number of 1 or more"),
     ("good.py --admission often", 'takes "asynchronous" or "buffered:M"'),
     ("good.py --optimizer adam --momentum 0.5", "Adam has no momentum"),
     ("good.py --nope", "No such option '--nope'"),

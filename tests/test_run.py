@@ -32,7 +32,9 @@ def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_is_written_is_json_whatever_it_holds(tmp_path: Path) -> None:
     with closing(RunDirectory(tmp_path / "run")) as files:
-        files.write_json("summary.json", {"loss": float("nan"), "rates": (1, 2.5), "path": tmp_path, "3": [float("inf")]})
+        files.write_json(
+            "summary.json", {"loss": float("nan"), "rates": (1, 2.5), "path": tmp_path, "3": [float("inf")]}
+        )
         files.event("evaluation", {"loss": float("-inf")})
     text = (tmp_path / "run" / "summary.json").read_text()
     assert json.loads(text) == {"loss": None, "rates": [1, 2.5], "path": str(tmp_path), "3": [None]}

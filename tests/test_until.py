@@ -15,11 +15,11 @@ def test_an_end_may_be_several() -> None:
     ("given", "complaint"),
     [
         ({}, "Until needs at least one of epochs"),
-        ({"epochs": 0}, "epochs must be a positive whole number, not 0"),
-        ({"epochs": 1.5}, "epochs must be a positive whole number, not 1.5"),
-        ({"epochs": True}, "epochs must be a positive whole number, not True"),
-        ({"examples": -5}, "examples must be a positive whole number, not -5"),
-        ({"examples": "many"}, "examples must be a positive whole number, not 'many'"),
+        ({"epochs": 0}, "epochs must be a whole number of 1 or more, not 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number of 1 or more, not 1.5"),
+        ({"epochs": True}, "epochs must be a whole number of 1 or more, not True"),
+        ({"examples": -5}, "examples must be a whole number of 1 or more, not -5"),
+        ({"examples": "many"}, "examples must be a whole number of 1 or more, not 'many'"),
         ({"seconds": 0}, "seconds must be a positive number, not 0"),
         ({"seconds": float("inf")}, "seconds must be a positive number, not inf"),
         ({"seconds": float("nan")}, "seconds must be a positive number, not nan"),
@@ -35,8 +35,8 @@ def test_an_end_that_cannot_come_is_refused(given: dict[str, Any], complaint: st
     [
         ({}, "exactly one of examples and seconds"),
         ({"examples": 1, "seconds": 1}, "exactly one of examples and seconds"),
-        ({"examples": 0}, "examples must be a positive whole number, not 0"),
-        ({"examples": 1.0}, "examples must be a positive whole number, not 1.0"),
+        ({"examples": 0}, "examples must be a whole number of 1 or more, not 0"),
+        ({"examples": 1.0}, "examples must be a whole number of 1 or more, not 1.0"),
         ({"seconds": -1}, "seconds must be a positive number, not -1"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from torch import Tensor, nn
 
 from distbelief.chance import derive
+from distbelief.checks import check_whole
 from distbelief.data import seeded
 from distbelief.errors import TaskError, UsageError
 
@@ -84,8 +85,7 @@ class Task:
             raise TaskError(f"{'step' if loss is None else 'loss'} must be a function, not {loss or step!r}")
         if isinstance(loss, type):
             raise TaskError(f"loss is the class {loss.__name__}: give an instance, {loss.__name__}()")
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-            raise TaskError(f"num_workers must be a whole number of 0 or more, not {num_workers!r}")
+        check_whole("num_workers", num_workers, least=0, error=TaskError)
         if train is None:
             raise TaskError("train must be data, not None")
         if "loss" in metrics:

@@ -4,13 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from distbelief.checks import check_whole
 from distbelief.errors import UsageError
 
 
 def _check_positive(value: object, name: str, *, whole: bool) -> None:
-    kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
-        raise UsageError(f"{name} must be a positive {'whole number' if whole else 'number'}, not {value!r}")
+    if whole:
+        check_whole(name, value)
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a positive number, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def test_a_round_of_one_is_asynchronous() -> None:
 
 @pytest.mark.parametrize("m", [0, -1, 2.0, "2"])
 def test_a_round_is_a_whole_number_of_pushes(m: int) -> None:
-    with pytest.raises(UsageError, match="needs a whole number m of 1 or more"):
+    with pytest.raises(UsageError, match="m must be a whole number of 1 or more"):
         Buffered(m)
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+from distbelief.checks import check_whole
 from distbelief.errors import UsageError
 from distbelief.server.admission import Admission, Asynchronous
 from distbelief.server.rules import Adagrad, Rule
@@ -40,14 +41,9 @@ class Downpour:
     def __post_init__(self) -> None:
         for name in ("replicas", "shards", "batch_size", "n_fetch", "n_push"):
             value = getattr(self, name)
-            if (name, value) in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}")
-        if isinstance(self.warmstart, bool) or not isinstance(self.warmstart, int) or self.warmstart < 0:
-            raise UsageError(
-                f"warmstart counts examples and must be a whole number of 0 or more, not {self.warmstart!r}"
-            )
+            if (name, value) not in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
+                check_whole(name, value)
+        check_whole("warmstart", self.warmstart, least=0)
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UsageError(f"clip_norm must be a positive number or None, not {self.clip_norm!r}")
         if self.overlap not in (None, 0, 1):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
-from distbelief.errors import UsageError
+from distbelief.checks import check_whole
 from distbelief.ports import Verdict
 
 
@@ -63,8 +63,7 @@ class Buffered:
     m: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.m, int) and self.m >= 1):
-            raise UsageError(f"Buffered(m) needs a whole number m of 1 or more, not {self.m!r}")
+        check_whole("m", self.m)
 
     @property
     def round(self) -> int:

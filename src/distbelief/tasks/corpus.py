@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from platformdirs import user_cache_path
 
+from distbelief.checks import check_whole
 from distbelief.errors import DataError, TaskError
 from distbelief.tasks import cache
 from distbelief.tasks.display import display
@@ -67,8 +68,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.hours, bool) or not isinstance(self.hours, int | float) or not 0 < self.hours < math.inf:
             raise TaskError(f"hours must be a positive number of hours of speech, not {self.hours!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise TaskError(f"seed must be a whole number of 0 or more, not {self.seed!r}")
+        check_whole("seed", self.seed, least=0, error=TaskError)
 
 
 def provide(recipe: Recipe, progress: bool | cache.Tell = True) -> Path:

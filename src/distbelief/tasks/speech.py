@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from distbelief.checks import check_whole
 from distbelief.downpour.method import Downpour
 from distbelief.errors import TaskError
 from distbelief.server.rules import Adagrad
@@ -35,8 +36,7 @@ def speech(hours: float = 2, *, seed: int = 0, width: int = 512, layers: int = 4
     `DataError` where the cache cannot be written.
     """
     for name, value in (("width", width), ("layers", layers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TaskError(f"{name} must be a whole number of 1 or more, not {value!r}")
+        check_whole(name, value, error=TaskError)
     model = partial(rectified, (INPUTS, *[width] * layers, STATES))
     method = Downpour(optimizer=Adagrad(0.01), batch_size=128)
     return _task(model, Recipe(hours, seed), "states", progress).suggest(method=method, until=Until(epochs=10))

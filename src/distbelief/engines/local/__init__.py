@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, final
 
+from distbelief.checks import check_whole
 from distbelief.errors import UsageError
 
 
@@ -22,10 +23,8 @@ class Local:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
             raise UsageError(f'device must be "auto" or "cpu", not {self.device!r}')
-        if self.threads is not None and (
-            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
-        ):
-            raise UsageError(f"threads must be a whole number of 1 or more, not {self.threads!r}")
+        if self.threads is not None:
+            check_whole("threads", self.threads)
 
     @property
     def replicas(self) -> int:
