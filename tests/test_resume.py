@@ -66,6 +66,20 @@ def test_other_numbers_of_replicas(tmp_path: Path) -> None:
     assert run.summary["updates"] == 5 * EXAMPLES / 16
 
 
+def test_an_end_that_lies_before_the_run_is_its_end(tmp_path: Path) -> None:
+    """What had been begun beyond it is not worked on."""
+    before = db.train(
+        problems.task(),
+        db.Downpour(replicas=2, batch_size=16),
+        until=db.Until(examples=3 * EXAMPLES + 200),
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    for epochs in (2, 3):
+        run = train(tmp_path / "run", epochs, resume=True)
+        assert run.summary["examples"] == before.summary["examples"]
+
+
 def test_nothing_to_resume_begins_and_says_so(tmp_path: Path) -> None:
     run = train(tmp_path / "run", 1, resume=True)
     assert run.summary["examples"] == EXAMPLES

@@ -35,11 +35,11 @@ def main() -> None:
     """Train PyTorch models on machines that are slow, unlike each other, and die."""
 
 
-@main.command()
+@main.command(short_help="Train a ready-made task, or one of a Python file.")
 @click.argument("task")
 @click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="Where replicas compute.")
+@click.option("--device", default="auto", show_default=True, help="Where replicas compute: the CPU.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
 @click.option("--shards", type=int, help="Parts of the parameter vector.")
@@ -57,10 +57,10 @@ def main() -> None:
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.")
 @click.option("--overlap", type=int, help="Batches that fetches and pushes may lag behind: 0 or 1.")
 @click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
-@click.option("--epochs", type=int, help="Stop after so many passes over the data.")
-@click.option("--seconds", type=float, help="Stop after so much time.")
-@click.option("--examples", type=int, help="Stop after so many examples.")
-@click.option("--target", multiple=True, metavar="NAME=VALUE", help="Stop when a metric has reached a value.")
+@click.option("--epochs", type=int, help="Stop after so many passes over the data, counted from the run's beginning.")
+@click.option("--seconds", type=float, help="Stop after so much time of training, resumed runs included.")
+@click.option("--examples", type=int, help="Stop after so many examples, resumed runs included.")
+@click.option("--target", multiple=True, metavar="NAME=VALUE", help="Stop when a metric is as good as this.")
 @click.option("--patience", type=int, help="Stop after so many evaluations in a row that bring nothing better.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
@@ -85,7 +85,7 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
         _fail(error, verbose=verbose)
 
 
-@main.command()
+@main.command(short_help="Evaluate a run's model on its task's test set.")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
 def evaluate(directory: Path, verbose: bool) -> None:
@@ -99,7 +99,7 @@ def evaluate(directory: Path, verbose: bool) -> None:
     click.echo("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
-@main.command()
+@main.command(short_help="Write what a run's model says of the rows of a .npy file.")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("inputs", metavar="INPUT.npy", type=click.Path(path_type=Path))
 @click.option("--output", required=True, metavar="OUT.npy", type=click.Path(path_type=Path), help="Where to write.")
@@ -201,16 +201,21 @@ def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
 
 def _report(run: Run) -> str:
     """What a person wants to know of a run that has ended."""
-    s = run.summary
+    from distbelief.observe.progress import told
+
+    s, staleness = run.summary, run.summary["staleness"]
     lines = [
         f"{s['examples']:,} examples in {s['seconds']:.1f} s ({s['examples_per_second']:,.0f}/s), "
         f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
-        f"staleness: median {s['staleness']['median']}, 99 % {s['staleness']['p99']}, largest {s['staleness']['max']}",
+        f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates",
     ]
-    values = {"train_loss": s["train_loss"], **s["metrics"]}
-    lines.append("  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None))
+    if s["train_loss"] is not None:
+        lines.append(told({"train_loss": s["train_loss"], **s["metrics"]}))
+    elif s["metrics"]:
+        lines.append(told(s["metrics"]))
     if s["restarts"] or s["rejected"]:
-        lines.append(f"{s['restarts']} replicas replaced, {s['rejected']} pushes rejected")
+        account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
+        lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}; examples: {account}")
     return "\n".join([*lines, f"written to {run.directory}"])
 
 

@@ -76,6 +76,7 @@ class RunDirectory:
         partial = path.with_name(f".{path.name}.partial")
         # Tensors that share memory are refused by the format: each name gets a copy.
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}, partial)
+        partial.chmod(0o644)
         partial.replace(path)
 
     def close(self) -> None:

@@ -62,6 +62,17 @@ def test_events_are_told_in_sentences(event: str, content: dict[str, Any], expec
     assert expected in out.getvalue()
 
 
+def test_a_flood_of_evaluations_is_told_of_once_and_the_last_one_always() -> None:
+    shown, out = lines()
+    for examples in range(100):
+        shown.event("evaluation", seconds=1.0, examples=examples, loss=0.5)
+    shown.event("evaluating", seconds=1.0)
+    shown.event("evaluation", seconds=1.0, examples=100, loss=0.5, test_loss=0.5, accuracy=0.25)
+    first, _, last = out.getvalue().splitlines()
+    assert first.endswith("evaluated after 0 examples: loss 0.5000")
+    assert last.endswith("evaluated after 100 examples: loss 0.5000  accuracy 0.2500")
+
+
 def test_events_that_the_status_shows_anyway_are_not_printed() -> None:
     shown, out = lines()
     shown.event("progress", 1.0, examples=3)

@@ -125,7 +125,14 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether all work is done, or the ledger was stopped and every lease has ended."""
-        return not self._leases and (self.stopped or (not self._released and self._exhausted))
+        return not self._leases and (self.stopped or (self._waiting is None and self._exhausted))
+
+    @property
+    def _waiting(self) -> Lease | None:
+        """What was released first and is still wanted: a run may go on with an end that lies before it."""
+        if self._limit is not None and self._remaining <= 0:
+            return None
+        return next((p for p in self._released if self._epochs is None or p.epoch < self._epochs), None)
 
     @property
     def _exhausted(self) -> bool:
@@ -153,8 +160,9 @@ class Ledger:
                 self._alone = holder
             if self._alone != holder:
                 return Grant(None, Reason.WARM_START)
-        if self._released:
-            portion = self._released.popleft()
+        if (waiting := self._waiting) is not None:
+            portion = waiting
+            self._released.remove(waiting)
         elif not self._exhausted:
             portion = self._next()
         else:

@@ -16,6 +16,9 @@ from distbelief.observe.events import Observer, Status
 
 _LINE_S = 5.0
 _LONGEST = 80
+_EVALUATIONS_S = 1.0
+"""How often evaluations are told of, at most: a small task makes dozens a second."""
+_WHY = {"interrupted": "Ctrl-C", "terminated": "SIGTERM", "failure": "a failure"}
 _REDRAWS_PER_S = 5
 
 
@@ -30,6 +33,24 @@ class Silent:
         """Nothing."""
 
 
+class _Throttle:
+    """Lets evaluations pass once in a while, and the last one of a run always."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def passes(self, event: str) -> bool:
+        if event == "evaluating":
+            self._next = 0.0
+        if event != "evaluation":
+            return True
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _EVALUATIONS_S
+        return True
+
+
 @final
 class Lines:
     """A line every few seconds, and one for each thing that happens."""
@@ -37,9 +58,12 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._next = 0.0
+        self._throttle = _Throttle()
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Print what a person wants to know of it."""
+        if not self._throttle.passes(event):
+            return
         if line := sentence(event, content):
             self._console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
 
@@ -58,9 +82,12 @@ class LiveTable:
 
     def __init__(self, live: Live) -> None:
         self._live = live
+        self._throttle = _Throttle()
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Print it above the table."""
+        if not self._throttle.passes(event):
+            return
         if line := sentence(event, content):
             self._live.console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
 
@@ -114,17 +141,23 @@ def sentence(event: str, content: dict[str, Any]) -> str:
     if event == "evaluating":
         return "training has ended; evaluating what was reached"
     if event == "evaluation":
-        metrics = "  ".join(
-            f"{k} {v:.4f}" for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")
-        )
-        return f"evaluated after {content['examples']:,} examples: {metrics}"
+        numbers = {k: v for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")}
+        return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
     if event == "died":
         return f"replica #{content['replica']} died ({_why(content)}); what it held is leased again"
     if event == "stopped":
-        return (
-            f"stopped by {content['stopped_by']} after {content['examples']:,} examples, {content['updates']:,} updates"
-        )
+        why = _WHY.get(content["stopped_by"], content["stopped_by"])
+        return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
     return ""
+
+
+def told(metrics: dict[str, float]) -> str:
+    """Metrics in a line; the test set's are left out where they are those of the set that chooses."""
+    return "  ".join(
+        f"{name} {value:.4f}"
+        for name, value in metrics.items()
+        if not (name.startswith("test_") and metrics.get(name.removeprefix("test_")) == value)
+    )
 
 
 def _why(content: dict[str, Any]) -> str:
