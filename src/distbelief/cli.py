@@ -124,7 +124,7 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
     from distbelief import taskfile
     from distbelief.engines.local import Local
     from distbelief.observe.progress import watching
-    from distbelief.training import train_with
+    from distbelief.training import Request, fulfil
 
     try:
         engine = Local(device=flags["device"], threads=flags["threads"])
@@ -134,18 +134,17 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     watch: AbstractContextManager[Observer] = watching(not quiet)
-    return train_with(
-        workers,
-        task,
-        method,
+    request = Request(
+        task=task,
+        method=method,
         engine=engine,
         until=until,
         directory=flags["directory"],
         resume=flags["resume"],
         start=flags["start"],
         seed=flags["seed"],
-        watch=watch,
     )
+    return fulfil(request, workers, watch)
 
 
 def _until(flags: dict[str, Any]) -> Until | None:

@@ -1,8 +1,9 @@
 """Training: where a task, a method and an engine meet."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from distbelief.checkpoint import newest
 from distbelief.downpour.method import Downpour
+from distbelief.engines.callbacks import Callback
 from distbelief.engines.local import Local
 from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
@@ -27,6 +29,47 @@ from distbelief.until import Every, Until
 _DEFAULT_EPOCHS = 10
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `train` was asked for, its kinds checked. The fields are `train`'s own arguments."""
+
+    task: Task
+    method: Downpour | None = None
+    engine: Local | None = None
+    until: Until | None = None
+    directory: Path | None = None
+    resume: bool = False
+    start: Run | str | Path | Mapping[str, Tensor] | None = None
+    evaluate_every: Every | None = None
+    checkpoint_every: Every | None = None
+    callbacks: Sequence[Callback] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = {
+            "task": Task,
+            "method": Downpour,
+            "engine": Local,
+            "until": Until,
+            "evaluate_every": Every,
+            "checkpoint_every": Every,
+            "seed": int,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if (value is None and name not in ("task", "seed")) or (
+                isinstance(value, kind) and not isinstance(value, bool)
+            ):
+                continue
+            wrong = f"{name} must be of type {kind.__name__}, not {value!r}"
+            raise (TaskError if name == "task" else UsageError)(wrong)
+        if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
+            raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
+        if self.resume and self.directory is None:
+            raise UsageError("resume needs the directory of the run to go on with")
+
+
 def train(
     task: Task,
     method: Downpour | None = None,
@@ -38,6 +81,7 @@ def train(
     start: Run | str | Path | Mapping[str, Tensor] | None = None,
     evaluate_every: Every | None = None,
     checkpoint_every: Every | None = None,
+    callbacks: Sequence[Callback] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
@@ -47,66 +91,49 @@ def train(
     a fresh one under `runs/` if None. `resume`: go on from the directory's newest checkpoint, with any number of
     replicas and shards, or begin if there is none. `start`: the parameters to begin with, of a run, its directory, or a
     `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None, and at the end.
+    `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
+    `LiveRun`, whose `stop` ends the run.
 
     Raises `UsageError` for what cannot work, what the user's own code raises on its first batch, `UserCodeError` for
     what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C or
     SIGTERM. Once training has begun, what was reached by then is written first.
     """
+    request = Request(
+        task=task,
+        method=method,
+        engine=engine,
+        until=until,
+        directory=None if directory is None else Path(directory),
+        resume=resume,
+        start=start,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        callbacks=callbacks,
+        seed=seed,
+    )
     with Workers() as workers:
-        return train_with(
-            workers,
-            task,
-            method,
-            engine=engine,
-            until=until,
-            directory=directory,
-            resume=resume,
-            start=start,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            seed=seed,
-            watch=watching(progress),
-        )
+        return fulfil(request, workers, watching(progress))
 
 
-def train_with(
-    workers: Workers,
-    task: Task,
-    method: Downpour | None,
-    *,
-    engine: Local | None,
-    until: Until | None,
-    directory: str | Path | None,
-    resume: bool = False,
-    start: Run | str | Path | Mapping[str, Tensor] | None = None,
-    evaluate_every: Every | None = None,
-    checkpoint_every: Every | None = None,
-    seed: int,
-    watch: AbstractContextManager[Observer],
-) -> Run:
-    """`train`, with processes that may have been started ahead of it, and any kind of progress."""
-    _check_kinds(task=(task, Task), method=(method, Downpour), engine=(engine, Local), until=(until, Until))
-    _check_kinds(evaluate_every=(evaluate_every, Every), checkpoint_every=(checkpoint_every, Every), seed=(seed, int))
-    folder = None if directory is None else Path(directory)
-    if resume and folder is None:
-        raise UsageError("resume needs the directory of the run to go on with")
-    resumed, complaints = newest(folder / "checkpoints") if resume and folder is not None else (None, [])
-    seed = seed if resumed is None else resumed.state["seed"]
-    engine = engine or Local()
-    method = method or task.suggested_method or Downpour()
+def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Observer]) -> Run:
+    """Do what was asked, with processes that may have been started ahead, and any kind of progress."""
+    folder = request.directory if request.resume else None
+    resumed, complaints = (None, []) if folder is None else newest(folder / "checkpoints")
+    engine = request.engine or Local()
+    method = request.method or request.task.suggested_method or Downpour()
     workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     prepared = prepare(
-        task,
+        request.task,
         method,
-        until=until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
-        evaluate_every=evaluate_every,
-        seed=seed,
+        until=request.until or request.task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        evaluate_every=request.evaluate_every,
+        seed=request.seed if resumed is None else resumed.state["seed"],
         replicas=lambda: engine.replicas,
-        checkpoint_every=checkpoint_every or Every(seconds=60),
-        start=None if start is None else _state_dict(start),
+        checkpoint_every=request.checkpoint_every or Every(seconds=60),
+        start=None if request.start is None else _state_dict(request.start),
         resumed=resumed,
     )
-    with closing(RunDirectory(folder, resume=resume)) as files, watch as seen:
+    with closing(RunDirectory(request.directory, resume=request.resume)) as files, watch as seen:
         model = digest(prepared.module)
         files.check_digest(model)
         controller = Controller(
@@ -116,25 +143,17 @@ def train_with(
             observer=_Both(files, seen),
             workers=workers,
             files=files,
+            callbacks=request.callbacks,
         )
         files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
-        files.write_json("task.json", {"format": FORMAT, **task.origin, "digest": model})
-        if resume:
+        files.write_json("task.json", {"format": FORMAT, **request.task.origin, "digest": model})
+        if request.resume:
             controller.tell_resumed(complaints)
         result = controller.run()
         # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
         del controller
         gc.collect()
         return _finish(prepared, result, files)
-
-
-def _check_kinds(**given: tuple[object, type]) -> None:
-    for name, (value, kind) in given.items():
-        if (value is None and name not in ("task", "seed")) or (
-            isinstance(value, kind) and not isinstance(value, bool)
-        ):
-            continue
-        raise (TaskError if name == "task" else UsageError)(f"{name} must be of type {kind.__name__}, not {value!r}")
 
 
 def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -7,6 +7,8 @@ The worker says "lease" (it wants work), "done" (a lease has ended) and "failed"
 import array
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, final
 
 _LARGEST = 1 << 17
@@ -18,6 +20,8 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
+        self.over = False
+        """Whether the other end is closed and all that it sent has been read."""
 
     @classmethod
     def pair(cls) -> tuple["Channel", "Channel"]:
@@ -39,14 +43,21 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> dict[str, Any] | None:
+    def pending(self) -> Iterator[dict[str, Any]]:
+        """The messages that are there, as they are read; never waits."""
+        with suppress(BlockingIOError):
+            while (message := self.receive(socket.MSG_DONTWAIT)) is not None:
+                yield message
+
+    def receive(self, flags: int = 0) -> dict[str, Any] | None:
         """The next message, its descriptors under "fds"; waits for one. None if the other end is closed."""
         try:
-            body, rights, _, _ = self.socket.recvmsg(_LARGEST, socket.CMSG_SPACE(16 * array.array("i").itemsize))
+            body, rights, _, _ = self.socket.recvmsg(_LARGEST, socket.CMSG_SPACE(16 * array.array("i").itemsize), flags)
         except ConnectionResetError:
             # Said once, if the other end died with a message of ours unread; what it had sent before comes after it.
-            return self.receive()
+            return self.receive(flags)
         if not body:
+            self.over = True
             return None
         message: dict[str, Any] = json.loads(body)
         fds = array.array("i")

@@ -6,17 +6,20 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distbelief.checkpoint import Checkpoint
 from distbelief.downpour.ledger import Ledger, Reason, last_push
+from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.local.board import Board, Row
+from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.server import MappedServer, named_state
@@ -38,6 +41,8 @@ _TICK_S = 0.1
 _PROGRESS_S = 1.0
 _GRACE_S = 30.0
 """How long replicas may take for the batch they are in, at the end of a run."""
+_EXIT_S = 10.0
+"""How long a replica may take to leave when there is no more work: threads of the user's may never end."""
 _REQUESTED_GRACE_S = 5.0
 """The same where the run was asked to end: a machine that is taken away gives little time."""
 _STOPPED_S = 2.0
@@ -55,6 +60,8 @@ class Seat:
         self.waiting = False
         """Whether a request for work is unanswered."""
         self.failure: Failure | None = None
+        self.kill_at = float("inf")
+        """When to end its process, if it has not by then."""
         self.worked = False
         """Whether it came to its natural end and had worked until then."""
         self.done: tuple[int, list[Outcome]] = (0, [])
@@ -109,6 +116,7 @@ class Controller:
         observer: Observer,
         workers: Workers,
         files: RunDirectory,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._prepared = prepared
         self._observer = observer
@@ -137,6 +145,7 @@ class Controller:
             capture=self._capture,
             tell=lambda content: self._tell("checkpoint", **content),
         )
+        self._callbacks = Callbacks(callbacks, LiveRun(files.path, self._evaluations.history, self._model))
         self._speeds = Speeds(count)
         self._supervisor = Supervisor()
         self._retired = Row()
@@ -209,17 +218,15 @@ class Controller:
 
     def _turn(self, timeout: float) -> None:
         """Wait a moment for messages, answer them, and look after everything that has a time."""
-        for key, _ in self._selector.select(timeout):
-            self._listen(key.data)
+        self._listen(timeout)
         self._answer_waiting()
         now = time.monotonic()
         seconds = self._prepared.until.seconds
         if self._stopped_by is None and self._began is not None and seconds and self._seconds >= seconds:
             self._stop("seconds", grace_s=_GRACE_S)
-        if now >= self._kill_at:
-            for seat in self._seats:
-                if seat.process:
-                    seat.process.kill()
+        for seat in self._seats:
+            if seat.process and now >= min(self._kill_at, seat.kill_at):
+                seat.process.kill()
         if self._ledger.finished:
             self._dismiss_latecomers()
         if self._stopped_by is None and not self._ledger.finished:
@@ -227,6 +234,9 @@ class Controller:
             self._checkpoints.turn(self._examples, self._seconds)
             if (verdict := self._evaluations.verdict()) is not None:
                 self._stop(verdict, grace_s=_GRACE_S)
+        self._callbacks.call()
+        if self._stopped_by is None and (wish := self._callbacks.run.stopped_by) is not None:
+            self._stop(wish, grace_s=_GRACE_S)
         if now >= self._next_look:
             self._next_look = now + _TICK_S
             self._watch_locks()
@@ -253,7 +263,9 @@ class Controller:
         process = self._workers.take()
         seat.process, seat.state, seat.failure, seat.waiting = process, "starting", None, False
         seat.incarnation += 1
+        seat.kill_at = float("inf")
         self._selector.register(process.channel, selectors.EVENT_READ, seat)
+        self._selector.register(process.pidfd, selectors.EVENT_READ, seat)
         process.channel.send(
             "job",
             replica=seat.replica,
@@ -263,12 +275,26 @@ class Controller:
         )
         self._tell("replica", replica=seat.replica, incarnation=seat.incarnation, pid=process.pid)
 
-    def _listen(self, seat: Seat) -> None:
-        assert seat.process is not None
-        message = seat.process.channel.receive()
-        if message is None:
-            self._ended_process(seat)
-        elif message["kind"] == "lease":
+    def _listen(self, timeout: float) -> bool:
+        """Hear what replicas have to say, and which of them have ended; False if it was nothing."""
+        ready = self._selector.select(timeout)
+        for seat in {key.data.replica: key.data for key, _ in ready}.values():
+            # The end is seen by the process, not by its socket, which children that it has forked hold open too.
+            ended = seat.process.ended
+            for message in seat.process.channel.pending():
+                self._hear(seat, message)
+            if ended:
+                self._ended_process(seat)
+            elif seat.process.channel.over:
+                self._forget(seat.process.channel)
+        return bool(ready)
+
+    def _forget(self, end: Channel | int) -> None:
+        if end in self._selector.get_map():
+            self._selector.unregister(end)
+
+    def _hear(self, seat: Seat, message: dict[str, Any]) -> None:
+        if message["kind"] == "lease":
             seat.waiting = True
             seat.state = "working" if seat.state != "starting" else "ready"
         elif message["kind"] == "done":
@@ -292,6 +318,7 @@ class Controller:
                 self._began = time.monotonic()
             seat.waiting = False
             seat.state = "working" if lease else "done"
+            seat.kill_at = float("inf") if lease else time.monotonic() + _EXIT_S
             if seat.process:
                 seat.process.channel.send("lease", lease=lease)
 
@@ -305,7 +332,8 @@ class Controller:
     def _ended_process(self, seat: Seat) -> None:
         process = seat.process
         assert process is not None
-        self._selector.unregister(process.channel)
+        self._forget(process.channel)
+        self._forget(process.pidfd)
         status = process.reap()
         seat.process = None
         row = self._board.read(seat.replica)
@@ -361,6 +389,17 @@ class Controller:
         self._server.fetch(self._flat.vector)
         return self._buffers()
 
+    def _model(self) -> nn.Module:
+        """A module of its own, with what the server holds now."""
+        prepared = self._prepared
+        module = prepared.task.build(prepared.seed)
+        module.load_state_dict(self._flat.module.state_dict())
+        flat = FlatModule(module, prepared.layout, prepared.moving)
+        self._server.fetch(flat.vector)
+        flat.refresh()
+        flat.load_buffers_(self._buffers())
+        return module.eval()
+
     def _tell_evaluation(self, row: dict[str, Any], best: bool) -> None:
         if best:
             self._files.write_model(self._flat.module, self._files.best)
@@ -370,7 +409,8 @@ class Controller:
 
     def _capture(self) -> Checkpoint:
         """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
-        self._listen_to_all()
+        while self._listen(0):
+            pass
         snapshots = self._server.snapshots()
         ledger = copy.deepcopy(self._ledger)
         for seat in self._seats:
@@ -394,16 +434,10 @@ class Controller:
             },
         )
 
-    def _listen_to_all(self) -> None:
-        """Read every message that is there."""
-        while ready := self._selector.select(0):
-            for key, _ in ready:
-                self._listen(key.data)
-
     def _outcomes_of(self, seat: Seat, lease: int) -> list[Outcome]:
         """What became of a lease whose account the replica has sent."""
         while seat.done[0] != lease:
-            self._listen(seat)
+            self._listen(_TICK_S)
         return seat.done[1]
 
     # What is seen
@@ -451,7 +485,9 @@ class Controller:
         }
 
     def _tell(self, event: str, **content: Any) -> None:
-        self._observer.event(event, **{"seconds": round(self._seconds, 3), **content})
+        told = {"seconds": round(self._seconds, 3), **content}
+        self._observer.event(event, **told)
+        self._callbacks.add({"event": event, **told})
 
     def _show(self, now: float) -> None:
         for seat in self._seats:
@@ -522,6 +558,10 @@ class Controller:
             self._error = self._error or error
         self._checkpoints.finish()
         self._tell("stopped", stopped_by=stopped_by, examples=used, updates=totals.updates)
+        try:
+            self._callbacks.call()
+        except UserCodeError as error:
+            self._error = self._error or error
         self._ledger.check()
         self._server.check()
         if not self._ledger.finished:

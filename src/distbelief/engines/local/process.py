@@ -46,6 +46,13 @@ class WorkerProcess:
         )
         os.close(reading)
         theirs.close()
+        self.pidfd = os.pidfd_open(self._process.pid)
+        """Readable when the process has ended."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended; `reap` is still to be called."""
+        return self._process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -68,7 +75,7 @@ class WorkerProcess:
             self._process.kill()
 
     def reap(self) -> int:
-        """Wait for the end of a process that has closed its channel; returns its exit status, negative for a signal."""
+        """Wait for the end of a process; returns its exit status, negative for a signal."""
         try:
             status = self._process.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:
@@ -77,6 +84,7 @@ class WorkerProcess:
         # Data-loader children live in the worker's session.
         self.kill()
         self.channel.close()
+        os.close(self.pidfd)
         os.close(self._life)
         return status
 
