@@ -97,7 +97,7 @@ WRONG_USAGE = [
     ("good.py --admission often", 'takes "asynchronous" or "buffered:M"'),
     ("good.py --optimizer adam --momentum 0.5", "Adam has no momentum"),
     ("good.py --nope", "No such option '--nope'"),
-    ("good.py --device tpu", 'device must be "auto" or "cpu"'),
+    ("good.py --device tpu", 'device must be "auto", "cpu", "cuda"'),
     ("good.py:make --with nope=1", "it takes (rows=100)"),
     ("good.py:make --with nope", "--with takes name=value"),
     ("good.py --with rows=1", "takes no arguments"),

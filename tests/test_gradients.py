@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -300,3 +301,44 @@ def test_the_mean_of_replicas_buffers_is_the_mean_of_numbers_and_the_largest_of_
     assert [buffer.tolist() for buffer in flat.module.buffers()] == [[2.0, 15.0], 9, [True]]
     assert flat.mean_buffers(torch.cat([rows, rows[:1] * 2**50 + 1]))[2] == 7 * 2**50 + 1
     assert len(flat_of(nn.Linear(2, 2)).mean_buffers(torch.empty(3, 0, dtype=torch.float64))) == 0
+
+
+def test_beside_the_loop_it_is_the_same_gradient_and_others_run_meanwhile() -> None:
+    """A device computes by itself; bytes are moved while it does."""
+    go = threading.Event()
+
+    def slowly(prediction: Tensor, target: Tensor) -> Tensor:
+        assert go.wait(timeout=60)
+        return nn.functional.mse_loss(prediction, target)
+
+    task = Task(lambda: nn.Linear(6, 3), slowly, train=(X, Y))
+    inline = source_of(regression(lambda: nn.Linear(6, 3)))
+    beside = ModuleGradients(task, flat_of(task.build(0)), inline.batches, seed=0, beside=True)
+
+    async def main() -> Gradient:
+        computing = asyncio.create_task(beside.gradient(0, 0))
+        await asyncio.sleep(0)
+        go.set()
+        return await computing
+
+    assert_equal(asyncio.run(main()), ask(inline).tensors)
+
+
+def test_bf16_computes_in_it_and_gives_gradients_of_the_vector_s_kind() -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        seen.append(prediction.dtype)
+        return nn.functional.mse_loss(prediction, target)
+
+    task = Task(lambda: nn.Linear(6, 3), loss, train=(X, Y))
+    exact = ask(source_of(task))
+    inline = source_of(task)
+    coarse = ask(ModuleGradients(task, inline.flat, inline.batches, seed=0, precision="bf16"))
+    assert seen == [torch.float32, torch.bfloat16]
+    for mine, reference in zip(coarse.tensors, exact.tensors, strict=True):
+        assert mine is not None
+        assert reference is not None
+        assert mine.dtype == torch.float32
+        assert not torch.equal(mine, reference)
+        assert torch.allclose(mine, reference, rtol=0.05, atol=0.02)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import distbelief as db
+from distbelief.errors import UsageError
 from tests import problems
 
 
@@ -287,3 +288,12 @@ def test_evaluations_by_examples(tmp_path: Path) -> None:
 def test_what_is_no_task_or_method(arguments: tuple[Any, ...], sentence: str) -> None:
     with pytest.raises(db.DistBeliefError, match=sentence):
         db.train(*arguments)
+
+
+def test_too_little_memory_is_said_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is needed, part by part; nothing is started, and the directory can be used again."""
+    monkeypatch.setattr("distbelief.engines.local.controller.available", lambda: 40_000)
+    with pytest.raises(UsageError, match=r"parameters and optimizer state .*models and gradients of 2 .*but 40 kB"):
+        db.train(problems.task(), db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    db.train(problems.task(), db.Downpour(replicas=1), until=db.Until(epochs=1), directory=tmp_path / "run")

@@ -39,7 +39,8 @@ def main() -> None:
 @click.argument("task")
 @click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="Where replicas compute: the CPU.")
+@click.option("--device", default="auto", show_default=True, help="Where replicas compute: auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
 @click.option("--shards", type=int, help="Parts of the parameter vector.")
@@ -142,6 +143,7 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         directory=flags["directory"],
         resume=flags["resume"],
         start=flags["start"],
+        precision=flags["precision"],
         seed=flags["seed"],
     )
     return fulfil(request, workers, watch)

@@ -240,9 +240,26 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(kept[2])
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch on a device: tensors in tuples, lists and mappings of any depth; whatever else is in it stays."""
+    if device.type == "cpu":
+        return batch
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
 def seed_everything(seed: int) -> None:
     """Seed what user code draws from without being handed a generator."""
     torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
 

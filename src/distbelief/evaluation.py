@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distbelief.data import Rows
+from distbelief.data import Rows, moved
 from distbelief.task import Task
 
 
@@ -25,11 +25,12 @@ def evaluate(
     sums = dict.fromkeys(task.metrics, 0.0)
     loss_sum = loss_weight = 0.0
     module.eval()
+    device = next(module.parameters()).device
     for start in range(0, len(rows), batch_size):
         size = min(batch_size, len(rows) - start)
         if abandoned():
             raise Abandoned
-        batch = rows.batch(np.arange(start, start + size))
+        batch = moved(rows.batch(np.arange(start, start + size)), device)
         prediction, loss, weight = task.forward(module, batch)
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)

@@ -1,32 +1,44 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from distbelief.chance import derive
-from distbelief.data import Batches, seed_everything
+from distbelief.data import Batches, moved, seed_everything
 from distbelief.ports import Gradient
 from distbelief.server.layout import Layout
 from distbelief.task import Task, trainable
 
+CPU = torch.device("cpu")
+Precision = Literal["bf16"]
+
+
+def autocast(device: torch.device, precision: Precision | None) -> torch.autocast:
+    """What a forward pass is computed in: "bf16" where torch finds it safe, else as the parameters are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision is not None)
+
 
 class FlatModule:
-    """A module whose trained parameters are views of one flat vector.
+    """A module whose trained parameters are views of one flat vector, on a device of choice.
 
     `moving` names the buffers that training changes; replicas tell each other of these and of no others.
     Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
     its frozen parameters and its buffers to itself.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, moving: Sequence[str] = ()) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, layout: Layout, moving: Sequence[str] = (), device: torch.device = CPU
+    ) -> None:
+        self.module = module.to(device)
+        self.device = device
         self._moving = [module.get_buffer(name) for name in moving]
         self.layout = layout
         self.parameters = [parameter for _, parameter in trainable(module)]
-        self.vector = torch.zeros(layout.length, dtype=layout.dtype)
+        self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
         views = layout.views(self.vector)
         layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
         self._cast: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -56,7 +68,7 @@ class FlatModule:
 
     def buffers(self) -> Tensor:
         """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
-        parts = [buffer.detach().reshape(-1).double() for buffer in self._moving]
+        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def load_buffers_(self, values: Tensor) -> None:
@@ -77,20 +89,48 @@ class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
     Dropout, and whatever else the user draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
-    at given parameters, whichever replica computes it.
+    at given parameters, whichever replica computes it. `beside`: compute in a thread, so that fetches and pushes go on
+    meanwhile; on a GPU in a stream of its own.
     """
 
-    def __init__(self, task: Task, flat: FlatModule, batches: Batches, *, seed: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        flat: FlatModule,
+        batches: Batches,
+        *,
+        seed: int,
+        precision: Precision | None = None,
+        beside: bool = False,
+    ) -> None:
         self.task = task
         self.flat = flat
         self.batches = batches
         self.seed = seed
+        self.precision = precision
+        self._beside = beside
+        self._stream = torch.cuda.Stream(flat.device) if beside and flat.device.type == "cuda" else None
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """The gradient of the batch's mean loss at the present parameters."""
-        examples = self.batches(epoch, batch)
+        if self._beside:
+            return await asyncio.to_thread(self._compute_beside, epoch, batch)
+        return self._compute(epoch, batch)
+
+    def _compute_beside(self, epoch: int, batch: int) -> Gradient:
+        if self._stream is None:
+            return self._compute(epoch, batch)
+        # What the other thread has begun with parameters and past gradients comes first.
+        self._stream.wait_stream(torch.cuda.default_stream(self.flat.device))
+        with torch.cuda.stream(self._stream):
+            return self._compute(epoch, batch)
+
+    def _compute(self, epoch: int, batch: int) -> Gradient:
+        examples = moved(self.batches(epoch, batch), self.flat.device)
         seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()
-        loss = self.task.forward(self.flat.module, examples).mean
+        with autocast(self.flat.device, self.precision):
+            loss = self.task.forward(self.flat.module, examples).mean
         loss.backward()
+        # On a GPU, reading the loss waits for the gradients too.
         return Gradient(self.flat.take_gradients(), loss.item(), self.batches.size(batch))

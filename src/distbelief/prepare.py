@@ -1,5 +1,6 @@
 """From what the user brought to what can run: everything is checked here, before anything is started."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.checkpoint import Checkpoint
-from distbelief.data import Batches, Head, Rows, rows_of, seeded
+from distbelief.data import Batches, Head, Rows, moved, rows_of, seeded
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.evaluation import evaluate
+from distbelief.gradients import CPU, Precision, autocast
 from distbelief.server.layout import Layout
 from distbelief.task import Task, trainable
 from distbelief.until import Every, Until
@@ -44,6 +46,8 @@ class Prepared:
     checkpoint_every: Every
     resumed: Checkpoint | None
     """What the run goes on from."""
+    precision: Precision | None = None
+    """What replicas compute in; None: as the parameters are."""
     moving: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
 
@@ -92,8 +96,12 @@ def prepare(
     checkpoint_every: Every = _EVERY_MINUTE,
     start: Mapping[str, Tensor] | None = None,
     resumed: Checkpoint | None = None,
+    precision: Precision | None = None,
+    device: torch.device = CPU,
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
+
+    `device`: where the first batch is tried. The module that is returned is on the CPU.
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
@@ -131,8 +139,12 @@ def prepare(
         seed,
         checkpoint_every,
         resumed,
+        precision,
     )
-    return dataclasses.replace(prepared, moving=_try_one_batch(prepared))
+    if precision is not None and whole.dtype != torch.float32:
+        raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
+    trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
+    return dataclasses.replace(prepared, moving=_try_one_batch(prepared, trial, device))
 
 
 def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
@@ -160,22 +172,23 @@ def _try_set(task: Task, module: nn.Module, rows: Rows, name: str, examples: int
         raise
 
 
-def _try_one_batch(prepared: Prepared) -> tuple[str, ...]:
+def _try_one_batch(prepared: Prepared, module: nn.Module, device: torch.device) -> tuple[str, ...]:
     """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
 
     Returns the names of the buffers that a batch in training changes.
     """
-    task, module = prepared.task, prepared.module
+    task = prepared.task
     kept = [buffer.clone() for buffer in module.buffers()]
     module.train()
     with seeded(prepared.seed):
-        batch: Any = Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0)
+        batch: Any = moved(Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0), device)
         if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise DataError(
                 "with a loss, each example of train must be a pair (input, target); use step= for other data"
             )
         try:
-            loss = task.forward(module, batch).mean
+            with autocast(device, prepared.precision):
+                loss = task.forward(module, batch).mean
         except Exception as error:
             error.add_note(f"on the first batch of train: {_shapes(batch)}")
             raise

@@ -75,7 +75,10 @@ class RunDirectory:
         path = path or self.path / "model.safetensors"
         partial = path.with_name(f".{path.name}.partial")
         # Tensors that share memory are refused by the format: each name gets a copy.
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}, partial)
+        save_file(
+            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()},
+            partial,
+        )
         partial.chmod(0o644)
         partial.replace(path)
 

@@ -19,6 +19,7 @@ from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
 from distbelief.engines.result import STAMP, Result
 from distbelief.errors import TaskError, UsageError
+from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
 from distbelief.prepare import Prepared, prepare
@@ -44,6 +45,7 @@ class Request:
     evaluate_every: Every | None = None
     checkpoint_every: Every | None = None
     callbacks: Sequence[Callback] = ()
+    precision: Precision | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Request:
             raise (TaskError if name == "task" else UsageError)(wrong)
         if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
             raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
+        if self.precision not in (None, "bf16"):
+            raise UsageError(f'precision must be None or "bf16", not {self.precision!r}')
         if self.resume and self.directory is None:
             raise UsageError("resume needs the directory of the run to go on with")
 
@@ -82,6 +86,7 @@ def train(
     evaluate_every: Every | None = None,
     checkpoint_every: Every | None = None,
     callbacks: Sequence[Callback] = (),
+    precision: Precision | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
@@ -92,7 +97,8 @@ def train(
     replicas and shards, or begin if there is none. `start`: the parameters to begin with, of a run, its directory, or a
     `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None, and at the end.
     `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
-    `LiveRun`, whose `stop` ends the run.
+    `LiveRun`, whose `stop` ends the run. `precision`: "bf16" computes forward passes and their gradients in it where
+    torch finds it safe; parameters, their updates and evaluations stay in float32.
 
     Raises `UsageError` for what cannot work, what the user's own code raises on its first batch, `UserCodeError` for
     what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C or
@@ -109,6 +115,7 @@ def train(
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         callbacks=callbacks,
+        precision=precision,
         seed=seed,
     )
     with Workers() as workers:
@@ -132,12 +139,15 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         start=None if request.start is None else _state_dict(request.start),
         resumed=resumed,
+        precision=request.precision,
+        device=torch.device(engine.devices[0]),
     )
     with closing(RunDirectory(request.directory, resume=request.resume)) as files, watch as seen:
         model = digest(prepared.module)
         files.check_digest(model)
         controller = Controller(
             prepared,
+            devices=engine.devices,
             threads=engine.threads_each(prepared.replicas),
             overlap=prepared.method.overlap or 0,
             observer=_Both(files, seen),
@@ -202,6 +212,7 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
         "replicas": prepared.replicas,
         "shards": prepared.layout.shards,
         "seed": prepared.seed,
+        "precision": prepared.precision,
         "history": result.history,
     }
     files.write_model(prepared.module)

@@ -9,6 +9,7 @@ import torch
 from distbelief.engines.simulated.link import ShardHost, SimulatedLink
 from distbelief.engines.simulated.loop import simulate
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
+from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
 from distbelief.server.admission import Admission
 from distbelief.server.block import ShardSpec
@@ -62,4 +63,23 @@ class Simulated:
         return simulate(main(), seed=self._seed)
 
 
-WORLDS: dict[str, World] = {"mapped": Mapped(), **{f"simulated {seed}": Simulated(seed) for seed in range(3)}}
+class Staged:
+    """Mapped links, reached from tensors of another device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+
+    def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
+        part = torch.empty(ELEMENTS, device=self._device)
+
+        async def staged(inner: list[ShardLink], shard: Shard) -> T:
+            return await scenario([StagedLink(link, part) for link in inner], shard)
+
+        return Mapped().run(staged, links=links, admission=admission)
+
+
+WORLDS: dict[str, World] = {
+    "mapped": Mapped(),
+    "staged": Staged("cpu"),
+    **{f"simulated {seed}": Simulated(seed) for seed in range(3)},
+}

@@ -185,7 +185,7 @@ class LocalStep:
             [view.view(-1) for view in layout.views(torch.full_like(parameters, value))]
             for value in rule.state.values()
         ]
-        self._step = torch.zeros(())
+        self._step = torch.zeros((), device=parameters.device)
         self._examples = 0
 
     def __call__(self, gradient: Gradient) -> None:

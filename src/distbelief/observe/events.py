@@ -3,7 +3,7 @@
 Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "seconds" (since the first lease; 0 before
 it), and:
 
-    started      replicas, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
+    started      replicas, devices, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
                  epochs, examples, seconds_limit
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to

@@ -127,8 +127,9 @@ def headline(status: Status) -> str:
 def sentence(event: str, content: dict[str, Any]) -> str:
     """What a person is told of an event; nothing for those that the status shows anyway."""
     if event == "started":
+        gpus = ", ".join(device for device in content["devices"] if device != "cpu")
         return (
-            f"{_count(content['replicas'], 'replica')}, {_count(content['shards'], 'shard')}, "
+            f"{_count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {_count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
             + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distbelief.engines.local.shipping import pack, unpack
-from distbelief.errors import TaskError
+from distbelief.errors import TaskError, UsageError
 
 
 def there_and_back(thing: Any) -> Any:
@@ -81,3 +81,9 @@ def test_memory_mapped_files_are_mapped_again(tmp_path: Path) -> None:
     assert isinstance(whole, np.memmap)
     assert np.array_equal(whole, mapped)
     assert np.array_equal(part, mapped[10:20])
+
+
+def test_arrays_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distbelief.engines.local.shipping.available", lambda: 1 << 20)
+    with pytest.raises(UsageError, match=r"the task's arrays .* are free"):
+        pack(np.zeros(1 << 21, np.uint8))

@@ -21,8 +21,9 @@ from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.local.board import Board, Row
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
+from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
-from distbelief.engines.local.server import MappedServer, named_state
+from distbelief.engines.local.server import MappedServer, memory_needed, named_state
 from distbelief.engines.local.shipping import pack
 from distbelief.engines.local.signals import requests_to_end
 from distbelief.engines.local.speeds import Speeds
@@ -68,7 +69,9 @@ class Seat:
         """The last lease that was accounted for."""
 
 
-def _job(prepared: Prepared, specs: list[ShardSpec], threads: int, overlap: int, buffers: int) -> Job:
+def _job(
+    prepared: Prepared, specs: list[ShardSpec], devices: tuple[str, ...], threads: int, overlap: int, buffers: int
+) -> Job:
     return Job(
         task=prepared.task.without_data(),
         rows=prepared.rows,
@@ -79,6 +82,8 @@ def _job(prepared: Prepared, specs: list[ShardSpec], threads: int, overlap: int,
         specs=specs,
         moving=prepared.moving,
         seed=prepared.seed,
+        devices=devices,
+        precision=prepared.precision,
         threads=threads,
         overlap=overlap,
         replicas=prepared.replicas,
@@ -111,6 +116,7 @@ class Controller:
         self,
         prepared: Prepared,
         *,
+        devices: tuple[str, ...],
         threads: int,
         overlap: int,
         observer: Observer,
@@ -118,12 +124,14 @@ class Controller:
         files: RunDirectory,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        require(memory_needed(prepared, models_here=devices == ("cpu",)), available())
         self._prepared = prepared
         self._observer = observer
         self._files = files
         self._workers = workers
+        self._devices = devices
         resumed = prepared.resumed
-        self._flat = FlatModule(prepared.module, prepared.layout, prepared.moving)
+        self._flat = FlatModule(prepared.module, prepared.layout, prepared.moving, torch.device(devices[0]))
         if resumed is not None:
             named = prepared.layout.named(self._flat.vector)
             for name, view in named.items():
@@ -134,7 +142,7 @@ class Controller:
         self._server = MappedServer(prepared, self._flat.vector, self._waiting_for)
         self._board = Board(SharedMemory.create(Board.nbytes(count, len(buffers)), "board"), count, len(buffers))
         self._board.buffers.copy_(buffers.expand(count, -1))
-        self._job = pack(_job(prepared, self._server.specs, threads, overlap, len(buffers)))
+        self._job = pack(_job(prepared, self._server.specs, devices, threads, overlap, len(buffers)))
         self._ledger = _ledger(prepared)
         self._seats = [Seat(replica) for replica in range(count)]
         self._selector = selectors.DefaultSelector()
@@ -203,6 +211,7 @@ class Controller:
         self._tell(
             "started",
             replicas=prepared.replicas,
+            devices=self._devices,
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from distbelief.data import Rows
 from distbelief.downpour.method import Downpour
+from distbelief.gradients import Precision
 from distbelief.server.block import ShardSpec
 from distbelief.server.layout import Layout
 from distbelief.task import Task
@@ -25,6 +26,9 @@ class Job:
     moving: tuple[str, ...]
     """The buffers that training changes."""
     seed: int
+    devices: tuple[str, ...]
+    """Where replicas compute, in turn."""
+    precision: Precision | None
     threads: int
     overlap: int
     replicas: int

@@ -14,17 +14,30 @@ from distbelief.server.block import ShardSpec, Snapshot
 from distbelief.server.layout import Layout
 
 
+def shard_specs(prepared: Prepared) -> list[ShardSpec]:
+    """What each shard of a run is."""
+    method, layout = prepared.method, prepared.layout
+    return [
+        ShardSpec(high - low, layout.dtype, method.optimizer, method.admission, prepared.replicas)
+        for low, high in itertools.pairwise(layout.borders)
+    ]
+
+
+def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:
+    """Bytes that a run takes at the least, by what they are for; `models_here`: replicas compute in this memory."""
+    vector = prepared.layout.length * prepared.layout.dtype.itemsize
+    shards = {"parameters and optimizer state": shards_bytes(shard_specs(prepared))}
+    models = {f"models and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas}
+    return shards | models if models_here else shards
+
+
 @final
 class MappedServer:
     """The controller's side of the shards. `watch` is told which process is in the way of a lock."""
 
     def __init__(self, prepared: Prepared, vector: Tensor, watch: Callable[[int], None]) -> None:
         method, self._layout = prepared.method, prepared.layout
-        borders = self._layout.borders
-        self.specs = [
-            ShardSpec(high - low, self._layout.dtype, method.optimizer, method.admission, prepared.replicas)
-            for low, high in itertools.pairwise(borders)
-        ]
+        self.specs = shard_specs(prepared)
         self.memory = SharedMemory.create(shards_bytes(self.specs), "shards")
         self._locks = map_locks(self.memory, len(self.specs), watch)
         self._shards = map_shards(self.memory, self.specs, self._locks)

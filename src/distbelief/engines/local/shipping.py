@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distbelief.engines.local.memory import available, require
 from distbelief.errors import TaskError
 from distbelief.links.mapped import SharedMemory
 
@@ -99,7 +100,10 @@ def travels_by_value(module: ModuleType) -> None:
 
 
 def pack(thing: object) -> SharedMemory:
-    """Pickle into new shared memory; the caller owns it. Whoever maps it sees the arrays without a copy."""
+    """Pickle into new shared memory; the caller owns it. Whoever maps it sees the arrays without a copy.
+
+    Raises `TaskError` for what cannot be pickled, `UsageError` where there is too little memory.
+    """
     file = io.BytesIO()
     packer = _Packer(file)
     try:
@@ -109,6 +113,7 @@ def pack(thing: object) -> SharedMemory:
     ends = list(accumulate((_aligned(array.nbytes) for array in packer.arrays), initial=0))
     body = pickle.dumps((ends, file.getvalue()))
     base = _aligned(_HEAD.size + len(body))
+    require({"the task's arrays": base + ends[-1]}, available())
     memory = SharedMemory.create(base + ends[-1], "task")
     room = memory.bytes.numpy()
     room[: _HEAD.size + len(body)] = np.frombuffer(_HEAD.pack(len(body)) + body, np.uint8)

@@ -25,7 +25,8 @@ from distbelief.errors import Diverged
 from distbelief.frames import user_frames
 from distbelief.gradients import FlatModule, ModuleGradients
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
-from distbelief.ports import Lease, Outcome
+from distbelief.links.staged import StagedLink
+from distbelief.ports import Lease, Outcome, ShardLink
 from distbelief.server.client import Client
 
 
@@ -91,11 +92,17 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
     job: Job = unpack(job_fd)
     torch.set_num_threads(job.threads)
+    device = torch.device(job.devices[replica % len(job.devices)])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     board = Board(SharedMemory(board_fd), job.replicas, job.buffers)
-    flat = FlatModule(job.task.build(job.seed).train(), job.layout, job.moving)
+    flat = FlatModule(job.task.build(job.seed).train(), job.layout, job.moving, device)
     flat.load_buffers_(board.buffers[replica])
     memory = SharedMemory(shards_fd)
-    links = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
+    links: list[ShardLink] = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
+    if device.type != "cpu":
+        parts = [job.layout.part(flat.vector, shard) for shard in range(len(links))]
+        links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
     client = Client(job.layout, links, replica=replica, incarnation=incarnation)
     batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
 
@@ -119,7 +126,15 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     downpour = DownpourReplica(
         job.method,
         client=client,
-        source=ModuleGradients(job.task, flat, batches, seed=job.seed),
+        source=ModuleGradients(
+            job.task,
+            flat,
+            batches,
+            seed=job.seed,
+            precision=job.precision,
+            # A GPU computes by itself: meanwhile this process can move bytes.
+            beside=job.overlap > 0 and device.type != "cpu",
+        ),
         work=LeasedWork(channel, batches),
         parameters=flat.vector,
         overlap=job.overlap,
