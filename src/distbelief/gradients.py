@@ -22,6 +22,11 @@ def autocast(device: torch.device, precision: Precision | None) -> torch.autocas
     return torch.autocast(device.type, torch.bfloat16, enabled=precision is not None)
 
 
+def emulated(device: torch.device, precision: Precision | None) -> bool:
+    """Whether a device has no instructions for a precision, so that it is far slower than float32."""
+    return precision is not None and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class FlatModule:
     """A module whose trained parameters are views of one flat vector, on a device of choice.
 

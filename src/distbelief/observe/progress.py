@@ -132,6 +132,11 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             f"{_count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {_count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
             + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
+            + (
+                f"\nthis CPU has no {content['precision']} instructions: float32 is far faster"
+                if content["emulated"]
+                else ""
+            )
         )
     if event == "resumed":
         begun = content["examples"] is None

@@ -30,7 +30,7 @@ from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
 from distbelief.engines.result import Result, Totals
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError, WorkerDied
-from distbelief.gradients import FlatModule
+from distbelief.gradients import FlatModule, emulated
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Outcome, Verdict
@@ -212,6 +212,8 @@ class Controller:
             "started",
             replicas=prepared.replicas,
             devices=self._devices,
+            precision=prepared.precision,
+            emulated=emulated(self._flat.device, prepared.precision),
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
@@ -560,13 +562,13 @@ class Controller:
             self._error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
         wanted = self._error is None and self._requests == 0
         if wanted and self._prepared.sets:
-            self._tell("evaluating")
+            self._tell("evaluating", seconds=stamp["seconds"])
         try:
             self._evaluations.finish(stamp if wanted else None, impatient=lambda: len(self._received) > 0)
         except UserCodeError as error:
             self._error = self._error or error
         self._checkpoints.finish()
-        self._tell("stopped", stopped_by=stopped_by, examples=used, updates=totals.updates)
+        self._tell("stopped", **stamp, stopped_by=stopped_by)
         try:
             self._callbacks.call()
         except UserCodeError as error:
