@@ -3,7 +3,8 @@
 Each is one multi-tensor fused kernel, in place, and equals the torch optimizer of its name bit for bit.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Protocol, final, runtime_checkable
 
@@ -132,10 +133,9 @@ class Adagrad:
         )
 
 
-@final
 @dataclass(frozen=True)
-class Adam:
-    """Adam with the weight decay in the gradient: `torch.optim.Adam(fused=True)`. It counts the shard's updates."""
+class _Moments(ABC):
+    """What Adam and AdamW have in common: means of the gradient and of its square. It counts the shard's updates."""
 
     lr: float | Schedule
     _: KW_ONLY
@@ -147,30 +147,8 @@ class Adam:
         _check(self.lr, self.weight_decay, beta1=self.betas[0], beta2=self.betas[1])
 
     @property
-    def state(self) -> dict[str, float]:
-        """Running means of the gradient and of its square."""
-        return {"mean": 0.0, "square": 0.0}
-
-    def update_(
-        self, parameters: Vectors, gradients: Vectors, state: Sequence[Vectors], step: Tensor, rate: float
-    ) -> None:
-        """The fused kernel of torch."""
-        _adam_(torch._fused_adam_, self, parameters, gradients, state, step, rate)
-
-
-@final
-@dataclass(frozen=True)
-class AdamW:
-    """Adam with the weight decay beside the gradient: `torch.optim.AdamW(fused=True)`."""
-
-    lr: float | Schedule
-    _: KW_ONLY
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, beta1=self.betas[0], beta2=self.betas[1])
+    @abstractmethod
+    def _kernel(self) -> Callable[..., None]: ...
 
     @property
     def state(self) -> dict[str, float]:
@@ -180,52 +158,41 @@ class AdamW:
     def update_(
         self, parameters: Vectors, gradients: Vectors, state: Sequence[Vectors], step: Tensor, rate: float
     ) -> None:
-        """The fused kernel of torch."""
-        _adam_(torch._fused_adamw_, self, parameters, gradients, state, step, rate)
+        """m, s ← the means; w ← w − rate·m̂/(√ŝ + eps)."""
+        self._kernel(
+            list(parameters),
+            list(gradients),
+            list(state[0]),
+            list(state[1]),
+            [],
+            [step] * len(parameters),
+            lr=rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
-class _AdamKernel(Protocol):
-    def __call__(
-        self,
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        largest: list[Tensor],
-        steps: list[Tensor],
-        /,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        weight_decay: float,
-        eps: float,
-        amsgrad: bool,
-        maximize: bool,
-    ) -> None: ...
+@final
+@dataclass(frozen=True)
+class Adam(_Moments):
+    """Adam with the weight decay in the gradient: `torch.optim.Adam(fused=True)`."""
+
+    @property
+    def _kernel(self) -> Callable[..., None]:
+        return torch._fused_adam_
 
 
-def _adam_(
-    kernel: _AdamKernel,
-    rule: Adam | AdamW,
-    parameters: Vectors,
-    gradients: Vectors,
-    state: Sequence[Vectors],
-    step: Tensor,
-    rate: float,
-) -> None:
-    kernel(
-        list(parameters),
-        list(gradients),
-        list(state[0]),
-        list(state[1]),
-        [],
-        [step] * len(parameters),
-        lr=rate,
-        beta1=rule.betas[0],
-        beta2=rule.betas[1],
-        weight_decay=rule.weight_decay,
-        eps=rule.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+@final
+@dataclass(frozen=True)
+class AdamW(_Moments):
+    """Adam with the weight decay beside the gradient: `torch.optim.AdamW(fused=True)`."""
+
+    weight_decay: float = 0.01
+
+    @property
+    def _kernel(self) -> Callable[..., None]:
+        return torch._fused_adamw_
