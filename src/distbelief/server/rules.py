@@ -5,7 +5,7 @@ Each is one multi-tensor fused kernel, in place, and equals the torch optimizer 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
@@ -191,7 +191,7 @@ class Adam(_Moments):
 class AdamW(_Moments):
     """Adam with the weight decay beside the gradient: `torch.optim.AdamW(fused=True)`."""
 
-    weight_decay: float = 0.01
+    weight_decay: float = field(default=0.01, kw_only=True)
 
     @property
     def _kernel(self) -> Callable[..., None]:
