@@ -1,16 +1,22 @@
 """Checkpoints on disk: whole, or not there at all."""
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distbelief import checkpoint
-from distbelief.checkpoint import KEPT, Checkpoint
+from distbelief.checkpoint import KEPT, Draft, Image
 
 
-def made(examples: int) -> Checkpoint:
-    return Checkpoint(examples, {"parameters/w": torch.full((1000,), float(examples))}, {"ledger": {"next": [1, 2]}})
+def made(examples: int) -> Draft:
+    image = Image({"parameters/w": torch.empty(1001, device="meta")})
+    image.tensors["parameters/w"].fill_(examples)
+    return Draft(examples, image, {"ledger": {"next": [1, 2]}})
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -19,8 +25,51 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found is not None
     assert complaints == []
     assert found.examples == 128
-    assert torch.equal(found.tensors["parameters/w"], made(128).tensors["parameters/w"])
+    assert torch.equal(found.tensors["parameters/w"], torch.full((1001,), 128.0))
     assert found.state == made(128).state
+
+
+@pytest.mark.parametrize("page_cache", [False, True])
+def test_an_image_is_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_cache: bool) -> None:
+    """Of any shapes and both types, some of them longer than what is written at a time; on any file system."""
+    opened: list[int] = []
+
+    def open_(path: Path, flags: int, mode: int = 0o777, open_: Callable[..., int] = os.open) -> int:
+        if page_cache and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        opened.append(flags & os.O_DIRECT)
+        return open_(path, flags, mode)
+
+    monkeypatch.setattr("distbelief.checkpoint.os.open", open_)
+    tensors = {
+        "odd": torch.randn(3),
+        "long": torch.randn(3, 1_000_003),
+        "none": torch.zeros(0),
+        "one": torch.tensor(1.5),
+        "wide": torch.randn(2, 5, dtype=torch.float64),
+    }
+    image = Image(tensors)
+    for name, tensor in tensors.items():
+        image.tensors[name].copy_(tensor)
+    path = checkpoint.write(tmp_path, Draft(1, image, {}))
+    assert any(opened) != page_cache
+    for found in (load_file(path / "tensors.safetensors"), image.tensors):
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    whole, complaints = checkpoint.newest(tmp_path)
+    assert whole is not None
+    assert complaints == []
+
+
+def test_an_image_is_used_again(tmp_path: Path) -> None:
+    draft = made(1)
+    checkpoint.write(tmp_path, draft)
+    draft.image.tensors["parameters/w"].fill_(2)
+    checkpoint.write(tmp_path, draft._replace(examples=2))
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert torch.equal(found.tensors["parameters/w"], torch.full((1001,), 2.0))
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:

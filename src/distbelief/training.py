@@ -95,7 +95,8 @@ def train(
     `method`: the task's own if None, else `Downpour()`. `until`: the task's own if None, else 10 epochs. `directory`:
     a fresh one under `runs/` if None. `resume`: go on from the directory's newest checkpoint, with any number of
     replicas and shards, or begin if there is none. `start`: the parameters to begin with, of a run, its directory, or a
-    `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None, and at the end.
+    `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None; sooner at
+    first, and at the end.
     `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
     `LiveRun`, whose `stop` ends the run. `precision`: "bf16" computes forward passes and their gradients in it where
     torch finds it safe; parameters, their updates and evaluations stay in float32.

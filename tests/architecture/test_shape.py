@@ -13,7 +13,6 @@ go; raising it is a decision of its own."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
-    "engines/checkpointing.py": "tests/test_resume.py: checkpoints of whole runs",
     "engines/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/controller.py": "tests/engines/local/test_deaths.py and test_training.py: it only lives in runs",

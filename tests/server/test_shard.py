@@ -286,6 +286,18 @@ def test_a_snapshot_is_a_copy_and_knows_every_push() -> None:
     assert shard.push(make_push(ONES, 2)).verdict is Verdict.APPLIED
 
 
+def test_a_copy_out_is_slices_of_vectors_and_the_account_at_one_instant() -> None:
+    shard = make_shard(torch.zeros(20), Adagrad(0.1))
+    shard.push(make_push(ONES, 1))
+    into = {name: torch.full((20,), -9.0) for name in shard.vectors}
+    expected = {name: torch.cat([into[name][:12], vector[5:13]]) for name, vector in shard.vectors.items()}
+    account = shard.copy_out({name: [(Slice(5, 13), vector[12:])] for name, vector in into.items()})
+    shard.push(make_push(ONES, 2))
+    assert all(torch.equal(into[name], vector) for name, vector in expected.items())
+    assert account.version == 1
+    assert account.standing(0, 1) == (1, make_push(ONES, 1).work, Verdict.APPLIED, True)
+
+
 # Its account
 
 

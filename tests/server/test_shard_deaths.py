@@ -101,7 +101,7 @@ def test_only_the_torn_push_is_torn() -> None:
         assert standing.whole
 
 
-@pytest.mark.parametrize("look", ["standing", "snapshot", "set_living", "check", "push"])
+@pytest.mark.parametrize("look", ["standing", "snapshot", "copy_out", "set_living", "check", "push"])
 def test_whoever_takes_the_lock_first_recovers(look: str) -> None:
     shared = SharedShard(Asynchronous())
     with pytest.raises(Death):
@@ -112,6 +112,8 @@ def test_whoever_takes_the_lock_first_recovers(look: str) -> None:
             survivor.standing(0, 1)
         case "snapshot":
             assert survivor.snapshot().version == 1
+        case "copy_out":
+            assert survivor.copy_out({}).version == 1
         case "set_living":
             survivor.set_living(1)
         case "check":

@@ -1,24 +1,30 @@
 """Checkpoints beside training: captured between two messages, written in a thread."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
 from distbelief import checkpoint as checkpoints
-from distbelief.checkpoint import Checkpoint
+from distbelief.checkpoint import Draft
 from distbelief.until import Every
+
+_FIRST = 16
+"""The first checkpoint comes after this part of the time between two."""
 
 
 @final
 class Checkpoints:
     """Writes a checkpoint as often as was asked for. One is written at a time; what becomes due meanwhile waits.
 
-    `capture` copies the run at this instant; `tell` is given what became of each: its path, or the error.
+    The first comes after a sixteenth of that time, and the time until the next doubles until it is as long as was asked
+    for: what a run can lose is never much more than half of what it has. `capture` copies the run at this instant, to
+    be left alone until it is written; `tell` is given what became of each: its path, or the error.
     """
 
     def __init__(
-        self, folder: Path, every: Every, *, capture: Callable[[], Checkpoint], tell: Callable[[dict[str, Any]], None]
+        self, folder: Path, every: Every, *, capture: Callable[[], Draft], tell: Callable[[dict[str, Any]], None]
     ) -> None:
         self._folder = folder
         self._every = every
@@ -26,16 +32,20 @@ class Checkpoints:
         self._tell = tell
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Path] | None = None
-        self._begun: int | None = None
+        self._capture_s = 0.0
+        self._first: float | None = None
+        self._due = 0.0
 
     def turn(self, examples: int, seconds: float) -> None:
         """Begin a checkpoint if one is due, and tell of one that has been written."""
         if self._running is not None and self._running.done():
             self._told()
-        due = int(examples // self._every.examples if self._every.examples else seconds // (self._every.seconds or 1))
-        self._begun = due if self._begun is None else self._begun
-        if self._running is None and due > self._begun:
-            self._begun = due
+        every = self._every.examples or self._every.seconds or 0.0
+        now = examples if self._every.examples else seconds
+        if self._first is None:
+            self._first, self._due = now, now + every / _FIRST
+        if self._running is None and now >= self._due:
+            self._due = now + min(every, now - self._first)
             self._begin()
 
     def finish(self) -> None:
@@ -50,12 +60,15 @@ class Checkpoints:
         self._pool.shutdown(wait=True)
 
     def _begin(self) -> None:
-        self._running = self._pool.submit(checkpoints.write, self._folder, self._capture())
+        began = time.perf_counter()
+        draft = self._capture()
+        self._capture_s = round(time.perf_counter() - began, 4)
+        self._running = self._pool.submit(checkpoints.write, self._folder, draft)
 
     def _told(self) -> None:
         assert self._running is not None
         ended, self._running = self._running, None
         try:
-            self._tell({"path": str(ended.result()), "error": None})
+            self._tell({"path": str(ended.result()), "error": None, "capture_s": self._capture_s})
         except OSError as error:
-            self._tell({"path": None, "error": str(error)})
+            self._tell({"path": None, "error": str(error), "capture_s": self._capture_s})

@@ -10,7 +10,7 @@ it), and:
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]
     evaluation   the row that is added to the history, and whether it is the best so far
     resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint
-    checkpoint   path, error (one of them is None)
+    checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
     evaluating   training has ended, the last evaluation begins
     stopped      stopped_by, epoch, examples, updates
 """

@@ -238,6 +238,16 @@ class Shard:
             self._recover()
             return Snapshot(self._numbers.clone(), {name: vector.clone() for name, vector in self.vectors.items()})
 
+    def copy_out(self, into: Mapping[str, Sequence[tuple[Slice, Tensor]]]) -> Snapshot:
+        """Copy slices of vectors, given by the vectors' names, into tensors; the snapshot holds the account alone."""
+        with self.lock:
+            self._recover()
+            for name, targets in into.items():
+                for part, target in targets:
+                    # Not torch's copy, whose threads wait for each other on cores that are busy training.
+                    target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
+            return Snapshot(self._numbers.clone(), {})
+
     def restore_(self, snapshot: Snapshot) -> None:
         """Become what was snapshot from a shard of an equal spec."""
         with self.lock:

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from distbelief.checkpoint import Checkpoint
+from distbelief.checkpoint import Draft, Image
 from distbelief.downpour.ledger import Ledger, Reason, last_push
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
@@ -23,7 +23,7 @@ from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
-from distbelief.engines.local.server import MappedServer, memory_needed, named_state
+from distbelief.engines.local.server import MappedServer, memory_needed, state_like
 from distbelief.engines.local.shipping import pack
 from distbelief.engines.local.signals import requests_to_end
 from distbelief.engines.local.speeds import Speeds
@@ -147,6 +147,8 @@ class Controller:
         self._seats = [Seat(replica) for replica in range(count)]
         self._selector = selectors.DefaultSelector()
         self._evaluations = Evaluations(prepared, self._flat, fetch=self._fetch, tell=self._tell_evaluation)
+        like = state_like(prepared.layout, prepared.method.optimizer)
+        self._image = Image({**like, "buffers": buffers})
         self._checkpoints = Checkpoints(
             files.checkpoints,
             prepared.checkpoint_every,
@@ -418,11 +420,11 @@ class Controller:
 
     # Checkpoints
 
-    def _capture(self) -> Checkpoint:
+    def _capture(self) -> Draft:
         """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
         while self._listen(0):
             pass
-        snapshots = self._server.snapshots()
+        snapshots = self._server.copy_out(self._image.tensors)
         ledger = copy.deepcopy(self._ledger)
         for seat in self._seats:
             last = last_push([snapshot.standing(seat.replica, seat.incarnation) for snapshot in snapshots])
@@ -431,10 +433,10 @@ class Controller:
                 if last is not None and number < last.standing.work.lease:
                     ledger.done(number, self._outcomes_of(seat, number))
             ledger.died(seat.replica, last)
-        tensors = named_state(self._prepared.layout, snapshots)
-        return Checkpoint(
+        self._image.tensors["buffers"].copy_(self._buffers())
+        return Draft(
             ledger.total.total,
-            {**tensors, "buffers": self._buffers()},
+            self._image,
             {
                 "seed": self._prepared.seed,
                 "ledger": ledger.state(),

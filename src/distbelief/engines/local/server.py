@@ -1,7 +1,7 @@
 """The parameter server of one machine: all shards of a run in one shared memory, which every process maps."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from distbelief.downpour.ledger import LastPush, last_push
 from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
+from distbelief.ports import Slice
 from distbelief.prepare import Prepared
 from distbelief.server.block import ShardSpec, Snapshot
 from distbelief.server.layout import Layout
+from distbelief.server.rules import Rule
 
 
 def shard_specs(prepared: Prepared) -> list[ShardSpec]:
@@ -26,9 +28,12 @@ def shard_specs(prepared: Prepared) -> list[ShardSpec]:
 def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:
     """Bytes that a run takes at the least, by what they are for; `models_here`: replicas compute in this memory."""
     vector = prepared.layout.length * prepared.layout.dtype.itemsize
-    shards = {"parameters and optimizer state": shards_bytes(shard_specs(prepared))}
+    always = {
+        "parameters and optimizer state": shards_bytes(shard_specs(prepared)),
+        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
+    }
     models = {f"models and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas}
-    return shards | models if models_here else shards
+    return always | models if models_here else always
 
 
 @final
@@ -91,9 +96,22 @@ class MappedServer:
                     self._partial[number] += 1
         return last
 
-    def snapshots(self) -> list[Snapshot]:
-        """A copy of every shard, each under its lock for as long as its own copy takes."""
-        return [shard.snapshot() for shard in self._shards]
+    def copy_out(self, into: Mapping[str, Tensor]) -> list[Snapshot]:
+        """Copy every shard to where it belongs in "VECTOR/NAME" tensors, each under its lock for its own copy alone.
+
+        Returns the shards' accounts at these instants.
+        """
+        return [shard.copy_out(self._targets(into, number)) for number, shard in enumerate(self._shards)]
+
+    def _targets(self, into: Mapping[str, Tensor], shard: int) -> dict[str, list[tuple[Slice, Tensor]]]:
+        names = [entry.name for entry in self._layout.entries]
+        return {
+            vector: [
+                (piece.slice, into[f"{vector}/{names[piece.entry]}"].view(-1)[piece.start : piece.stop])
+                for piece in self._layout.pieces[shard]
+            ]
+            for vector in ("parameters", *self.specs[shard].rule.state)
+        }
 
     @property
     def finite(self) -> bool:
@@ -110,14 +128,11 @@ class MappedServer:
         self.memory.close()
 
 
-def named_state(layout: Layout, snapshots: Sequence[Snapshot]) -> dict[str, Tensor]:
-    """Parameters and rule state of all shards as "VECTOR/NAME" tensors, independent of where the vector was cut."""
-    vectors = snapshots[0].vectors.keys() - {"round"}
-    return {
-        f"{vector}/{name}": view
-        for vector in sorted(vectors)
-        for name, view in layout.named(torch.cat([snapshot.vectors[vector] for snapshot in snapshots])).items()
-    }
+def state_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
+    """Parameters and rule state as "VECTOR/NAME" tensors without contents, independent of where the vector is cut."""
+    flat = torch.empty(layout.length, dtype=layout.dtype, device="meta")
+    vectors = ("parameters", *rule.state)
+    return {f"{vector}/{name}": view for vector in vectors for name, view in layout.named(flat).items()}
 
 
 def flat_state(layout: Layout, tensors: Mapping[str, Tensor], fills: Mapping[str, float]) -> dict[str, Tensor]:
