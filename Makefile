@@ -10,7 +10,7 @@ help:
 	@echo "make demo      train the speech net with two replicas for a minute"
 	@echo "make test      lint, then all tests"
 	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make bench     measure training and the parameter server"
+	@echo "make bench     measure training, the parameter server and checkpoints"
 	@echo "make clean     remove caches and builds; .venv stays"
 
 install: $(STAMP)
@@ -40,6 +40,7 @@ test: lint
 bench: install
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.checkpoints
 
 clean:
 	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
