@@ -3,22 +3,26 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from distbelief.engines.local.cgroups import CGROUPS, PROC, groups
 from distbelief.errors import UsageError
 
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
+}
+"""By the version of control groups: the limit, what counts towards it, and the prefix of sums over a group's own."""
 _KIB = 1024
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def available() -> int:
     """Bytes that this process may still take: the machine's, or its control group's where that has less room."""
-    return available_in(_PROC, _CGROUPS)
+    return available_in(PROC, CGROUPS)
 
 
 def available_in(proc: Path, cgroups: Path) -> int:
     """`available`, of these mounts of procfs and of the control groups, version 1 or 2."""
-    return min([_of_machine((proc / "meminfo").read_text()), *_rooms(proc / "self" / "cgroup", cgroups)])
+    return min([_of_machine((proc / "meminfo").read_text()), *_rooms(proc, cgroups)])
 
 
 def require(needed: Mapping[str, int], available: int) -> None:
@@ -45,34 +49,17 @@ def _of_machine(meminfo: str) -> int:
     return int(line.split()[1]) * _KIB
 
 
-def _rooms(membership: Path, cgroups: Path) -> Iterator[int]:
-    """The room in each control group that this process is in, up to the root: the smallest is what counts."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield from _upwards(cgroups, path, "memory.max", "memory.current", "")
-        elif "memory" in controllers.split(","):
-            root = cgroups / "memory"
-            yield from _upwards(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-
-
-def _upwards(root: Path, path: str, limit: str, usage: str, prefix: str) -> Iterator[int]:
-    # A container may be shown its path on the host while its own group is mounted as the root.
-    folder = root / path.strip("/")
-    while folder.is_relative_to(root):
+def _rooms(proc: Path, cgroups: Path) -> Iterator[int]:
+    """The room in each control group that has a limit: the smallest is what counts."""
+    for folder, version in groups("memory", proc, cgroups):
+        limit, usage, prefix = _FILES[version]
         try:
             most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
             cached = _cached((folder / "memory.stat").read_text(), prefix)
         except OSError:
-            pass
-        else:
-            if most != "max":
-                yield max(0, int(most) - used + cached)
-        folder = folder.parent
+            continue
+        if most != "max":
+            yield max(0, int(most) - used + cached)
 
 
 def _cached(stat: str, prefix: str) -> int:
