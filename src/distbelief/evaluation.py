@@ -1,12 +1,16 @@
 """Evaluation: the server's parameters, never a replica's drifted copy, over data that is not trained on."""
 
+import math
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distbelief.data import Rows, moved
+from distbelief.errors import TaskError
 from distbelief.task import Task
 
 
@@ -35,6 +39,23 @@ def evaluate(
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)
         for name, metric in task.metrics.items():
-            value = metric.fn(module, batch) if task.loss is None else metric.fn(prediction, batch[1])
-            sums[name] += float(value) * size
+            try:
+                value = metric.fn(module, batch) if task.loss is None else metric.fn(prediction, batch[1])
+            except Exception as error:
+                error.add_note(f"in the metric {name}")
+                raise
+            sums[name] += _number(name, value) * size
     return {"loss": loss_sum / loss_weight, **{name: total / len(rows) for name, total in sums.items()}}
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric's value; raises `TaskError` with the metric's name for what is no number."""
+    if isinstance(value, Tensor | np.ndarray) and (math.prod(value.shape) != 1 or "complex" in str(value.dtype)):
+        told = f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    elif isinstance(value, Tensor | np.ndarray):
+        return float(value.item())
+    elif isinstance(value, Real):
+        return float(value)
+    else:
+        told = repr(value)
+    raise TaskError(f"the metric {name} must return one number, the mean over the batch, but returned {told}")

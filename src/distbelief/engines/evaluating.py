@@ -114,7 +114,10 @@ class Evaluations:
             return
         # Whatever the user's metrics and data raise.
         except Exception as error:
-            raise UserCodeError(f"an evaluation failed with {error!r}\n\n{user_frames(error)}".rstrip()) from error
+            where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+            raise UserCodeError(
+                f"an evaluation failed{where} with {error!r}\n\n{user_frames(error)}".rstrip()
+            ) from error
         name, mode = self._prepared.judge
         sign = 1 if mode == "max" else -1
         better = all(sign * row[name] > sign * before[name] for before in self.history)
