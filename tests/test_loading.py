@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import distbelief as db
 from distbelief.cli import main
-from distbelief.errors import DirectoryError, TaskError
+from distbelief.errors import DataError, DirectoryError, TaskError
+from distbelief.run import Run
 from tests import problems
 
 FILE = """
@@ -60,14 +62,19 @@ def test_a_task_without_a_file_must_be_given(tmp_path: Path) -> None:
         db.load(tmp_path, task=problems.task()).predict(problems.points()[0]), run.predict(problems.points()[0])
     )
     other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
-    with pytest.raises(TaskError, match="another one"):
+    with pytest.raises(TaskError, match=r"another one .*: 0\.weight was float32 \(32, 16\) and is not there"):
         db.load(tmp_path, task=other)
     with pytest.raises(DirectoryError, match="never evaluated"):
         run.model("best")
 
 
 def test_what_holds_no_run(tmp_path: Path) -> None:
-    with pytest.raises(DirectoryError, match="holds no run that has ended"):
+    with pytest.raises(DirectoryError, match=r"there is no directory .*nowhere: give that of a run"):
+        db.load(tmp_path / "nowhere")
+    with pytest.raises(DirectoryError, match="holds no run: give"):
+        db.load(tmp_path)
+    (tmp_path / "task.json").write_text("{}")
+    with pytest.raises(DirectoryError, match="holds no run that has ended: wait for it, or go on with it"):
         db.load(tmp_path)
 
 
@@ -85,3 +92,74 @@ def test_evaluate_and_predict_on_the_command_line(run: db.Run, tmp_path: Path) -
     result = CliRunner().invoke(main, ["predict", str(run.directory), "none.npy", "--output", "y.npy"])
     assert result.exit_code == 2
     assert "there is no file none.npy" in result.output
+
+
+def predicted(run: db.Run, folder: Path, inputs: np.ndarray, output: str = "y.npy") -> Result:
+    np.save(folder / "x.npy", inputs)
+    return CliRunner().invoke(
+        main, ["predict", str(run.directory), str(folder / "x.npy"), "--output", str(folder / output)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        (
+            np.zeros((5, 17), "float32"),
+            "each row of x is float32 (17,), but the model was trained on rows of float32 (16,)",
+        ),
+        (np.zeros((5, 16)), "each row of x is float64 (16,), but"),
+        (np.zeros((0, 16), "float32"), "x holds no rows"),
+        (np.float32(3), "is a single number"),
+        (np.array([{}]), "cannot be read as one array of numbers"),
+    ],
+    ids=["shape", "kind", "empty", "scalar", "objects"],
+)
+def test_inputs_that_cannot_be_predicted_from(run: db.Run, tmp_path: Path, inputs: np.ndarray, sentence: str) -> None:
+    result = predicted(run, tmp_path, inputs)
+    assert result.exit_code == 1
+    assert sentence in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_predictions_are_written_under_the_very_name_or_not_begun(run: db.Run, tmp_path: Path) -> None:
+    result = predicted(run, tmp_path, np.zeros((5, 16), "float32"), "predictions")
+    assert "5 predictions written to" in result.output
+    assert np.load(tmp_path / "predictions").shape == (5, 4)
+    result = predicted(run, tmp_path, np.zeros((5, 16), "float32"), "nowhere/y.npy")
+    assert (result.exit_code, "there is no folder" in result.output) == (2, True)
+
+
+def test_a_model_that_fails_on_what_it_was_trained_on_raises_its_own_error(tmp_path: Path) -> None:
+    """It is not the inputs' fault."""
+
+    class Own(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training and len(x) == 3:
+                raise RuntimeError("three")
+            return super().forward(x)
+
+    task = db.Task(lambda: Own(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
+    run = Run(tmp_path, task, {"seed": 0})
+    save_file(task.build(0).state_dict(), tmp_path / "model.safetensors")
+    assert run.predict(torch.zeros(2, 16)).shape == (2, 4)
+    with pytest.raises(RuntimeError, match="three"):
+        run.predict(torch.zeros(3, 16))
+    stepped = db.Task(lambda: Own(16, 4), step=lambda model, batch: model(*batch).sum(), train=problems.points())
+    with pytest.raises(DataError, match=r"what the task's step knows: call run\.model"):
+        Run(tmp_path, stepped, {"seed": 0}).predict(torch.zeros(3, 16))
+
+
+def test_a_set_of_the_tasks_own_is_evaluated_by_its_name(run: db.Run, tmp_path: Path) -> None:
+    assert run.judged_by == "test"
+    assert run.evaluate("test") == run.evaluate()
+    with pytest.raises(DataError, match="the task has no validation data: it has test, train"):
+        run.evaluate("validation")
+    result = CliRunner().invoke(main, ["evaluate", str(run.directory), "--set", "train"])
+    assert result.output.startswith("train: loss ")
+    assert CliRunner().invoke(main, ["evaluate", str(run.directory)]).output.startswith("test: loss ")
+    x, y = problems.points(100)
+    judged = Run(tmp_path, problems.task(validation=(x, y)), run.summary)
+    assert judged.judged_by == "validation"
+    with pytest.raises(DataError, match="neither test nor validation data"):
+        Run(tmp_path, problems.task(), run.summary).evaluate()

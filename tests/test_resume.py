@@ -80,11 +80,47 @@ def test_an_end_that_lies_before_the_run_is_its_end(tmp_path: Path) -> None:
         assert run.summary["examples"] == before.summary["examples"]
 
 
+NOTHING: dict[str, Any] = {"fresh_state": [], "earlier": None}
+
+
+def resumptions(directory: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == "resumed"]
+
+
+def test_another_optimizer_goes_on_and_says_which_state_begins_anew(tmp_path: Path) -> None:
+    train(tmp_path / "run", 1)
+    run = train(tmp_path / "run", 2, resume=True, optimizer=db.Adam(0.01))
+    assert run.summary["resumed_at"] == EXAMPLES
+    assert resumptions(tmp_path / "run")[0]["fresh_state"] == sorted(db.Adam(0.01).state)
+    train(tmp_path / "run", 3, resume=True, optimizer=db.AdamW(0.01))
+    assert resumptions(tmp_path / "run")[1]["fresh_state"] == []
+
+
+def test_a_run_without_checkpoints_begins_anew_and_its_files_are_kept_apart(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, 2)
+    (run / "notes.txt").write_text("mine")
+    before = (run / "events.jsonl").read_text()
+    for path in (run / "checkpoints").iterdir():
+        if path.is_dir():
+            (path / "state.json").write_text("damaged")
+    train(run, 1, resume=True)
+    (said,) = resumptions(run)
+    assert (said["examples"], said["earlier"]) == (None, str(run / "earlier-1"))
+    assert len(said["damaged"]) >= 1
+    assert (run / "earlier-1" / "events.jsonl").read_text() == before
+    assert json.loads((run / "earlier-1" / "summary.json").read_text())["examples"] == 2 * EXAMPLES
+    assert (run / "earlier-1" / "checkpoints" / "best.safetensors").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"{EXAMPLES:012}"]
+    assert (run / "notes.txt").exists()
+
+
 def test_nothing_to_resume_begins_and_says_so(tmp_path: Path) -> None:
     run = train(tmp_path / "run", 1, resume=True)
     assert run.summary["examples"] == EXAMPLES
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert {"event": "resumed", "seconds": 0.0, "examples": None, "damaged": []} in events
+    assert {"event": "resumed", "seconds": 0.0, "examples": None, "damaged": []} | NOTHING in events
 
 
 CONTROLLER = """
@@ -159,7 +195,7 @@ def test_a_directory_in_use_or_of_another_model_is_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="batches of 16 examples"):
         train(tmp_path / "run", 3, resume=True, batch_size=32)
     other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
-    with pytest.raises(DirectoryError, match="another model"):
+    with pytest.raises(DirectoryError, match=r"another model \(.*weight.*\): choose"):
         db.train(other, db.Downpour(batch_size=16), directory=tmp_path / "run", resume=True, progress=False)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import distbelief as db
 from distbelief.errors import DirectoryError
-from distbelief.run import RunDirectory, describe, quantile
+from distbelief.run import RunDirectory, describe, difference, kinds, outline, quantile
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
@@ -73,3 +73,19 @@ def test_quantiles_of_a_histogram() -> None:
     histogram = torch.tensor([50, 0, 49, 0, 1])
     assert [quantile(histogram, q) for q in (0.1, 0.5, 0.51, 0.99, 1.0)] == [0, 0, 2, 2, 4]
     assert quantile(torch.zeros(5, dtype=torch.int64), 0.5) == 0
+
+
+def test_where_two_models_differ() -> None:
+    one = outline(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
+    assert one["0.weight"] == "float32 (2, 3)"
+    assert difference(one, outline(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2)))) == (
+        "0.weight was float32 (2, 3) and is float32 (2, 4)"
+    )
+    assert difference(one, one) == "their tensors come in another order"
+    assert difference(one, {}).endswith("and is not there, and 1 more")
+    assert difference({}, {"a": "float32 ()"}) == "a was not there and is float32 ()"
+
+
+def test_kinds_are_those_of_one_example() -> None:
+    batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
+    assert kinds(batch) == "{a: float32 (3,), b: (int64 (), str)}"

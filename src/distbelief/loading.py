@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distbelief import taskfile
 from distbelief.errors import DirectoryError, TaskError
-from distbelief.run import Run, digest
+from distbelief.run import Run, difference, digest, outline
 from distbelief.task import Task
 
 
@@ -16,14 +16,20 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
     """
     directory = Path(directory)
     files = {name: directory / f"{name}.json" for name in ("summary", "task")}
-    if not all(file.is_file() for file in files.values()):
-        raise DirectoryError(f"{directory} holds no run that has ended")
+    if not directory.is_dir():
+        raise DirectoryError(f"there is no directory {directory}: give that of a run, as is told where the run ends")
+    if not files["task"].is_file():
+        raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
+    if not files["summary"].is_file():
+        raise DirectoryError(f"{directory} holds no run that has ended: wait for it, or go on with it (resume=True)")
     summary, origin = (json.loads(file.read_text()) for file in files.values())
     if task is None:
         if "name" not in origin:
             raise TaskError(f"the task of {directory} has no file: give it, as in load(directory, task=…)")
         spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
         task = taskfile.find(spec, origin["arguments"])
-    if digest(task.build(summary["seed"])) != origin["digest"]:
-        raise TaskError(f"the model of this task is another one than that of {directory}")
+    module = task.build(summary["seed"])
+    if digest(module) != origin["digest"]:
+        differences = difference(origin["tensors"], outline(module))
+        raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)

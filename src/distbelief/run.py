@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, final
@@ -22,6 +23,13 @@ from distbelief.evaluation import evaluate
 from distbelief.task import Task, predict
 
 FORMAT = 1
+_SETS = ("test", "validation", "train")
+_PREDICTED = 512
+"""Rows that are predicted from at once."""
+_FILES = ("task.json", "checkpoints", "events.jsonl", "model.safetensors", "summary.json", "method.json")
+"""What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
+_TOLD = 3
+"""Differences between two models that are told of."""
 
 
 @final
@@ -42,7 +50,9 @@ class RunDirectory:
             self._take_lock()
             if (path / "method.json").exists() and not resume:
                 self._lock.close()
-                raise DirectoryError(f"{path} holds a run already: choose another directory, or resume it")
+                raise DirectoryError(
+                    f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
+                )
             self._events = (path / "events.jsonl").open("a", buffering=1)
         except OSError as error:
             raise DirectoryError(f"cannot write to the run directory {path}: {error.strerror}") from error
@@ -54,11 +64,30 @@ class RunDirectory:
             self._lock.close()
             raise DirectoryError(f"{self.path} is in use by a run that is at work") from error
 
-    def check_digest(self, digest: str) -> None:
-        """Raise `DirectoryError` if the directory holds a run of another model."""
+    def check_model(self, module: nn.Module) -> None:
+        """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
         file = self.path / "task.json"
-        if file.exists() and json.loads(file.read_text())["digest"] != digest:
-            raise DirectoryError(f"{self.path} holds a run of another model: choose another directory")
+        if file.exists() and (before := json.loads(file.read_text()))["digest"] != digest(module):
+            differences = difference(before["tensors"], outline(module))
+            raise DirectoryError(
+                f"{self.path} holds a run of another model ({differences}): choose another directory, or go on with "
+                "that model"
+            )
+
+    def set_aside(self) -> Path | None:
+        """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run."""
+        if not (self.path / "method.json").exists():
+            return None
+        numbered = (self.path / f"earlier-{number}" for number in itertools.count(1))
+        folder = next(path for path in numbered if not path.exists())
+        self._events.close()
+        folder.mkdir()
+        for name in _FILES:
+            if (self.path / name).exists():
+                (self.path / name).rename(folder / name)
+        self.checkpoints.mkdir()
+        self._events = (self.path / "events.jsonl").open("a", buffering=1)
+        return folder
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
@@ -152,23 +181,67 @@ class Run:
         return load_file(files[which])
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
-        """The loss and metrics of the last model on data of any kind that a task takes; None: the task's test set."""
-        data = self._task.test if data is None else data
-        if data is None:
-            raise DataError("the task has no test data: give some")
+        """The loss and metrics of the last model on data of any kind that a task takes.
+
+        "test", "validation" and "train" are the task's own; None is its test set, or its validation set where it has
+        no other. Raises `DataError` where the task has no such data.
+        """
+        if data is None or isinstance(data, str):
+            name = self.judged_by if data is None else data
+            if name not in _SETS or getattr(self._task, name) is None:
+                raise DataError(f"the task has no {name} data: it has {', '.join(self._sets)}")
+            data = getattr(self._task, name)
         rows = rows_of(data, "data", self._task.collate_fn)[0]
         return evaluate(self._task, self.model(), rows)
 
+    @property
+    def judged_by(self) -> str:
+        """The name of the data that `evaluate` takes if it is given none."""
+        if self._sets[0] == "train":
+            raise DataError('the task has neither test nor validation data: give some, or say "train"')
+        return self._sets[0]
+
+    @property
+    def _sets(self) -> list[str]:
+        return [name for name in _SETS if getattr(self._task, name) is not None]
+
     def predict(self, x: Any) -> Any:
-        """What the last model says of inputs: a tensor or array, a tuple or dict of them; by parts, joined."""
+        """What the last model says of inputs: a tensor or array, a tuple or dict of them; by parts, joined.
+
+        Raises `DataError` where the model fails on inputs that are not like those it was trained on, else what it
+        raises itself.
+        """
         rows = ArrayRows(x, "x")
+        if not len(rows):
+            raise DataError("x holds no rows to predict from")
         model = self.model()
-        with torch.inference_mode():
-            parts = [
-                predict(model, rows.batch(indices))
-                for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // 512))
-            ]
+        try:
+            with torch.inference_mode():
+                parts = [
+                    predict(model, rows.batch(indices))
+                    for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // _PREDICTED))
+                ]
+        except Exception as error:
+            if (why := self._unlike(rows)) is not None:
+                raise DataError(why) from error
+            raise
         return torch.cat(parts) if isinstance(parts[0], Tensor) else parts
+
+    def _unlike(self, rows: ArrayRows) -> str | None:
+        """What distinguishes rows that the model failed on from those it was trained on; None if nothing is seen."""
+        if self._task.loss is None:
+            return (
+                "the model cannot be called with these rows alone, and how to call it is what the task's step knows: "
+                "call run.model() in Python as step does"
+            )
+        one = np.arange(1)
+        trained = kinds(rows_of(self._task.train, "train", self._task.collate_fn)[0].batch(one)[0])
+        given = kinds(rows.batch(one))
+        return (
+            None
+            if given == trained
+            else f"each row of x is {given}, but the model was trained on rows of {trained}: give x as those"
+        )
 
     def order(self, epoch: int) -> Tensor:
         """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`."""
@@ -191,10 +264,43 @@ def describe(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else repr(value)
 
 
+def identity(module: nn.Module) -> dict[str, Any]:
+    """What is written of a model, so that another one is known as such."""
+    return {"digest": digest(module), "tensors": outline(module)}
+
+
 def digest(module: nn.Module) -> str:
     """What a model is, as a short name: its parameters' and buffers' names, shapes and kinds."""
     shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in module.state_dict().items()]
     return hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest()
+
+
+def outline(module: nn.Module) -> dict[str, str]:
+    """A model's parameters and buffers by name, each as kind and shape in words."""
+    return {name: f"{_kind(tensor)} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items()}
+
+
+def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Where two outlines differ, in words: the first few places, and how many more there are."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    places = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names]
+    rest = [f"and {len(places) - _TOLD} more"] if len(places) > _TOLD else []
+    return ", ".join(places[:_TOLD] + rest) or "their tensors come in another order"
+
+
+def kinds(batch: Any) -> str:
+    """What each example of a batch is: kinds and shapes, as nested as it."""
+    if isinstance(batch, Tensor):
+        return f"{_kind(batch)} {tuple(batch.shape[1:])}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key}: {kinds(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(map(kinds, batch)) + ")"
+    return type(batch).__name__
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def quantile(histogram: Tensor, q: float) -> int:

@@ -23,7 +23,7 @@ from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
 from distbelief.prepare import Prepared, prepare
-from distbelief.run import FORMAT, Run, RunDirectory, describe, digest, quantile
+from distbelief.run import FORMAT, Run, RunDirectory, describe, identity, quantile
 from distbelief.task import Task
 from distbelief.until import Every, Until
 
@@ -144,8 +144,7 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
         device=torch.device(engine.devices[0]),
     )
     with closing(RunDirectory(request.directory, resume=request.resume)) as files, watch as seen:
-        model = digest(prepared.module)
-        files.check_digest(model)
+        files.check_model(prepared.module)
         controller = Controller(
             prepared,
             devices=engine.devices,
@@ -156,10 +155,11 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
             files=files,
             callbacks=request.callbacks,
         )
+        earlier = files.set_aside() if request.resume and resumed is None else None
         files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
-        files.write_json("task.json", {"format": FORMAT, **request.task.origin, "digest": model})
+        files.write_json("task.json", {"format": FORMAT, **request.task.origin, **identity(prepared.module)})
         if request.resume:
-            controller.tell_resumed(complaints)
+            controller.tell_resumed(complaints, earlier)
         result = controller.run()
         # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
         del controller
@@ -175,7 +175,7 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
         return start
     path = Path(start) / "model.safetensors"
     if not path.is_file():
-        raise UsageError(f"start: there is no {path}")
+        raise UsageError(f"there is no {path} to start from: give the directory of a run that has ended")
     return load_file(path)
 
 
@@ -206,6 +206,7 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
         "account": vars(account),
+        "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
         "epochs": round(used / len(prepared.rows), 3),
         "examples_per_epoch": len(prepared.rows),
         "batch_size": prepared.batch_size,

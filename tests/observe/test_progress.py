@@ -39,6 +39,16 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
     ("event", "content", "expected"),
     [
         (
+            "resumed",
+            {"examples": 1000, "damaged": [], "fresh_state": ["mean", "square"], "earlier": None},
+            "goes on after 1,000 examples; the checkpoint holds no mean, square for this optimizer",
+        ),
+        (
+            "resumed",
+            {"examples": None, "damaged": ["1 is damaged"], "fresh_state": [], "earlier": "run/earlier-1"},
+            "1 is damaged\nno checkpoint to resume from: begins; what the earlier run wrote is in run/earlier-1",
+        ),
+        (
             "evaluation",
             {"examples": 1000, "epoch": 0.5, "seconds": 1.0, "loss": 0.5},
             "evaluated after 1,000 examples: loss 0.5000",

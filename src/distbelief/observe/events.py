@@ -9,7 +9,9 @@ it), and:
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]
     evaluation   the row that is added to the history, and whether it is the best so far
-    resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint
+    resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint,
+                 fresh_state: the optimizer's vectors that the checkpoint does not hold,
+                 earlier: where the files of a run without a checkpoint were moved, or None
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
     evaluating   training has ended, the last evaluation begins
     stopped      stopped_by, epoch, examples, updates

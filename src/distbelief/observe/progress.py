@@ -139,9 +139,7 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             )
         )
     if event == "resumed":
-        begun = content["examples"] is None
-        said = "nothing to resume: begins" if begun else f"goes on after {content['examples']:,} examples"
-        return "\n".join([*content["damaged"], said])
+        return "\n".join([*content["damaged"], _resumed(content)])
     if event == "checkpoint" and content["error"]:
         return f"the checkpoint could not be written: {content['error']}"
     if event == "evaluating":
@@ -155,6 +153,15 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         why = _WHY.get(content["stopped_by"], content["stopped_by"])
         return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
     return ""
+
+
+def _resumed(content: dict[str, Any]) -> str:
+    if content["examples"] is None:
+        moved = f"; what the earlier run wrote is in {content['earlier']}" if content["earlier"] else ""
+        return f"no checkpoint to resume from: begins{moved}"
+    fresh = ", ".join(content["fresh_state"])
+    state = f"; the checkpoint holds no {fresh} for this optimizer: this state begins anew" if fresh else ""
+    return f"goes on after {content['examples']:,} examples{state}"
 
 
 def told(metrics: dict[str, float]) -> str:

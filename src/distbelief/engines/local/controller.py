@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -172,11 +173,17 @@ class Controller:
         self._living = 0
         self._next_progress = self._next_look = 0.0
 
-    def tell_resumed(self, complaints: list[str]) -> None:
-        """Say what the run goes on from, or that it begins, and which checkpoints were of no use."""
-        resumed = self._prepared.resumed
-        examples = None if resumed is None else resumed.examples
-        self._tell("resumed", examples=examples, damaged=complaints)
+    def tell_resumed(self, complaints: list[str], earlier: Path | None) -> None:
+        """Say what the run goes on from, or that it begins, and what of the earlier run is of no use to it."""
+        resumed, state = self._prepared.resumed, self._prepared.method.optimizer.state
+        found = () if resumed is None else {name.partition("/")[0] for name in resumed.tensors}
+        self._tell(
+            "resumed",
+            examples=None if resumed is None else resumed.examples,
+            damaged=complaints,
+            fresh_state=[] if resumed is None else sorted(state.keys() - found),
+            earlier=None if earlier is None else str(earlier),
+        )
 
     # The loop
 
