@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -88,14 +89,19 @@ WRONG_USAGE = [
     ("good.py:number", "is no distbelief.Task"),
     ("spech", "speech"),
     ("good.py --replicas 0", "replicas must be a whole number of 1 or more, not 0"),
-    ("good.py --batch-size -1", "batch_size must be a whole number of 1 or more"),
+    ("good.py --batch-size -1", "--batch-size must be a whole number of 1 or more"),
     ("good.py --shards 99", "99 shards do not fit 18 parameters: use between 1 and 2"),
     ("good.py --lr -1", "lr must be a positive number"),
     ("good.py --seconds 0", "seconds must be a positive number"),
-    ("good.py --overlap 3", "overlap must be 0, 1 or None"),
+    ("good.py --overlap 3", "'3' is not one of '0', '1'"),
     ("good.py --admission buffered:0", "m must be a whole number of 1 or more"),
     ("good.py --admission often", 'takes "asynchronous" or "buffered:M"'),
     ("good.py --optimizer adam --momentum 0.5", "Adam has no momentum"),
+    ("good.py --evaluate-every often", "'often' is neither a time, such as 30s or 5m, nor examples"),
+    ("good.py --checkpoint-every 0", "examples must be a whole number of 1 or more"),
+    ("good.py --target accuracy=high", "--target takes a metric and its value, such as accuracy=0.9"),
+    ("good.py --admission buffered:2 --n-fetch 3", "needs --overlap 0 and --n-fetch 1"),
+    ("good.py --resume", "needs the directory"),
     ("good.py --nope", "No such option '--nope'"),
     ("good.py --device tpu", 'device must be "auto", "cpu", "cuda"'),
     ("good.py:make --with nope=1", "it takes (rows=100)"),
@@ -110,6 +116,7 @@ def test_wrong_usage_is_one_sentence_and_2(folder: Path, arguments: str, sentenc
     assert result.exit_code == 2, result.output
     assert sentence in result.output
     assert "Traceback" not in result.output
+    assert "Error: " in result.output
     assert not (folder / "runs").exists()
 
 
@@ -131,6 +138,7 @@ def test_what_cannot_work_is_one_sentence_and_1(folder: Path, arguments: str, se
     assert result.exit_code == 1, result.output
     assert sentence in result.output
     assert len(result.output.strip().splitlines()) == 1
+    assert result.output.startswith("Error: ")
 
 
 def test_an_import_that_fails_shows_the_users_own_line(folder: Path) -> None:
@@ -183,6 +191,9 @@ def test_a_run_from_a_file_with_arguments(folder: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "192 examples" in result.output
+    assert "account: 192 used, 0 refused, 0 dropped, 0 partial" in result.output
+    assert "updates between fetch and push" in result.output
+    assert "nothing was left to do" not in result.output
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["examples"] == 192
     task = json.loads((folder / "run" / "task.json").read_text())
@@ -190,7 +201,7 @@ def test_a_run_from_a_file_with_arguments(folder: Path) -> None:
     assert (task["name"], task["arguments"]) == ("make", {"rows": 64})
     again = train("good.py:make", "--directory", "run")
     assert again.exit_code == 1
-    assert "run holds a run already: choose another directory" in again.output
+    assert "run holds a run already: choose another directory, or go on with it (--resume)" in again.output
 
 
 def test_a_bare_module_and_a_model_with_frozen_whole_numbers_work(folder: Path) -> None:
@@ -235,3 +246,30 @@ def test_ctrl_c_writes_what_was_reached_and_exits_with_130(folder: Path) -> None
     assert summary["stopped_by"] == "interrupted"
     assert summary["updates"] > 0
     assert (folder / "run" / "model.safetensors").exists()
+
+
+def test_a_resumed_run_whose_end_is_reached_says_so(folder: Path) -> None:
+    flags = "--replicas 1 --directory run --quiet --evaluate-every 5m --checkpoint-every 10000".split()
+    assert train("good.py", *flags, "--epochs", "2").exit_code == 0
+    result = train("good.py", *flags, "--epochs", "2", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "nothing was left to do" in result.output
+    # Neither an epoch nor a minute was over: what was asked for is what was done.
+    history = json.loads((folder / "run" / "summary.json").read_text())["history"]
+    assert [row["examples"] for row in history] == [800, 800]
+
+
+def test_help_fits_80_columns_and_shows_every_flag() -> None:
+    text = CliRunner().invoke(main, ["train", "--help"], terminal_width=80).output
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for option in main.commands["train"].params:
+        assert not isinstance(option, click.Option) or option.opts[0] in text, option
+    assert "[default: each" in text
+
+
+def test_the_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert "fine   training         a tiny run took" in result.output
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import traceback
 from contextlib import AbstractContextManager
@@ -12,21 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from distbelief.engines.local.process import Workers
-from distbelief.errors import DistBeliefError, UsageError
+from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
+from distbelief.flags import RATES, SectionedCommand, as_flags, downpour, end, often, told_rates
 from distbelief.frames import user_frames
 
 if TYPE_CHECKING:
-    from distbelief.downpour.method import Downpour
     from distbelief.observe.events import Observer
     from distbelief.run import Run
-    from distbelief.server.admission import Admission
-    from distbelief.server.rules import Rule
-    from distbelief.task import Task
-    from distbelief.until import Until
 
 _WRONG_USAGE = 2
 _INTERRUPTED = 130
-_RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,7 +29,7 @@ def main() -> None:
     """Train PyTorch models on machines that are slow, unlike each other, and die."""
 
 
-@main.command(short_help="Train a ready-made task, or one of a Python file.")
+@main.command(cls=SectionedCommand, short_help="Train a ready-made task, or one of a Python file.")
 @click.argument("task")
 @click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
 @click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
@@ -43,36 +37,57 @@ def main() -> None:
 @click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
-@click.option("--shards", type=int, help="Parts of the parameter vector.")
-@click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: the task's, else 32]")
-@click.option("--optimizer", type=click.Choice(sorted(_RATES)), help="The rule in the shards.  [default: the task's]")
-@click.option("--lr", type=float, help="Its learning rate.")
-@click.option("--momentum", type=float, help="Its momentum (sgd).")
-@click.option("--weight-decay", type=float, help="Its weight decay.")
-@click.option("--n-fetch", type=int, help="Batches between fetches.")
-@click.option("--n-push", type=int, help="Batches between pushes; what is pushed is their sum.")
-@click.option("--warmstart", type=int, help="Examples that one replica works alone before the others begin.")
-@click.option("--admission", metavar="POLICY", help="asynchronous, or buffered:M (the mean of M pushes is one update).")
-@click.option("--local-optimizer", type=click.Choice(sorted(_RATES)), help="The replica's own step between fetches.")
+@click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
+@click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
+@click.option("--optimizer", type=click.Choice(sorted(RATES)), help="The rule in the shards.  [default: adagrad]")
+@click.option("--lr", type=float, help=f"Its learning rate.  [default: {told_rates()}]")
+@click.option("--momentum", type=float, help="Its momentum (sgd).  [default: 0]")
+@click.option("--weight-decay", type=float, help="Its weight decay.  [default: 0; adamw 0.01]")
+@click.option("--n-fetch", type=int, help="Batches between fetches.  [default: 1]")
+@click.option("--n-push", type=int, help="Batches between pushes; what is pushed is their sum.  [default: 1]")
+@click.option("--warmstart", type=int, help="Examples that one replica works alone at first.  [default: 0]")
+@click.option(
+    "--admission",
+    metavar="POLICY",
+    help="asynchronous, or buffered:M (the mean of M pushes is one update).  [default: asynchronous]",
+)
+@click.option(
+    "--local-optimizer",
+    type=click.Choice(sorted(RATES)),
+    help="The replica's own step between fetches.  [default: as in the shards]",
+)
 @click.option("--local-lr", type=float, help="Its learning rate.")
-@click.option("--clip-norm", type=float, help="Largest 2-norm of a push.")
-@click.option("--overlap", type=int, help="Batches that fetches and pushes may lag behind: 0 or 1.")
+@click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
+@click.option(
+    "--overlap", type=click.Choice(["0", "1"]), help="Batches that fetches and pushes may lag behind.  [default: 0]"
+)
 @click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
-@click.option("--epochs", type=int, help="Stop after so many passes over the data, counted from the run's beginning.")
-@click.option("--seconds", type=float, help="Stop after so much time of training, resumed runs included.")
-@click.option("--examples", type=int, help="Stop after so many examples, resumed runs included.")
-@click.option("--target", multiple=True, metavar="NAME=VALUE", help="Stop when a metric is as good as this.")
-@click.option("--patience", type=int, help="Stop after so many evaluations in a row that bring nothing better.")
+@click.option("--epochs", type=int, help="Passes over the data.  [default: 10, if no end is given]")
+@click.option("--seconds", type=float, help="Time of training.")
+@click.option("--examples", type=int, help="Examples.")
+@click.option("--target", multiple=True, metavar="NAME=VALUE", help="A metric as good as this, as accuracy=0.9.")
+@click.option("--patience", type=int, help="Evaluations in a row that bring nothing better.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the directory, or begin.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint of the directory, or begin. Ends count from the run's beginning.",
+)
 @click.option("--from", "start", type=click.Path(path_type=Path), metavar="DIR", help="Begin with the model of a run.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
+)
+@click.option("--checkpoint-every", callback=often, metavar="OFTEN", help="The same.  [default: 60s, and at the end]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of data, model and chance.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
 def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
-    """Train TASK: a ready-made task (digits, speech, speech-paper) or path/to/file.py[:name]."""
+    """Train TASK: a ready-made task (digits, speech, speech-paper) or path/to/file.py[:name].
+
+    A task may bring a method and an end of its own, which take the place of the defaults below.
+    """
     try:
         # The first replica imports torch while this process does.
         with Workers() as workers:
@@ -86,18 +101,26 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
         _fail(error, verbose=verbose)
 
 
-@main.command(short_help="Evaluate a run's model on its task's test set.")
+@main.command(short_help="Evaluate a run's model on data of its task.")
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "name",
+    type=click.Choice(["test", "validation", "train"]),
+    help="Which of the task's data.  [default: test, else validation]",
+)
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
-def evaluate(directory: Path, verbose: bool) -> None:
-    """Evaluate the model of the run in DIRECTORY on its task's test set."""
+def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
+    """Evaluate the model of the run in DIRECTORY on data of its task."""
     try:
         from distbelief.loading import load
+        from distbelief.observe.progress import told
 
-        metrics = load(directory).evaluate()
+        run = load(directory)
+        name = name or run.judged_by
+        click.echo(f"{name}: {told(run.evaluate(name))}")
     except Exception as error:  # noqa: BLE001
         _fail(error, verbose=verbose)
-    click.echo("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
 
 @main.command(short_help="Write what a run's model says of the rows of a .npy file.")
@@ -108,17 +131,29 @@ def evaluate(directory: Path, verbose: bool) -> None:
 def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
     try:
-        import numpy as np
-
         from distbelief.loading import load
 
-        if not inputs.is_file():
-            raise UsageError(f"there is no file {inputs}")
-        predictions = load(directory).predict(np.load(inputs, mmap_mode="r", allow_pickle=False)).numpy()
-        np.save(output, predictions)
+        run, rows = load(directory), _read(inputs)
+        _check_folder(output)
+        count = _write(output, run.predict(rows))
+        click.echo(f"{count:,} predictions written to {output}")
     except Exception as error:  # noqa: BLE001
         _fail(error, verbose=verbose)
-    click.echo(f"{len(predictions):,} predictions written to {output}")
+
+
+@main.command(short_help="Look whether this machine can train, and what is missing.")
+def doctor() -> None:
+    """Look at this machine, train for a moment, and say what is missing and what to do about it.
+
+    Exit code 1 where nothing can be trained, else 0.
+    """
+    from distbelief.doctor import State, examine, shown
+
+    try:
+        findings = shown(examine(Path("runs")))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(any(finding.state is State.WRONG for finding in findings))
 
 
 def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
@@ -129,11 +164,11 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
 
     try:
         engine = Local(device=flags["device"], threads=flags["threads"])
-        until = _until(flags)
+        until = end(flags)
         task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
-        method = _method(task, flags)
+        method = downpour(task, flags)
     except UsageError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(as_flags(str(error))) from error
     watch: AbstractContextManager[Observer] = watching(not quiet)
     request = Request(
         task=task,
@@ -144,60 +179,11 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         resume=flags["resume"],
         start=flags["start"],
         precision=flags["precision"],
+        evaluate_every=flags["evaluate_every"],
+        checkpoint_every=flags["checkpoint_every"],
         seed=flags["seed"],
     )
     return fulfil(request, workers, watch)
-
-
-def _until(flags: dict[str, Any]) -> Until | None:
-    from distbelief.taskfile import parse_arguments
-    from distbelief.until import Until
-
-    ends = {name: flags[name] for name in ("epochs", "seconds", "examples", "patience") if flags[name] is not None}
-    if flags["target"]:
-        ends["target"] = parse_arguments(flags["target"])
-    return Until(**ends) if ends else None
-
-
-def _method(task: Task, flags: dict[str, Any]) -> Downpour:
-    """The task's own method, with what the flags say instead."""
-    from distbelief.downpour.method import Downpour
-
-    method = task.suggested_method or Downpour()
-    composed = {"optimizer", "local_optimizer", "admission"}
-    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
-    changes = {name: flags[name] for name in fields if flags[name] is not None}
-    if flags["admission"] is not None:
-        changes["admission"] = _admission(flags["admission"])
-    if flags["local_optimizer"] is not None or flags["local_lr"] is not None:
-        own = {"optimizer": flags["local_optimizer"], "lr": flags["local_lr"]}
-        changes["local_optimizer"] = _rule(method.local_optimizer or method.optimizer, own)
-    return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
-
-
-def _admission(text: str) -> Admission:
-    from distbelief.server.admission import Asynchronous, Buffered
-
-    name, _, number = text.partition(":")
-    if name == "asynchronous" and not number:
-        return Asynchronous()
-    if name == "buffered" and number.isdigit():
-        return Buffered(int(number))
-    raise UsageError(f'--admission takes "asynchronous" or "buffered:M", such as buffered:2, not {text!r}')
-
-
-def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
-    """The task's own rule, or the one that is asked for, with the numbers that are asked for."""
-    from distbelief.server import rules
-
-    kinds: dict[str, Any] = {"adagrad": rules.Adagrad, "adam": rules.Adam, "adamw": rules.AdamW, "sgd": rules.SGD}
-    if (name := flags["optimizer"]) is not None and not isinstance(rule, kinds[name]):
-        rule = kinds[name](_RATES[name])
-    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags.get(n) is not None}
-    fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
-    if alien := numbers.keys() - fields:
-        raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")
-    return dataclasses.replace(rule, **numbers)  # type: ignore[type-var]
 
 
 def _report(run: Run) -> str:
@@ -205,19 +191,65 @@ def _report(run: Run) -> str:
     from distbelief.observe.progress import told
 
     s, staleness = run.summary, run.summary["staleness"]
+    account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
     lines = [
         f"{s['examples']:,} examples in {s['seconds']:.1f} s ({s['examples_per_second']:,.0f}/s), "
         f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
-        f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates",
+        f"account: {account}",
+        f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates "
+        "between fetch and push",
     ]
+    if s["restarts"] or s["rejected"]:
+        lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}")
     if s["train_loss"] is not None:
         lines.append(told({"train_loss": s["train_loss"], **s["metrics"]}))
     elif s["metrics"]:
         lines.append(told(s["metrics"]))
-    if s["restarts"] or s["rejected"]:
-        account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
-        lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}; examples: {account}")
+    if s["resumed_at"] == sum(s["account"].values()):
+        lines.append("nothing was left to do: the run had come to this end before; give a later one, such as --epochs")
     return "\n".join([*lines, f"written to {run.directory}"])
+
+
+def _read(path: Path) -> Any:
+    """The array of a .npy file, mapped."""
+    import numpy as np
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    # What numpy raises of files that are empty, cut short, of objects, or something else altogether.
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as one array of numbers: write it with numpy.save") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays: write the one to predict from with numpy.save")
+    return found
+
+
+def _check_folder(output: Path) -> None:
+    """Before the work of predicting is done: whether there will be a place for it."""
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
+
+
+def _write(path: Path, predictions: Any) -> int:
+    """Write predictions under that very name, and return how many there are."""
+    import numpy as np
+    import torch
+
+    if not isinstance(predictions, torch.Tensor):
+        raise TaskError(
+            f"the model gives {type(predictions[0]).__name__} and not a tensor, for which .npy has no place: "
+            "use distbelief.load(directory).predict(x) in Python"
+        )
+    if predictions.dtype == torch.bfloat16:
+        predictions = predictions.float()
+    try:
+        with path.open("wb") as file:
+            np.save(file, predictions.numpy())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    return len(predictions)
 
 
 def _fail(error: Exception, *, verbose: bool) -> NoReturn:
@@ -227,13 +259,13 @@ def _fail(error: Exception, *, verbose: bool) -> NoReturn:
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)
-    if type(error) is UsageError:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(_WRONG_USAGE)
-    if not isinstance(error, DistBeliefError):
+    if isinstance(error, UsageError | Diverged):
+        message = as_flags(str(error))
+    elif isinstance(error, DistBeliefError):
+        message = str(error)
+    else:
         click.echo(user_frames(error), err=True, nl=False)
-    message = (
-        str(error) if isinstance(error, DistBeliefError) else "".join(traceback.format_exception_only(error)).strip()
-    )
-    click.echo(f"distbelief: {message}", err=True)
-    sys.exit(1)
+        message = "".join(traceback.format_exception_only(error)).strip()
+    # As click itself says what was wrong with a flag.
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(_WRONG_USAGE if type(error) is UsageError else 1)
