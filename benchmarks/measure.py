@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -118,15 +119,35 @@ def table(title: str, comparisons: Sequence[Comparison]) -> Table:
     return shown
 
 
-def report(name: str, title: str, facts: Mapping[str, Any], comparisons: Sequence[Comparison], *, quick: bool) -> None:
-    """Print the table and write it, with every figure, to `results/<name>.json`, or `<name>-quick.json`."""
+def report(
+    name: str,
+    title: str,
+    facts: Mapping[str, Any],
+    comparisons: Sequence[Comparison],
+    *,
+    quick: bool,
+    runs: Mapping[str, Any] = {},
+) -> None:
+    """Print the table and write it, with every figure, to `results/<name>.json`, or `<name>-quick.json`.
+
+    `runs`: what the figures were taken from, to be kept beside them. A figure that is infinite is written as null.
+    """
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table(title, comparisons))
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), style="dim")
-    rows = [{**asdict(c), "ratio": c.ratio and c.ratio._asdict(), "met": c.met} for c in comparisons]
+    rows = [
+        {
+            **asdict(c),
+            "ours": [value if math.isfinite(value) else None for value in c.ours],
+            "ratio": c.ratio and c.ratio._asdict(),
+            "met": c.met,
+        }
+        for c in comparisons
+    ]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}{'-quick' * quick}.json"
-    path.write_text(json.dumps({"title": title, "facts": facts, "rows": rows}, indent=2) + "\n")
+    content = {"title": title, "facts": facts, "rows": rows, **({"runs": runs} if runs else {})}
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def options(description: str | None, repeats: int) -> tuple[bool, int]:

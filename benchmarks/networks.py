@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import distbelief as db
+from distbelief.data import Rows
 
 RATE = 0.01
 
@@ -44,6 +48,36 @@ def _digits() -> db.Task:
     return db.Task(task.model, task.loss, train=task.train)
 
 
+def _speech(*, judged: bool) -> db.Task:
+    """The ready-made task. Judged, it is evaluated on each eighth example of its validation set, at the end on all."""
+    task = db.tasks.speech(progress=False)
+    if not judged:
+        return db.Task(task.model, task.loss, train=task.train)
+    every = Thinned(task.validation, 8)
+    return db.Task(
+        task.model, task.loss, train=task.train, validation=every, test=task.validation, metrics=dict(task.metrics)
+    )
+
+
+@final
+class Thinned(Dataset[Any]):
+    """Each so-manieth example of another dataset."""
+
+    def __init__(self, rows: Rows, every: int) -> None:
+        self._rows = rows
+        self._indices = np.arange(0, len(rows), every)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return [part[0] for part in self.batch(np.array([index]))]
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The examples at these indices."""
+        return self._rows.batch(self._indices[indices])
+
+
 NETWORKS = {
     network.name: network
     for network in (
@@ -51,5 +85,8 @@ NETWORKS = {
         Network("speech-paper", lambda: _random([440, *[2560] * 4, 8192], nn.Sigmoid, 16384), 128, 3),
         Network("1024-wide", lambda: _random([440, *[1024] * 4, 2048], nn.ReLU, 32768), 32, 20),
         Network("digits", _digits, 32, 1000),
+        # 440-512×4-201 on synthesised speech, 1.1 million parameters.
+        Network("speech", lambda: _speech(judged=False), 128, 5),
+        Network("speech, judged", lambda: _speech(judged=True), 128, 5),
     )
 }

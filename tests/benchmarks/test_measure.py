@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,15 @@ def test_a_report_keeps_every_figure_and_a_quick_one_replaces_no_other(
     assert written["rows"][0]["met"] is False
     assert "a push" in capsys.readouterr().out
     assert not (tmp_path / "server.json").exists()
+
+
+def test_what_never_came_is_null_in_the_report_and_the_worst_in_the_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    row = Comparison(what="", unit="s", ours=[math.inf, 2.0, math.inf], theirs=[4.0] * 3, bar=1, less_is_better=True)
+    measure.report("server", "Title", {}, [row], quick=False, runs={"a run": {"seconds": 2.0}})
+    written = json.loads((tmp_path / "server.json").read_text())
+    assert written["rows"][0]["ours"] == [None, 2.0, None]
+    assert written["rows"][0]["ratio"] == {"median": 0.0, "low": 0.0, "high": 2.0}
+    assert written["runs"] == {"a run": {"seconds": 2.0}}
