@@ -83,6 +83,7 @@ NETWORKS = {
     for network in (
         # The speech network of section 5: 42 million parameters.
         Network("speech-paper", lambda: _random([440, *[2560] * 4, 8192], nn.Sigmoid, 16384), 128, 3),
+        Network("speech-paper-1024", lambda: _random([440, *[2560] * 4, 8192], nn.Sigmoid, 65536), 1024, 20),
         Network("1024-wide", lambda: _random([440, *[1024] * 4, 2048], nn.ReLU, 32768), 32, 20),
         Network("digits", _digits, 32, 1000),
         # 440-512×4-201 on synthesised speech, 1.1 million parameters.

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 import distbelief as db
 from benchmarks.networks import NETWORKS, RATE, Network
 from benchmarks.slowing import Law, slowed
-from distbelief.data import rows_of
+from distbelief.data import moved, rows_of
 from distbelief.evaluation import evaluate
 
 Name = Literal["plain", "ddp", "torchft"]
@@ -55,6 +55,7 @@ class Assignment:
     seconds: float
     ranks: int = 1
     threads: int = 1
+    device: str = "cpu"
     law: Law | None = None
     rate: float = RATE
     seed: int = 0
@@ -77,9 +78,11 @@ class Outcome:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train_plain(network: Network, *, threads: int, seconds: float, environment: Mapping[str, str] = {}) -> float:
+def train_plain(
+    network: Network, *, threads: int, seconds: float, device: str = "cpu", environment: Mapping[str, str] = {}
+) -> float:
     """Steps a second of one torch process."""
-    assignment = Assignment(network=network.name, framework="plain", threads=threads, seconds=seconds)
+    assignment = Assignment(network=network.name, framework="plain", threads=threads, device=device, seconds=seconds)
     return train(assignment, environment).steps_per_second
 
 
@@ -199,7 +202,8 @@ def _steps(task: db.Task, module: nn.Module, framework: Framework, assignment: A
     assert task.loss is not None
     rows = rows_of(task.train, "train")[0]
     batch_size = NETWORKS[assignment.network].batch_size
-    model = framework.model(module.train())
+    device = torch.device(assignment.device)
+    model = framework.model(module.train().to(device))
     # The rule of our shards, in the fastest form that torch has.
     rule = framework.rule(
         torch.optim.Adagrad(
@@ -209,7 +213,7 @@ def _steps(task: db.Task, module: nn.Module, framework: Framework, assignment: A
     order = torch.Generator().manual_seed(assignment.seed)
     while True:
         for indices in torch.randperm(len(rows), generator=order).split(batch_size)[rank :: assignment.ranks]:
-            inputs, targets = rows.batch(indices.numpy())
+            inputs, targets = moved(rows.batch(indices.numpy()), device)
             rule.zero_grad(set_to_none=True)
             loss: Tensor = task.loss(model(inputs), targets)
             loss.backward()

@@ -1,7 +1,7 @@
 """Training speed, side by side: `python -m benchmarks.throughput [--quick] [--repeats N]`.
 
 Our replicas have one thread each. Our seconds run from the first lease to the last push, so the first, slow steps of
-fresh processes count; the rivals warm up first. Nobody evaluates.
+fresh processes count; the rivals warm up first. Nobody evaluates. Where there is a GPU, it gets a row of its own.
 """
 
 import json
@@ -12,6 +12,8 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 import distbelief as db
 from benchmarks.measure import Comparison, interleave, machine, options, report
@@ -35,7 +37,14 @@ class Bars(NamedTuple):
     """Against one plain process on all cores."""
 
 
-def train_ours(network: Network, *, replicas: int, seconds: float, admission: db.Asynchronous | db.Buffered) -> float:
+def train_ours(
+    network: Network,
+    *,
+    replicas: int,
+    seconds: float,
+    admission: db.Asynchronous | db.Buffered,
+    device: str = "cpu",
+) -> float:
     """Updates a second, or gradients a second where several make an update: batches, either way."""
     method = db.Downpour(
         replicas=replicas, batch_size=network.batch_size, optimizer=db.Adagrad(RATE), admission=admission
@@ -44,7 +53,7 @@ def train_ours(network: Network, *, replicas: int, seconds: float, admission: db
         run = db.train(
             network.task(),
             method,
-            engine=db.Local(threads=1),
+            engine=db.Local(device=device, threads=1),
             until=db.Until(seconds=seconds),
             directory=directory,
             progress=False,
@@ -89,17 +98,19 @@ def compare(network: Network, bars: Bars, *, seconds: float, repeats: int) -> li
     ]
 
 
-def compare_small(network: Network, bar: float, *, seconds: float, repeats: int) -> Comparison:
-    """What a step costs beside the arithmetic: a model so small that nothing else is left."""
+def compare_one(network: Network, bar: float, *, device: str, seconds: float, repeats: int) -> Comparison:
+    """What a step costs beside the arithmetic: of a model so small that nothing else is left, or with a GPU."""
     steps = interleave(
         {
-            "ours": lambda: train_ours(network, replicas=1, seconds=seconds, admission=db.Asynchronous()),
-            "alone": lambda: train_plain(network, threads=1, seconds=seconds),
+            "ours": lambda: train_ours(
+                network, replicas=1, seconds=seconds, admission=db.Asynchronous(), device=device
+            ),
+            "alone": lambda: train_plain(network, threads=1, seconds=seconds, device=device),
         },
         repeats,
     )
     return Comparison(
-        what=f"{network.name}, batch {network.batch_size}, one replica",
+        what=f"{network.name}, batch {network.batch_size}, one replica on {device}",
         unit="steps/s",
         ours=steps["ours"],
         rival="one plain process on one thread",
@@ -136,7 +147,11 @@ def main() -> None:
     found = [
         *compare(NETWORKS["speech-paper"], Bars(0.88, 1.2, 1.1), seconds=4 if quick else 8, repeats=repeats),
         *compare(NETWORKS["1024-wide"], Bars(0.80, 1.6, 1.5), seconds=2 if quick else 4, repeats=repeats),
-        compare_small(NETWORKS["digits"], 0.8, seconds=1 if quick else 3, repeats=repeats),
+        compare_one(NETWORKS["digits"], 0.8, device="cpu", seconds=1 if quick else 3, repeats=repeats),
+        *(
+            compare_one(NETWORKS["speech-paper-1024"], 0.9, device="cuda:0", seconds=4 if quick else 8, repeats=repeats)
+            for _ in range(min(1, torch.cuda.device_count()))
+        ),
         Comparison(
             what="distbelief train digits: from the command to the first portion's pushes",
             unit="s",

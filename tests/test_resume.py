@@ -97,6 +97,22 @@ def test_another_optimizer_goes_on_and_says_which_state_begins_anew(tmp_path: Pa
     assert resumptions(tmp_path / "run")[1]["fresh_state"] == []
 
 
+def test_means_that_begin_anew_are_corrected_for_it(tmp_path: Path) -> None:
+    """Adam's first step is its rate; without the correction for means of zero it would be three times that."""
+    before = train(tmp_path / "run", 1).state_dict()
+    run = db.train(
+        problems.task(),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adam(0.01)),
+        until=db.Until(examples=EXAMPLES + 16),
+        directory=tmp_path / "run",
+        resume=True,
+        progress=False,
+    )
+    assert run.summary["updates"] == EXAMPLES / 16 + 1
+    moved = max(float((run.state_dict()[name] - tensor).abs().max()) for name, tensor in before.items())
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
 def test_a_run_without_checkpoints_begins_anew_and_its_files_are_kept_apart(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, 2)

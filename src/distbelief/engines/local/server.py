@@ -49,7 +49,9 @@ class MappedServer:
         self._partial = [0] * len(self.specs)
         resumed = prepared.resumed
         state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer.state)
-        self._version: int = 0 if resumed is None else resumed.state["version"]
+        # Adam corrects its means by the number of updates: means that begin anew need a count that does.
+        anew = resumed is None or bool(missing_state(method.optimizer, resumed.tensors))
+        self._version: int = 0 if resumed is None or anew else resumed.state["version"]
         examples: int = 0 if resumed is None else resumed.state["examples"]
         for number, shard in enumerate(self._shards):
             parts = {name: self._layout.part(flat, number) for name, flat in state.items()}
@@ -133,6 +135,12 @@ def state_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
     flat = torch.empty(layout.length, dtype=layout.dtype, device="meta")
     vectors = ("parameters", *rule.state)
     return {f"{vector}/{name}": view for vector in vectors for name, view in layout.named(flat).items()}
+
+
+def missing_state(rule: Rule, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The rule's vectors of which there is nothing among "VECTOR/NAME" tensors."""
+    found = {name.partition("/")[0] for name in tensors}
+    return sorted(rule.state.keys() - found)
 
 
 def flat_state(layout: Layout, tensors: Mapping[str, Tensor], fills: Mapping[str, float]) -> dict[str, Tensor]:
