@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from distbelief.engines.local import Local
     from distbelief.errors import DistBeliefError
     from distbelief.loading import load
+    from distbelief.observe.tensorboard import TensorBoard
     from distbelief.run import Run
     from distbelief.server.admission import Asynchronous, Buffered
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "Steps",
     "Task",
+    "TensorBoard",
     "Until",
     "accuracy",
     "load",
@@ -45,6 +47,7 @@ _HOMES = {
     "engines.local": ("Local",),
     "errors": ("DistBeliefError",),
     "loading": ("load",),
+    "observe.tensorboard": ("TensorBoard",),
     "run": ("Run",),
     "server.admission": ("Asynchronous", "Buffered"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
