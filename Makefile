@@ -3,13 +3,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint docs bench clean
 
 help:
 	@echo "make install   build .venv from requirements.lock"
 	@echo "make demo      train the speech net with two replicas for a minute"
 	@echo "make test      lint, then all tests"
-	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make lint      ruff, mypy, import-linter, and the site"
+	@echo "make docs      build the documentation into site/"
 	@echo "make bench     measure training, the parameter server and checkpoints"
 	@echo "make clean     remove caches and builds; .venv stays"
 
@@ -27,7 +28,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/distbelief train speech --replicas 2 --seconds 60
 
-lint: install
+lint: install docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -37,11 +38,15 @@ lint: install
 test: lint
 	$(BIN)/pytest
 
+# Strict: a link that leads nowhere is an error. The variable silences a notice about what comes after mkdocs.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.checkpoints
 
 clean:
-	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
