@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test lint docs bench kills clean
 
 help:
 	@echo "make install   build .venv from requirements.lock"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter, and the site"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     measure training, the parameter server and checkpoints"
+	@echo "make kills     200 kills of real runs at random instants, every account checked (about half an hour)"
 	@echo "make clean     remove caches and builds; .venv stays"
 
 install: $(STAMP)
@@ -46,6 +47,9 @@ bench: install
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.server
 	$(BIN)/python -m benchmarks.checkpoints
+
+kills: install
+	$(BIN)/python -m tests.stress.kills
 
 clean:
 	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

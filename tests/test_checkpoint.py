@@ -100,13 +100,21 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, file: str, damage
     assert "000000000002 is damaged" in complaint
 
 
+@pytest.mark.parametrize("garbage", ["", "[]", "3", '{"checksum": 1, "content": 2}', "\x00"])
+def test_garbage_is_damage(tmp_path: Path, garbage: str) -> None:
+    (checkpoint.write(tmp_path, made(1)) / "state.json").write_text(garbage)
+    found, (complaint,) = checkpoint.newest(tmp_path)
+    assert found is None
+    assert "is damaged" in complaint
+
+
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     """A writer that was killed leaves a folder that nobody reads, and that the next writer removes."""
     half = tmp_path / ".partial-000000000005"
     half.mkdir()
     (half / "tensors.safetensors").write_bytes(b"half")
     assert checkpoint.newest(tmp_path) == (None, [])
-    checkpoint.write(tmp_path, made(5))
+    checkpoint.write(tmp_path, made(6))
     assert not half.exists()
 
 

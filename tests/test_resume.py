@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,32 @@ def test_a_directory_in_use_or_of_another_model_is_refused(tmp_path: Path) -> No
     other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
     with pytest.raises(DirectoryError, match=r"another model \(.*weight.*\): choose"):
         db.train(other, db.Downpour(batch_size=16), directory=tmp_path / "run", resume=True, progress=False)
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    """The one before is used, and it is said."""
+    train(tmp_path / "run", 1)
+    train(tmp_path / "run", 2, resume=True)
+    folder = tmp_path / "run" / "checkpoints"
+    victim = folder / f"{2 * EXAMPLES:012}" / "tensors.safetensors"
+    victim.write_bytes(victim.read_bytes()[:100])
+    run = train(tmp_path / "run", 3, resume=True)
+    assert sum(run.summary["account"].values()) == 3 * EXAMPLES
+    told = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    resumed = [event for event in told if event["event"] == "resumed"][-1]
+    assert resumed["examples"] == EXAMPLES
+    assert f"{victim.parent} is damaged" in resumed["damaged"][0]
+
+
+def test_a_directory_goes_on_wherever_it_is(tmp_path: Path) -> None:
+    """Nothing in it knows where it lies; a copy and the original go their own ways."""
+    train(tmp_path / "run", 1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    runs = [train(tmp_path / name, 2, resume=True) for name in ("copy", "moved")]
+    assert same(*runs)
+    assert [run.summary["examples"] for run in runs] == [2 * EXAMPLES] * 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_needs_a_directory() -> None:

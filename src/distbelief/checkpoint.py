@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 KEPT = 3
@@ -89,17 +90,22 @@ def write(folder: Path, draft: Draft) -> Path:
     """Write a checkpoint under `folder`, and remove all but the newest few. Raises `OSError` where it cannot."""
     target = folder / f"{draft.examples:012}"
     partial = folder / f"{_PARTIAL}-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    # One process at a time writes here: what is half there is of one that was killed.
+    for half in folder.glob(f"{_PARTIAL}-*"):
+        shutil.rmtree(half, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         content = {"format": _FORMAT, "tensors": _write(partial / _TENSORS, draft.image), "state": draft.state}
         text = json.dumps(content)
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
-        _sync(partial / _STATE)
-        _sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
+        sync(partial / _STATE)
+        sync(partial)
+        if target.exists():
+            # Out of the way in one step: a half removed one would pass for a damaged one.
+            target.rename(partial.with_name(f"{partial.name}-before"))
         partial.rename(target)
-        _sync(folder)
+        shutil.rmtree(partial.with_name(f"{partial.name}-before"), ignore_errors=True)
+        sync(folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -114,9 +120,26 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in _all(folder):
         try:
             return _read(path), complaints
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             complaints.append(f"checkpoint {path} is damaged ({error}); the one before it is used")
     return None, complaints
+
+
+def latest(folder: Path) -> int | None:
+    """The examples of the newest checkpoint, damaged or not; None if there is none."""
+    return next((int(path.name) for path in _all(folder)), None)
+
+
+def save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file of tensors that anyone may read. Raises `OSError` where it cannot."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # What the system said comes as text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = errno.EIO if found is None else int(found[1])
+        raise OSError(number, os.strerror(number)) from error
+    path.chmod(0o644)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -179,7 +202,7 @@ def _paged(nbytes: int) -> int:
     return -(-nbytes // _PAGE) * _PAGE
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have what was written reach the disk before anything refers to it."""
     fd = os.open(path, os.O_RDONLY)
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from distbelief.engines.local.process import Workers
+from distbelief.engines.local.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
 from distbelief.flags import RATES, SectionedCommand, as_flags, downpour, end, often, told_rates
 from distbelief.frames import user_frames
@@ -90,7 +91,7 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
     """
     try:
         # The first replica imports torch while this process does.
-        with Workers() as workers:
+        with requests_raise(), Workers() as workers:
             workers.start(1)
             click.echo(_report(_train(workers, task, quiet, flags)))
     except KeyboardInterrupt as interrupt:
@@ -268,4 +269,7 @@ def _fail(error: Exception, *, verbose: bool) -> NoReturn:
         message = "".join(traceback.format_exception_only(error)).strip()
     # As click itself says what was wrong with a flag.
     click.echo(f"Error: {message}", err=True)
+    if isinstance(error, DistBeliefError):
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"Error: {note}", err=True)
     sys.exit(_WRONG_USAGE if type(error) is UsageError else 1)

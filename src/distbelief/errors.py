@@ -8,6 +8,7 @@
     ├── UserCodeError        the user's model, loss or data raised; shows the user's own frames
     ├── Diverged             the gradients stopped being finite, and stayed so
     ├── WorkerDied           replicas died faster than it is worth to replace them
+    ├── NotWritten           the run ended, and some of its files could not be written
     ├── Deadlock             in virtual time only: every task waits, and nothing will ever happen
     └── InvariantViolated    a bug of ours: what must always hold does not
 
@@ -46,6 +47,10 @@ class Diverged(DistBeliefError):
 
 class WorkerDied(DistBeliefError):
     """Replicas died again and again before they did any work."""
+
+
+class NotWritten(DistBeliefError):
+    """Files of a run that has ended could not be written."""
 
 
 class InvariantViolated(DistBeliefError):

@@ -1,19 +1,14 @@
-"""A run and its directory: what is written while it trains, and what can be done with it afterwards."""
+"""A run that has ended, and what can be done with it."""
 
 import dataclasses
-import fcntl
 import hashlib
-import itertools
-import json
-import math
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distbelief import chance
@@ -26,112 +21,8 @@ FORMAT = 1
 _SETS = ("test", "validation", "train")
 _PREDICTED = 512
 """Rows that are predicted from at once."""
-_FILES = ("task.json", "checkpoints", "events.jsonl", "model.safetensors", "summary.json", "method.json")
-"""What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
 _TOLD = 3
 """Differences between two models that are told of."""
-
-
-@final
-class RunDirectory:
-    """The files of a run, for one process at a time. Every file but the event log appears whole or not at all.
-
-    Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be written.
-    """
-
-    def __init__(self, path: Path | None, *, resume: bool = False) -> None:
-        path = _fresh() if path is None else path
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.best = self.checkpoints / "best.safetensors"
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
-            self._take_lock()
-            if (path / "method.json").exists() and not resume:
-                self._lock.close()
-                raise DirectoryError(
-                    f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
-                )
-            self._events = (path / "events.jsonl").open("a", buffering=1)
-        except OSError as error:
-            raise DirectoryError(f"cannot write to the run directory {path}: {error.strerror}") from error
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise DirectoryError(f"{self.path} is in use by a run that is at work") from error
-
-    def check_model(self, module: nn.Module) -> None:
-        """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
-        file = self.path / "task.json"
-        if file.exists() and (before := json.loads(file.read_text()))["digest"] != digest(module):
-            differences = difference(before["tensors"], outline(module))
-            raise DirectoryError(
-                f"{self.path} holds a run of another model ({differences}): choose another directory, or go on with "
-                "that model"
-            )
-
-    def set_aside(self) -> Path | None:
-        """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run."""
-        if not (self.path / "method.json").exists():
-            return None
-        numbered = (self.path / f"earlier-{number}" for number in itertools.count(1))
-        folder = next(path for path in numbered if not path.exists())
-        self._events.close()
-        folder.mkdir()
-        for name in _FILES:
-            if (self.path / name).exists():
-                (self.path / name).rename(folder / name)
-        self.checkpoints.mkdir()
-        self._events = (self.path / "events.jsonl").open("a", buffering=1)
-        return folder
-
-    def event(self, event: str, content: dict[str, Any]) -> None:
-        """Append a line to the log of events."""
-        self._events.write(json.dumps(_plain({"event": event, **content})) + "\n")
-
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(_plain(content), indent=2) + "\n")
-        partial.replace(self.path / name)
-
-    def write_model(self, module: nn.Module, path: Path | None = None) -> None:
-        """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
-        path = path or self.path / "model.safetensors"
-        partial = path.with_name(f".{path.name}.partial")
-        # Tensors that share memory are refused by the format: each name gets a copy.
-        save_file(
-            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()},
-            partial,
-        )
-        partial.chmod(0o644)
-        partial.replace(path)
-
-    def close(self) -> None:
-        """Close the log, and let others in."""
-        self._events.close()
-        self._lock.close()
-
-
-def _plain(value: Any) -> Any:
-    """As JSON knows it: what is not finite is null, and what is no number, text or collection is told as text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str | None) else str(value)
-
-
-def _fresh() -> Path:
-    stem = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
-    return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
 @final

@@ -1,6 +1,7 @@
 """Training: where a task, a method and an engine meet."""
 
 import gc
+import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -12,18 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distbelief.checkpoint import newest
+from distbelief.directory import RunDirectory
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.local import Local
 from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
+from distbelief.engines.local.signals import requests_raise, requests_to_end
 from distbelief.engines.result import STAMP, Result
-from distbelief.errors import TaskError, UsageError
+from distbelief.errors import NotWritten, TaskError, UsageError
 from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
 from distbelief.prepare import Prepared, prepare
-from distbelief.run import FORMAT, Run, RunDirectory, describe, identity, quantile
+from distbelief.run import FORMAT, Run, describe, identity, quantile
 from distbelief.task import Task
 from distbelief.until import Every, Until
 
@@ -102,8 +105,8 @@ def train(
     torch finds it safe; parameters, their updates and evaluations stay in float32.
 
     Raises `UsageError` for what cannot work, what the user's own code raises on its first batch, `UserCodeError` for
-    what it raises later, `Diverged`, `WorkerDied`; `KeyboardInterrupt` after Ctrl-C or
-    SIGTERM. Once training has begun, what was reached by then is written first.
+    what it raises later, `Diverged`, `WorkerDied`; `NotWritten` where files could not be written; `KeyboardInterrupt`
+    after Ctrl-C, SIGTERM or SIGHUP. Once training has begun, what was reached by then is written first.
     """
     request = Request(
         task=task,
@@ -119,7 +122,7 @@ def train(
         precision=precision,
         seed=seed,
     )
-    with Workers() as workers:
+    with requests_raise(), Workers() as workers:
         return fulfil(request, workers, watching(progress))
 
 
@@ -143,7 +146,12 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
         precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
-    with closing(RunDirectory(request.directory, resume=request.resume)) as files, watch as seen:
+    # From here on a request to end waits for its moment: what was reached is written first.
+    with (
+        requests_to_end() as received,
+        closing(RunDirectory(request.directory, resume=request.resume)) as files,
+        watch as seen,
+    ):
         files.check_model(prepared.module)
         controller = Controller(
             prepared,
@@ -153,18 +161,21 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
             observer=_Both(files, seen),
             workers=workers,
             files=files,
+            received=received,
             callbacks=request.callbacks,
         )
         earlier = files.set_aside() if request.resume and resumed is None else None
-        files.write_json("method.json", {"format": FORMAT, **describe(prepared.method)})
-        files.write_json("task.json", {"format": FORMAT, **request.task.origin, **identity(prepared.module)})
+        files.begin(
+            {"format": FORMAT, **describe(prepared.method)},
+            {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
+        )
         if request.resume:
             controller.tell_resumed(complaints, earlier)
         result = controller.run()
         # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
         del controller
         gc.collect()
-        return _finish(prepared, result, files)
+        return _finish(prepared, result, files, received)
 
 
 def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -179,7 +190,7 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
     return load_file(path)
 
 
-def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
+def _finish(prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]) -> Run:
     """Write what was reached, and only then say what went wrong."""
     account, totals, seconds = result.account, result.totals, result.totals.seconds
     histogram = torch.tensor(totals.staleness or [0])
@@ -219,10 +230,16 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory) -> Run:
     }
     files.write_model(prepared.module)
     files.write_json("summary.json", summary)
+    missing = files.missing()
     if result.error is not None:
+        if missing:
+            result.error.add_note(missing)
         raise result.error
-    if result.stopped_by in ("interrupted", "terminated"):
-        raise KeyboardInterrupt(f"{result.stopped_by}: what was reached is in {files.path}")
+    if received:
+        # Also where it came when the run was ending by itself: the program around it is to end, too.
+        raise KeyboardInterrupt(f"{received[0].name}: {missing or f'what was reached is in {files.path}'}")
+    if missing:
+        raise NotWritten(missing)
     return Run(files.path, prepared.task, summary)
 
 
@@ -233,11 +250,16 @@ class _Both:
     def __init__(self, files: RunDirectory, seen: Observer) -> None:
         self._files = files
         self._seen = seen
+        self._said: set[str] = set()
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Write it down and show it."""
         self._files.event(event, {"seconds": seconds, **content})
         self._seen.event(event, seconds, **content)
+        unwritten = dict(self._files.unwritten)
+        for name in unwritten.keys() - self._said:
+            self._seen.event("unwritten", seconds, name=name, error=unwritten[name])
+        self._said = set(unwritten)
 
     def status(self, status: Status) -> None:
         """Show it."""

@@ -1,12 +1,14 @@
 """When checkpoints are written."""
 
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distbelief import checkpoint
 from distbelief.checkpoint import Draft, Image
 from distbelief.engines.checkpointing import Checkpoints
 from distbelief.until import Every
@@ -23,7 +25,7 @@ def test_the_first_come_soon_and_then_as_often_as_asked_for(tmp_path: Path, ever
         begun.append(now - reached)
         return Draft(now, image, {})
 
-    checkpoints = Checkpoints(tmp_path, every, capture=capture, tell=told.append)
+    checkpoints = Checkpoints(partial(checkpoint.write, tmp_path), every, capture=capture, tell=told.append)
     for now in range(reached, reached + 400):
         checkpoints.turn(now if every.examples else 0, now if every.seconds else 0)
         deadline = time.monotonic() + 60

@@ -56,7 +56,7 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
         (
             "died",
             {"replica": 1, "status": -9, "error": None},
-            "replica #1 died (signal 9); what it held is leased again",
+            "replica #1 died (SIGKILL: the machine may be out of memory); what it held is leased again",
         ),
         ("died", {"replica": 1, "status": 1, "error": "KeyError: 'a'\nmore"}, "replica #1 died (KeyError: 'a')"),
         (

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
-from distbelief import checkpoint as checkpoints
 from distbelief.checkpoint import Draft
 from distbelief.until import Every
 
@@ -18,15 +17,21 @@ _FIRST = 16
 class Checkpoints:
     """Writes a checkpoint as often as was asked for. One is written at a time; what becomes due meanwhile waits.
 
-    The first comes after a sixteenth of that time, and the time until the next doubles until it is as long as was asked
-    for: what a run can lose is never much more than half of what it has. `capture` copies the run at this instant, to
-    be left alone until it is written; `tell` is given what became of each: its path, or the error.
+    The first comes after a sixteenth of that time, and the time until the next doubles until it is as long as was
+    asked for: what a run can lose is never much more than half of what it has. `write` writes one, or raises
+    `OSError`; `capture` copies the run at this instant, to be left alone until it is written; `tell` is given what
+    became of each: its path, or the error.
     """
 
     def __init__(
-        self, folder: Path, every: Every, *, capture: Callable[[], Draft], tell: Callable[[dict[str, Any]], None]
+        self,
+        write: Callable[[Draft], Path],
+        every: Every,
+        *,
+        capture: Callable[[], Draft],
+        tell: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._folder = folder
+        self._write = write
         self._every = every
         self._capture = capture
         self._tell = tell
@@ -63,7 +68,7 @@ class Checkpoints:
         began = time.perf_counter()
         draft = self._capture()
         self._capture_s = round(time.perf_counter() - began, 4)
-        self._running = self._pool.submit(checkpoints.write, self._folder, draft)
+        self._running = self._pool.submit(self._write, draft)
 
     def _told(self) -> None:
         assert self._running is not None

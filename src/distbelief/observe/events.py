@@ -17,6 +17,7 @@ it), and:
     stopped      stopped_by, epoch, examples, updates
 """
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +53,14 @@ class Status:
     def remaining_s(self) -> float | None:
         """Seconds that the run will still take, if it goes on as it has so far."""
         return self.seconds * (1 - self.fraction) / self.fraction if 0 < self.fraction < 1 else None
+
+
+def how_ended(status: int) -> str:
+    """The end of a process in words, by its exit status: negative for a signal."""
+    if status >= 0:
+        return f"exit code {status}"
+    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
+    return f"{signal.Signals(-status).name}{hint}"
 
 
 class Observer(Protocol):

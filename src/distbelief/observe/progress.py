@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, final
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TextIO, cast, final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distbelief.observe.events import Observer, Status
+from distbelief.observe.events import Observer, Status, how_ended
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -142,6 +142,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         return "\n".join([*content["damaged"], _resumed(content)])
     if event == "checkpoint" and content["error"]:
         return f"the checkpoint could not be written: {content['error']}"
+    if event == "unwritten" and content["name"] != "the last checkpoint":
+        return f"{content['name']} could not be written: {content['error']}; the run goes on"
     if event == "evaluating":
         return "training has ended; evaluating what was reached"
     if event == "evaluation":
@@ -177,7 +179,7 @@ def _why(content: dict[str, Any]) -> str:
     if content["error"]:
         line = str(content["error"]).splitlines()[0]
         return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
-    return f"signal {-content['status']}" if content["status"] < 0 else f"exit code {content['status']}"
+    return how_ended(content["status"])
 
 
 def _count(number: int, noun: str) -> str:
@@ -190,9 +192,34 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
+class _Forgiving:
+    """Standard error as long as somebody reads it. A run does not end because nobody does any more."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _console(**options: Any) -> Console:
+    return Console(file=cast("TextIO", _Forgiving(sys.stderr)), markup=False, **options)
+
+
 @contextmanager
 def _live() -> Iterator[Observer]:
-    with Live(console=Console(stderr=True, markup=False), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
+    with Live(console=_console(), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
         yield LiveTable(live)
 
 
@@ -207,4 +234,4 @@ def watching(progress: bool) -> AbstractContextManager[Observer]:
         return _plain(Silent())
     if sys.stderr.isatty():
         return _live()
-    return _plain(Lines(Console(stderr=True, width=200, highlight=False, markup=False)))
+    return _plain(Lines(_console(width=200, highlight=False)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.checkpoint import Draft, Image
+from distbelief.directory import RunDirectory
 from distbelief.downpour.ledger import Ledger, Reason, last_push
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
@@ -26,7 +27,6 @@ from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.server import MappedServer, memory_needed, state_like
 from distbelief.engines.local.shipping import pack
-from distbelief.engines.local.signals import requests_to_end
 from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
 from distbelief.engines.result import Result, Totals
@@ -36,7 +36,6 @@ from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Outcome, Verdict
 from distbelief.prepare import Prepared
-from distbelief.run import RunDirectory
 from distbelief.server.block import ShardSpec
 
 _TICK_S = 0.1
@@ -123,6 +122,7 @@ class Controller:
         observer: Observer,
         workers: Workers,
         files: RunDirectory,
+        received: list[signal.Signals],
         callbacks: Sequence[Callback] = (),
     ) -> None:
         require(memory_needed(prepared, models_here=devices == ("cpu",)), available())
@@ -151,7 +151,7 @@ class Controller:
         like = state_like(prepared.layout, prepared.method.optimizer)
         self._image = Image({**like, "buffers": buffers})
         self._checkpoints = Checkpoints(
-            files.checkpoints,
+            files.write_checkpoint,
             prepared.checkpoint_every,
             capture=self._capture,
             tell=lambda content: self._tell("checkpoint", **content),
@@ -167,7 +167,7 @@ class Controller:
         self._stopped_by: str | None = None
         self._error: DistBeliefError | None = None
         self._kill_at = float("inf")
-        self._received: list[signal.Signals] = []
+        self._received = received
         self._requests = 0
         self._stopped_since: dict[int, float] = {}
         self._living = 0
@@ -188,21 +188,20 @@ class Controller:
     # The loop
 
     def run(self) -> Result:
-        """Train to the end. Ctrl-C or SIGTERM ends the run early with what there is, a second one at once."""
+        """Train to the end. A request that is received ends the run early with what there is, a second one at once."""
         try:
-            with requests_to_end() as self._received:
-                self._start()
-                while any(seat.process for seat in self._seats):
-                    try:
-                        self._turn(_TICK_S)
-                    except (Diverged, UserCodeError, WorkerDied) as error:
-                        self._error = error
-                        self._stop("failure", grace_s=0.0)
-                    if len(self._received) > self._requests:
-                        self._requests = len(self._received)
-                        why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
-                        self._stop(why, grace_s=_REQUESTED_GRACE_S if self._requests == 1 else 0.0)
-                return self._result()
+            self._start()
+            while any(seat.process for seat in self._seats):
+                try:
+                    self._turn(_TICK_S)
+                except (Diverged, UserCodeError, WorkerDied) as error:
+                    self._error = error
+                    self._stop("failure", grace_s=0.0)
+                if len(self._received) > self._requests:
+                    self._requests = len(self._received)
+                    why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
+                    self._stop(why, grace_s=_REQUESTED_GRACE_S if self._requests == 1 else 0.0)
+            return self._result()
         finally:
             for seat in self._seats:
                 if seat.process:

@@ -1,9 +1,9 @@
 """Whether a replica that died is replaced: yes, unless it would die again of the same thing."""
 
-import signal
 from typing import Literal, NamedTuple, final
 
 from distbelief.errors import Diverged, UserCodeError, WorkerDied
+from distbelief.observe.events import how_ended
 
 _DEATHS = 5
 """Deaths in a row, with no portion finished by anyone between them, after which the run ends."""
@@ -50,8 +50,4 @@ class Supervisor:
 
 
 def _how(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit code {status}"
-    name = signal.Signals(-status).name
-    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
-    return f"was ended by {name}{hint}"
+    return f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"

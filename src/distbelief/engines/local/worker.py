@@ -11,6 +11,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -28,6 +30,9 @@ from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_sha
 from distbelief.links.staged import StagedLink
 from distbelief.ports import Lease, Outcome, ShardLink
 from distbelief.server.client import Client
+
+_EXPENDABLE = "300"
+"""Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
 
 
 @final
@@ -67,6 +72,9 @@ def main() -> None:
     """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
     # Ctrl-C is the controller's affair; the replicas are told by it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError):
+        # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
+        Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=_die_with, args=(int(sys.argv[2]),), daemon=True).start()
     message = channel.receive()
