@@ -269,7 +269,7 @@ def _fail(error: Exception, *, verbose: bool) -> NoReturn:
         message = "".join(traceback.format_exception_only(error)).strip()
     # As click itself says what was wrong with a flag.
     click.echo(f"Error: {message}", err=True)
-    if isinstance(error, DistBeliefError):
+    if isinstance(error, DistBeliefError) and not isinstance(error, UsageError):
         for note in getattr(error, "__notes__", ()):
             click.echo(f"Error: {note}", err=True)
     sys.exit(_WRONG_USAGE if type(error) is UsageError else 1)
