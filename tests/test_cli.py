@@ -248,6 +248,16 @@ def test_ctrl_c_writes_what_was_reached_and_exits_with_130(folder: Path) -> None
     assert (folder / "run" / "model.safetensors").exists()
 
 
+def test_a_resumed_run_keeps_its_method_but_for_what_the_flags_say(folder: Path) -> None:
+    flags = ("--directory", "run", "--replicas", "1")
+    train("good.py", *flags, "--epochs", "1", "--optimizer", "adam", "--lr", "0.003", "--n-push", "2")
+    result = train("good.py", "--directory", "run", "--epochs", "2", "--resume", "--lr", "0.001")
+    assert result.exit_code == 0, result.output
+    method = json.loads((folder / "run" / "method.json").read_text())
+    assert (method["replicas"], method["n_push"]) == (1, 2)
+    assert (method["optimizer"]["kind"], method["optimizer"]["lr"]) == ("Adam", 0.001)
+
+
 def test_a_resumed_run_whose_end_is_reached_says_so(folder: Path) -> None:
     flags = "--replicas 1 --directory run --quiet --evaluate-every 5m --checkpoint-every 10000".split()
     assert train("good.py", *flags, "--epochs", "2").exit_code == 0

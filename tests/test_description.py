@@ -10,6 +10,14 @@ from distbelief.description import describe, revive
 from distbelief.errors import DirectoryError
 
 
+def test_a_method_is_told_in_full() -> None:
+    method = describe(db.Downpour(optimizer=db.SGD(db.Cosine(0.1, 1000)), admission=db.Buffered(2)))
+    assert method["kind"] == "Downpour"
+    assert method["optimizer"]["lr"] == {"kind": "Cosine", "peak": 0.1, "examples": 1000, "warmup": 0}
+    assert method["admission"] == {"kind": "Buffered", "m": 2}
+    json.dumps(method)
+
+
 @pytest.mark.parametrize(
     "method",
     [

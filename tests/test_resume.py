@@ -98,6 +98,20 @@ def test_another_optimizer_goes_on_and_says_which_state_begins_anew(tmp_path: Pa
     assert resumptions(tmp_path / "run")[1]["fresh_state"] == []
 
 
+def test_without_a_method_it_goes_on_with_its_own(tmp_path: Path) -> None:
+    """With every number of it, not with a task's or with the defaults."""
+    whole = train(tmp_path / "whole", 4, optimizer=db.Adam(db.Cosine(0.01, 4 * EXAMPLES)), clip_norm=0.5)
+    train(tmp_path / "parts", 2, optimizer=db.Adam(db.Cosine(0.01, 4 * EXAMPLES)), clip_norm=0.5)
+    parts = db.train(
+        problems.task(test=problems.points()),
+        until=db.Until(epochs=4),
+        directory=tmp_path / "parts",
+        resume=True,
+        progress=False,
+    )
+    assert same(whole, parts)
+
+
 def test_means_that_begin_anew_are_corrected_for_it(tmp_path: Path) -> None:
     """Adam's first step is its rate; without the correction for means of zero it would be three times that."""
     before = train(tmp_path / "run", 1).state_dict()

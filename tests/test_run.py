@@ -1,20 +1,9 @@
 """The run directory and what is read from it."""
 
-import json
-
 import torch
 from torch import nn
 
-import distbelief as db
-from distbelief.run import describe, difference, kinds, outline, quantile
-
-
-def test_a_method_is_told_in_full() -> None:
-    method = describe(db.Downpour(optimizer=db.SGD(db.Cosine(0.1, 1000)), admission=db.Buffered(2)))
-    assert method["kind"] == "Downpour"
-    assert method["optimizer"]["lr"] == {"kind": "Cosine", "peak": 0.1, "examples": 1000, "warmup": 0}
-    assert method["admission"] == {"kind": "Buffered", "m": 2}
-    json.dumps(method)
+from distbelief.run import difference, kinds, outline, quantile
 
 
 def test_quantiles_of_a_histogram() -> None:

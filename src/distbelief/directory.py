@@ -27,6 +27,8 @@ from torch import nn
 
 from distbelief import checkpoint
 from distbelief.checkpoint import Draft
+from distbelief.description import revive
+from distbelief.downpour.method import Downpour
 from distbelief.errors import DirectoryError
 from distbelief.run import difference, digest, outline
 
@@ -35,6 +37,22 @@ _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
 _FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "summary.json", _METHOD)
 """What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
+
+
+def stored_method(path: Path) -> Downpour | None:
+    """The method of the run in a directory; None if there is none.
+
+    Raises `DirectoryError` where it holds a rule or policy of the user's own, or cannot be read.
+    """
+    file = path / _METHOD
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DirectoryError(f"{file} cannot be read ({error}): give the method again") from error
+    method: Downpour = revive({name: value for name, value in content.items() if name != "format"})
+    return method
 
 
 @final

@@ -96,10 +96,12 @@ def _target(text: str) -> tuple[str, float]:
 
 
 def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
-    """The task's own method, with what the flags say instead."""
+    """The method of the run that is resumed, or else the task's own, with what the flags say instead."""
+    from distbelief.directory import stored_method
     from distbelief.downpour.method import Downpour
 
-    method = task.suggested_method or Downpour()
+    stored = stored_method(flags["directory"]) if flags["resume"] and flags["directory"] else None
+    method = stored or task.suggested_method or Downpour()
     composed = {"optimizer", "local_optimizer", "admission", "overlap"}
     fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
     changes = {name: flags[name] for name in fields if flags[name] is not None}

@@ -1,6 +1,5 @@
 """A run that has ended, and what can be done with it."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,18 +140,6 @@ class Run:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         return f"Run({str(self.directory)!r}: {self.summary['examples']:,} examples{', ' if metrics else ''}{metrics})"
-
-
-def describe(value: Any) -> Any:
-    """A value of the method as JSON: dataclasses become {"kind": name, fields…}."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **own}
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [describe(item) for item in value]
-    return value if isinstance(value, int | float | str | None) else repr(value)
 
 
 def identity(module: nn.Module) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distbelief.checkpoint import newest
-from distbelief.directory import RunDirectory
+from distbelief.checkpoint import Checkpoint, newest
+from distbelief.description import describe
+from distbelief.directory import RunDirectory, stored_method
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.local import Local
@@ -26,7 +27,7 @@ from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
 from distbelief.prepare import Prepared, prepare
-from distbelief.run import FORMAT, Run, describe, identity, quantile
+from distbelief.run import FORMAT, Run, identity, quantile
 from distbelief.task import Task
 from distbelief.until import Every, Until
 
@@ -95,11 +96,11 @@ def train(
 ) -> Run:
     """Train a task to the end and return the run.
 
-    `method`: the task's own if None, else `Downpour()`. `until`: the task's own if None, else 10 epochs. `directory`:
-    a fresh one under `runs/` if None. `resume`: go on from the directory's newest checkpoint, with any number of
-    replicas and shards, or begin if there is none. `start`: the parameters to begin with, of a run, its directory, or a
-    `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each minute if None; sooner at
-    first, and at the end.
+    `method`: if None, that of the run that is resumed, else the task's own, else `Downpour()`. `until`: the task's own
+    if None, else 10 epochs. `directory`: a fresh one under `runs/` if None. `resume`: go on from the directory's newest
+    checkpoint, with any number of replicas and shards, or begin if there is none. `start`: the parameters to begin
+    with, of a run, its directory, or a `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each
+    minute if None; sooner at first, and at the end.
     `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
     `LiveRun`, whose `stop` ends the run. `precision`: "bf16" computes forward passes and their gradients in it where
     torch finds it safe; parameters, their updates and evaluations stay in float32.
@@ -128,15 +129,25 @@ def train(
 
 def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Observer]) -> Run:
     """Do what was asked, with processes that may have been started ahead, and any kind of progress."""
-    folder = request.directory if request.resume else None
-    resumed, complaints = (None, []) if folder is None else newest(folder / "checkpoints")
-    engine = request.engine or Local()
-    method = request.method or request.task.suggested_method or Downpour()
+    if not request.resume:
+        prepared = _prepared(request, None, workers)
+        with closing(RunDirectory(request.directory)) as files:
+            return _train(request, prepared, workers, files, watch)
+    # The directory first: nobody else is to write a checkpoint between our look at them and our own.
+    with closing(RunDirectory(request.directory, resume=True)) as files:
+        resumed, complaints = newest(files.checkpoints)
+        return _train(request, _prepared(request, resumed, workers), workers, files, watch, complaints)
+
+
+def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
+    task, engine = request.task, request.engine or Local()
+    stored = stored_method(request.directory) if request.resume and request.directory else None
+    method = request.method or stored or task.suggested_method or Downpour()
     workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
-    prepared = prepare(
-        request.task,
+    return prepare(
+        task,
         method,
-        until=request.until or request.task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
         evaluate_every=request.evaluate_every,
         seed=request.seed if resumed is None else resumed.state["seed"],
         replicas=lambda: engine.replicas,
@@ -146,13 +157,20 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
         precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
+
+
+def _train(
+    request: Request,
+    prepared: Prepared,
+    workers: Workers,
+    files: RunDirectory,
+    watch: AbstractContextManager[Observer],
+    complaints: Sequence[str] = (),
+) -> Run:
+    engine = request.engine or Local()
+    files.check_model(prepared.module)
     # From here on a request to end waits for its moment: what was reached is written first.
-    with (
-        requests_to_end() as received,
-        closing(RunDirectory(request.directory, resume=request.resume)) as files,
-        watch as seen,
-    ):
-        files.check_model(prepared.module)
+    with requests_to_end() as received, watch as seen:
         controller = Controller(
             prepared,
             devices=engine.devices,
@@ -164,7 +182,7 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
             received=received,
             callbacks=request.callbacks,
         )
-        earlier = files.set_aside() if request.resume and resumed is None else None
+        earlier = files.set_aside() if request.resume and prepared.resumed is None else None
         files.begin(
             {"format": FORMAT, **describe(prepared.method)},
             {"format": FORMAT, **request.task.origin, **identity(prepared.module)},

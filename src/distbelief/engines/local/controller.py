@@ -25,7 +25,7 @@ from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
-from distbelief.engines.local.server import MappedServer, memory_needed, state_like
+from distbelief.engines.local.server import MappedServer, memory_needed, missing_state, state_like
 from distbelief.engines.local.shipping import pack
 from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
@@ -173,15 +173,14 @@ class Controller:
         self._living = 0
         self._next_progress = self._next_look = 0.0
 
-    def tell_resumed(self, complaints: list[str], earlier: Path | None) -> None:
+    def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
         """Say what the run goes on from, or that it begins, and what of the earlier run is of no use to it."""
-        resumed, state = self._prepared.resumed, self._prepared.method.optimizer.state
-        found = () if resumed is None else {name.partition("/")[0] for name in resumed.tensors}
+        resumed, rule = self._prepared.resumed, self._prepared.method.optimizer
         self._tell(
             "resumed",
             examples=None if resumed is None else resumed.examples,
-            damaged=complaints,
-            fresh_state=[] if resumed is None else sorted(state.keys() - found),
+            damaged=list(complaints),
+            fresh_state=[] if resumed is None else missing_state(rule, resumed.tensors),
             earlier=None if earlier is None else str(earlier),
         )
 
