@@ -37,7 +37,7 @@ lint: install docs
 
 # Linting comes first, so that the tests' summary is the last thing printed.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Strict: a link that leads nowhere is an error. The variable silences a notice about what comes after mkdocs.
 docs: install

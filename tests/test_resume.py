@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import distbelief as db
+from distbelief.engines.local.server import MappedServer
 from distbelief.errors import DirectoryError, UsageError
 from tests import problems
 
@@ -145,6 +146,28 @@ def test_a_run_without_checkpoints_begins_anew_and_its_files_are_kept_apart(tmp_
     assert (run / "earlier-1" / "checkpoints" / "best.safetensors").exists()
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"{EXAMPLES:012}"]
     assert (run / "notes.txt").exists()
+
+
+def test_a_checkpoint_that_takes_long_knows_of_all_that_ended_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicas end the portion that they are in, and the one that they hold ahead, before the shards are copied."""
+    copy_out = MappedServer.copy_out
+
+    def slowly(server: MappedServer, into: Any) -> Any:
+        time.sleep(0.2)
+        return copy_out(server, into)
+
+    monkeypatch.setattr(MappedServer, "copy_out", slowly)
+    run = db.train(
+        problems.task(),
+        db.Downpour(replicas=2, batch_size=1),
+        until=db.Until(epochs=2),
+        directory=tmp_path / "run",
+        checkpoint_every=db.Every(examples=1),
+        progress=False,
+    )
+    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
 
 
 def test_nothing_to_resume_begins_and_says_so(tmp_path: Path) -> None:

@@ -65,8 +65,6 @@ class Seat:
         """When to end its process, if it has not by then."""
         self.worked = False
         """Whether it came to its natural end and had worked until then."""
-        self.done: tuple[int, list[Outcome]] = (0, [])
-        """The last lease that was accounted for."""
 
 
 def _job(
@@ -170,6 +168,8 @@ class Controller:
         self._received = received
         self._requests = 0
         self._stopped_since: dict[int, float] = {}
+        self._heard: dict[int, list[Outcome]] = {}
+        """The accounts of leases that have come in this turn."""
         self._living = 0
         self._next_progress = self._next_look = 0.0
 
@@ -236,6 +236,7 @@ class Controller:
 
     def _turn(self, timeout: float) -> None:
         """Wait a moment for messages, answer them, and look after everything that has a time."""
+        self._heard.clear()
         self._listen(timeout)
         self._answer_waiting()
         now = time.monotonic()
@@ -316,8 +317,9 @@ class Controller:
             seat.waiting = True
             seat.state = "working" if seat.state != "starting" else "ready"
         elif message["kind"] == "done":
-            seat.done = message["lease"], [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
-            self._ledger.done(*seat.done)
+            outcomes = [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
+            self._ledger.done(message["lease"], outcomes)
+            self._heard[message["lease"]] = outcomes
             self._ended = time.monotonic()
             self._supervisor.worked()
         else:
@@ -436,7 +438,7 @@ class Controller:
             for number in ledger.leases_of(seat.replica):
                 # The snapshot holds a push of a later lease, so this one was accounted for, in a message not yet read.
                 if last is not None and number < last.standing.work.lease:
-                    ledger.done(number, self._outcomes_of(seat, number))
+                    ledger.done(number, self._outcomes_of(number))
             ledger.died(seat.replica, last)
         self._image.tensors["buffers"].copy_(self._buffers())
         return Draft(
@@ -452,11 +454,11 @@ class Controller:
             },
         )
 
-    def _outcomes_of(self, seat: Seat, lease: int) -> list[Outcome]:
+    def _outcomes_of(self, lease: int) -> list[Outcome]:
         """What became of a lease whose account the replica has sent."""
-        while seat.done[0] != lease:
+        while lease not in self._heard:
             self._listen(_TICK_S)
-        return seat.done[1]
+        return self._heard[lease]
 
     # What is seen
 
