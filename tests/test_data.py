@@ -19,7 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from distbelief.data import ArrayRows, Batches, SampleRows, rows_of
+from distbelief.data import ArrayRows, Batches, SampleRows, fingerprint, rows_of
 from distbelief.errors import DataError, InvariantViolated
 
 ROWS = 25
@@ -322,3 +322,11 @@ def test_a_portion_that_was_given_up_half_way_leaves_nothing_behind() -> None:
         assert torch.equal(made, reference)
     with pytest.raises(InvariantViolated, match=r"batch \(1, 6\) was asked for out of order"):
         ahead(1, 6)
+
+
+def test_a_fingerprint_is_of_what_the_tensors_hold() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    same = [{"x": x.clone()}, [torch.tensor([1, 2]), "text"]], [{"x": x}, [torch.tensor([1, 2]), None]]
+    assert fingerprint(same[0]) == fingerprint(same[1])
+    assert fingerprint(x.to_sparse()) == fingerprint(x)
+    assert len({fingerprint(batch) for batch in (x, x + 1, x.double(), (x, x), x.bool(), torch.tensor(1.0))}) == 6

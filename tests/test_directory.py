@@ -89,6 +89,20 @@ def test_a_disk_that_is_full_from_the_beginning_is_said(tmp_path: Path, full: py
     assert not (tmp_path / "run").exists()
 
 
+def test_a_disk_that_is_full_when_a_run_is_resumed_leaves_what_was_there(
+    tmp_path: Path, full: pytest.MonkeyPatch
+) -> None:
+    full.undo()
+    begun(tmp_path / "run").close()
+    full.setattr("distbelief.checkpoint.sync", _fail)
+    with (
+        closing(RunDirectory(tmp_path / "run", resume=True)) as files,
+        pytest.raises(DirectoryError, match="cannot write to the run directory"),
+    ):
+        files.begin({"kind": "another"}, {})
+    assert json.loads((tmp_path / "run" / "method.json").read_text()) == {}
+
+
 def test_what_is_written_is_json_whatever_it_holds(tmp_path: Path) -> None:
     with closing(begun(tmp_path / "run")) as files:
         files.write_json(

@@ -342,3 +342,36 @@ def test_bf16_computes_in_it_and_gives_gradients_of_the_vector_s_kind() -> None:
         assert mine.dtype == torch.float32
         assert not torch.equal(mine, reference)
         assert torch.allclose(mine, reference, rtol=0.05, atol=0.02)
+
+
+def test_a_buffer_that_is_replaced_is_still_told_of() -> None:
+    class Average(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            self.mean = 0.5 * self.mean + 0.5 * y.detach().mean(0)
+            return y
+
+    module = Average()
+    flat = flat_of(module)
+    module(X)
+    assert torch.equal(flat.buffers(), module.mean.double())
+    flat.load_buffers_(torch.ones(3, dtype=torch.float64))
+    assert torch.equal(module.mean, torch.ones(3))
+
+
+def test_parameters_that_move_stay_views_of_the_vector() -> None:
+    """On the meta device there is nothing to compute with, but everything that a GPU's placing does is done."""
+    module = nn.Linear(6, 3)
+    layout = Layout.of([(name, p.detach()) for name, p in trainable(module)])
+    flat = FlatModule(module, layout, device=torch.device("meta"))
+    assert [p.device.type for p in flat.parameters] == ["meta", "meta"]
+    assert flat.parameters[0] is module.weight
+    assert flat.parameters[0].data_ptr() == flat.vector.data_ptr()
+    assert flat.vector.device.type == "meta"

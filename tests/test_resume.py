@@ -16,6 +16,8 @@ import torch
 import distbelief as db
 from distbelief.engines.local.server import MappedServer
 from distbelief.errors import DirectoryError, UsageError
+from distbelief.gradients import FlatModule
+from distbelief.prepare import prepare
 from tests import problems
 
 ROOT = Path(problems.__file__).parent.parent
@@ -82,7 +84,7 @@ def test_an_end_that_lies_before_the_run_is_its_end(tmp_path: Path) -> None:
         assert run.summary["examples"] == before.summary["examples"]
 
 
-NOTHING: dict[str, Any] = {"fresh_state": [], "earlier": None}
+NOTHING: dict[str, Any] = {"fresh_state": [], "other_data": False, "earlier": None}
 
 
 def resumptions(directory: Path) -> list[dict[str, Any]]:
@@ -111,6 +113,57 @@ def test_without_a_method_it_goes_on_with_its_own(tmp_path: Path) -> None:
         progress=False,
     )
     assert same(whole, parts)
+
+
+def test_other_data_are_said(tmp_path: Path) -> None:
+    """Such as those that a script makes anew, without a seed, each time it is started."""
+    train(tmp_path / "run", 1)
+    train(tmp_path / "run", 2, resume=True)
+    x, y = problems.points()
+    other = problems.task(train=(x + 1, y))
+    db.train(other, until=db.Until(epochs=3), directory=tmp_path / "run", resume=True, progress=False)
+    assert [said["other_data"] for said in resumptions(tmp_path / "run")] == [False, True]
+
+
+class Halved:
+    """A schedule of the user's own."""
+
+    def __call__(self, examples: int) -> float:
+        return 0.05 if examples < EXAMPLES else 0.025
+
+
+def test_a_run_with_a_rule_of_the_users_own_needs_it_again(tmp_path: Path) -> None:
+    method = db.Downpour(replicas=1, batch_size=16, optimizer=db.SGD(Halved()))
+    for epochs in (1, 2):
+        run = db.train(
+            problems.task(),
+            method,
+            until=db.Until(epochs=epochs),
+            directory=tmp_path / "run",
+            resume=epochs > 1,
+            progress=False,
+        )
+    assert run.summary["examples"] == 2 * EXAMPLES
+    with pytest.raises(DirectoryError, match="give the method again"):
+        db.train(problems.task(), directory=tmp_path / "run", resume=True, progress=False)
+
+
+def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -> None:
+    """Small tensors travel inside the task; a view of the whole vector among them would bring all of it along."""
+    state = problems.network().state_dict()
+    prepared = prepare(
+        problems.task(),
+        db.Downpour(replicas=1, batch_size=16),
+        until=db.Until(epochs=1),
+        evaluate_every=None,
+        seed=0,
+        replicas=lambda: 1,
+        start=state,
+    )
+    FlatModule(prepared.module, prepared.layout)
+    shipped = prepared.task.build(0)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in shipped.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in shipped.state_dict().items())
 
 
 def test_means_that_begin_anew_are_corrected_for_it(tmp_path: Path) -> None:

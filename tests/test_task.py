@@ -201,3 +201,15 @@ def test_a_task_can_be_sent_without_its_data() -> None:
     assert light.train is light.validation is light.test is None
     assert whole.train is not None
     assert light.model is whole.model
+
+
+def test_a_loss_with_tensors_is_placed_where_the_model_is() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    task = Task(lambda: nn.Linear(2, 3), loss, train=(torch.zeros(4, 2), torch.ones(4)))
+    placed = task.placed(torch.device("meta"))
+    assert isinstance(placed.loss, nn.CrossEntropyLoss)
+    assert isinstance(task.loss, nn.CrossEntropyLoss)
+    assert placed.loss.weight is not None
+    assert task.loss.weight is not None
+    assert (placed.loss.weight.device.type, task.loss.weight.device.type) == ("meta", "cpu")
+    assert task.placed(torch.device("cpu")) is task

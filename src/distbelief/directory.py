@@ -117,21 +117,26 @@ class RunDirectory:
             return None
         numbered = (self.path / f"earlier-{number}" for number in itertools.count(1))
         folder = next(path for path in numbered if not path.exists())
-        os.close(self._log)
-        folder.mkdir()
-        for name in _FILES:
-            if (self.path / name).exists():
-                (self.path / name).rename(folder / name)
-        self.checkpoints.mkdir()
-        self._log = _open_log(self.path / _LOG)
+        try:
+            folder.mkdir()
+            for name in _FILES:
+                if (self.path / name).exists():
+                    (self.path / name).rename(folder / name)
+            self.checkpoints.mkdir()
+            moved, self._log = self._log, _open_log(self.path / _LOG)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        os.close(moved)
         return folder
 
     def begin(self, method: dict[str, Any], task: dict[str, Any]) -> None:
         """Write what was asked for. Raises `DirectoryError` where it cannot: a run that can write nothing is no use."""
+        resumed = (self.path / _METHOD).exists()
         self.write_json(_METHOD, method)
         self.write_json("task.json", task)
         for why in self.unwritten.values():
-            _remove(self.path / _METHOD)
+            if not resumed:
+                _remove(self.path / _METHOD)
             raise DirectoryError(f"cannot write to the run directory {self.path}: {why}")
 
     def event(self, event: str, content: dict[str, Any]) -> None:

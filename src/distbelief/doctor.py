@@ -181,7 +181,7 @@ def shared_memory(fault: str | None) -> Finding:
         return Finding(
             "shared memory",
             State.WRONG,
-            f"anonymous shared memory cannot be had ({fault}): shards live in it, so use Linux 3.17 or newer, and a "
+            f"anonymous shared memory cannot be had ({fault}): shards live in it, so use Linux 5.3 or newer, and a "
             "sandbox that allows memfd_create and file locks",
         )
     return Finding("shared memory", State.FINE, "memfd and its locks work; it is as large as the memory")

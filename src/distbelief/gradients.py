@@ -38,11 +38,13 @@ class FlatModule:
     def __init__(
         self, module: nn.Module, layout: Layout, moving: Sequence[str] = (), device: torch.device = CPU
     ) -> None:
+        names = [name for name, _ in trainable(module)]
         self.module = module.to(device)
+        # By name, since what moves may become another object.
+        self.parameters = [module.get_parameter(name) for name in names]
         self.device = device
-        self._moving = [module.get_buffer(name) for name in moving]
+        self._names = moving
         self.layout = layout
-        self.parameters = [parameter for _, parameter in trainable(module)]
         self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
         views = layout.views(self.vector)
         layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
@@ -71,21 +73,25 @@ class FlatModule:
             return [None if gradient is None else gradient.to(self.layout.dtype) for gradient in taken]
         return taken
 
+    def _moving(self) -> list[Tensor]:
+        # Asked for each time: a module may put another tensor in a buffer's place.
+        return [self.module.get_buffer(name) for name in self._names]
+
     def buffers(self) -> Tensor:
         """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
-        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving]
+        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def load_buffers_(self, values: Tensor) -> None:
         """Copy such a vector into the moving buffers."""
         at = 0
-        for buffer in self._moving:
+        for buffer in self._moving():
             buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
             at += buffer.numel()
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving]
+        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving()]
         return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
 
 

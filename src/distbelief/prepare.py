@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.checkpoint import Checkpoint
-from distbelief.data import Batches, Head, Rows, moved, rows_of, seeded
+from distbelief.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.evaluation import evaluate
@@ -50,6 +50,8 @@ class Prepared:
     """What replicas compute in; None: as the parameters are."""
     moving: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
+    data: str = ""
+    """The fingerprint of the first batch."""
 
     @property
     def evaluation_batch(self) -> int:
@@ -106,17 +108,13 @@ def prepare(
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
     rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn)
-    sets: dict[tuple[str, ...], Rows] = {}
-    if task.validation is not None:
-        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn)[0]
-    if task.test is not None:
-        sets[("test_",) if sets else ("", "test_")] = rows_of(task.test, "test", task.collate_fn)[0]
+    sets = _sets(task)
     _check_judges(task, until, bool(sets))
     module = task.build(seed)
     if start is not None:
         _load(module, start)
         # Replicas begin with all of it, the frozen parameters included.
-        task = task.with_model(module)
+        task = task.with_model(copy.deepcopy(module))
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
     count = method.replicas if isinstance(method.replicas, int) else replicas()
@@ -143,8 +141,20 @@ def prepare(
     )
     if precision is not None and whole.dtype != torch.float32:
         raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
+    with seeded(seed):
+        batch = Batches(rows, batch_size, seed).make(0, 0)
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
-    return dataclasses.replace(prepared, moving=_try_one_batch(prepared, trial, device))
+    moving = _try_one_batch(prepared, trial, moved(batch, device))
+    return dataclasses.replace(prepared, moving=moving, data=fingerprint(batch))
+
+
+def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
+    sets: dict[tuple[str, ...], Rows] = {}
+    if task.validation is not None:
+        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn)[0]
+    if task.test is not None:
+        sets[("test_",) if sets else ("", "test_")] = rows_of(task.test, "test", task.collate_fn)[0]
+    return sets
 
 
 def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
@@ -172,20 +182,18 @@ def _try_set(task: Task, module: nn.Module, rows: Rows, name: str, examples: int
         raise
 
 
-def _try_one_batch(prepared: Prepared, module: nn.Module, device: torch.device) -> tuple[str, ...]:
+def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
     """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
 
     Returns the names of the buffers that a batch in training changes.
     """
-    task = prepared.task
+    device = next(module.parameters()).device
+    task = prepared.task.placed(device)
     kept = [buffer.clone() for buffer in module.buffers()]
     module.train()
+    if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
     with seeded(prepared.seed):
-        batch: Any = moved(Batches(prepared.rows, prepared.batch_size, prepared.seed).make(0, 0), device)
-        if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
-            raise DataError(
-                "with a loss, each example of train must be a pair (input, target); use step= for other data"
-            )
         try:
             with autocast(device, prepared.precision):
                 loss = task.forward(module, batch).mean

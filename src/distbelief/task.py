@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from distbelief.chance import derive
@@ -113,6 +114,14 @@ class Task:
         """The same task with a module in the place of its model."""
         task = copy.copy(self)
         task.model = module
+        return task
+
+    def placed(self, device: torch.device) -> Self:
+        """The same task, its loss on a device: a loss that is a module may hold tensors, such as weights of classes."""
+        if device.type == "cpu" or not isinstance(self.loss, nn.Module):
+            return self
+        task = copy.copy(self)
+        task.loss = copy.deepcopy(self.loss).to(device)
         return task
 
     def mode(self, name: str) -> Literal["min", "max"]:

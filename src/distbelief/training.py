@@ -141,7 +141,7 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
 
 def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
     task, engine = request.task, request.engine or Local()
-    stored = stored_method(request.directory) if request.resume and request.directory else None
+    stored = stored_method(request.directory) if request.directory and request.resume and not request.method else None
     method = request.method or stored or task.suggested_method or Downpour()
     workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     return prepare(
@@ -182,14 +182,15 @@ def _train(
             received=received,
             callbacks=request.callbacks,
         )
-        earlier = files.set_aside() if request.resume and prepared.resumed is None else None
-        files.begin(
-            {"format": FORMAT, **describe(prepared.method)},
-            {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
-        )
-        if request.resume:
-            controller.tell_resumed(complaints, earlier)
-        result = controller.run()
+        with closing(controller):
+            earlier = files.set_aside() if request.resume and prepared.resumed is None else None
+            files.begin(
+                {"format": FORMAT, **describe(prepared.method)},
+                {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
+            )
+            if request.resume:
+                controller.tell_resumed(complaints, earlier)
+            result = controller.run()
         # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
         del controller
         gc.collect()

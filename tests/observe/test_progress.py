@@ -40,8 +40,13 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
     [
         (
             "resumed",
-            {"examples": 1000, "damaged": [], "fresh_state": ["mean", "square"], "earlier": None},
-            "goes on after 1,000 examples; the checkpoint holds no mean, square for this optimizer",
+            {"examples": 1000, "damaged": [], "fresh_state": ["mean"], "other_data": False, "earlier": None},
+            "goes on after 1,000 examples; the checkpoint holds no mean for this optimizer",
+        ),
+        (
+            "resumed",
+            {"examples": 1000, "damaged": [], "fresh_state": [], "other_data": True, "earlier": None},
+            "goes on after 1,000 examples\nthe training data are not those that the run began with",
         ),
         (
             "resumed",

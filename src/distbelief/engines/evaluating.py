@@ -39,6 +39,7 @@ class Evaluations:
         """Spent in evaluations."""
         self.history: list[Row] = list(prepared.past_history)
         self._prepared = prepared
+        self._task = prepared.task.placed(flat.device)
         self._flat = flat
         self._fetch = fetch
         self._tell = tell
@@ -62,7 +63,12 @@ class Evaluations:
         """Make a last evaluation, of everything and with all cores, unless there is no stamp for it, or no patience."""
         if stamp is None:
             self._abandoned.set()
-        self._wait(impatient)
+        try:
+            self._wait(impatient)
+        except UserCodeError:
+            # What it evaluated is older than what is to be written.
+            self._load(self._fetch())
+            raise
         buffers = self._fetch()
         if self._prepared.sets and stamp is not None:
             self._stamp = stamp
@@ -140,7 +146,7 @@ class Evaluations:
             # The chance in making an evaluation's batches is the same in each evaluation.
             with seeded(derive(self._prepared.seed, "evaluation")):
                 metrics = evaluate(
-                    self._prepared.task,
+                    self._task,
                     self._flat.module,
                     rows,
                     self._prepared.evaluation_batch,

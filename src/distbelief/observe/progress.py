@@ -163,7 +163,8 @@ def _resumed(content: dict[str, Any]) -> str:
         return f"no checkpoint to resume from: begins{moved}"
     fresh = ", ".join(content["fresh_state"])
     state = f"; the checkpoint holds no {fresh} for this optimizer: this state begins anew" if fresh else ""
-    return f"goes on after {content['examples']:,} examples{state}"
+    data = "\nthe training data are not those that the run began with; are they made without a seed?"
+    return f"goes on after {content['examples']:,} examples{state}{data if content['other_data'] else ''}"
 
 
 def told(metrics: dict[str, float]) -> str:

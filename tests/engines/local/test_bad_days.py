@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import distbelief as db
+from distbelief.errors import UserCodeError
 from tests import problems
 from tests.lives import Life, events, halves, summary
 
@@ -122,6 +125,19 @@ def test_replicas_that_end_at_their_start_end_the_run_in_a_sentence(tmp_path: Pa
         db.train(task, db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
     assert summary(tmp_path / "run")["examples"] == 0
     assert load_file(tmp_path / "run" / "model.safetensors")
+
+
+def test_a_replica_that_fails_and_cannot_end_is_ended(tmp_path: Path) -> None:
+    """A thread of the user's that never ends keeps a process from ending by itself."""
+
+    def loss(prediction: Any, target: Any) -> Any:
+        if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE":  # in a replica, and not in the try-out before it
+            threading.Thread(target=threading.Event().wait).start()
+            raise ArithmeticError("no more")
+        return torch.nn.functional.cross_entropy(prediction, target)
+
+    with pytest.raises(UserCodeError, match="failed twice with ArithmeticError: no more"):
+        db.train(problems.task(loss=loss), db.Downpour(replicas=1), directory=tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("request_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)

@@ -25,7 +25,7 @@ from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
-from distbelief.engines.local.server import MappedServer, memory_needed, missing_state, state_like
+from distbelief.engines.local.server import MappedServer, memory_needed, missing_state, shard_specs, state_like
 from distbelief.engines.local.shipping import pack
 from distbelief.engines.local.speeds import Speeds
 from distbelief.engines.local.supervision import Failure, Supervisor
@@ -42,10 +42,10 @@ _TICK_S = 0.1
 _PROGRESS_S = 1.0
 _GRACE_S = 30.0
 """How long replicas may take for the batch they are in, at the end of a run."""
-_EXIT_S = 10.0
-"""How long a replica may take to leave when there is no more work: threads of the user's may never end."""
 _REQUESTED_GRACE_S = 5.0
 """The same where the run was asked to end: a machine that is taken away gives little time."""
+_LEAVE_S = 5.0
+"""How long a replica may take to end when it has nothing more to do: threads of the user's may never end."""
 _STOPPED_S = 2.0
 """How long a stopped process may hold a shard's lock."""
 
@@ -65,6 +65,10 @@ class Seat:
         """When to end its process, if it has not by then."""
         self.worked = False
         """Whether it came to its natural end and had worked until then."""
+
+    def leave_by(self, seconds: float) -> None:
+        """Give the process so much longer to end."""
+        self.kill_at = min(self.kill_at, time.monotonic() + seconds)
 
 
 def _job(
@@ -87,6 +91,16 @@ def _job(
         replicas=prepared.replicas,
         buffers=buffers,
     )
+
+
+def _flat(prepared: Prepared, device: torch.device) -> FlatModule:
+    """The model at its beginning, or as the run that is resumed left it."""
+    flat = FlatModule(prepared.module, prepared.layout, prepared.moving, device)
+    if prepared.resumed is not None:
+        for name, view in prepared.layout.named(flat.vector).items():
+            view.copy_(prepared.resumed.tensors[f"parameters/{name}"])
+        flat.load_buffers_(prepared.resumed.tensors["buffers"])
+    return flat
 
 
 def _ledger(prepared: Prepared) -> Ledger:
@@ -130,18 +144,14 @@ class Controller:
         self._workers = workers
         self._devices = devices
         resumed = prepared.resumed
-        self._flat = FlatModule(prepared.module, prepared.layout, prepared.moving, torch.device(devices[0]))
-        if resumed is not None:
-            named = prepared.layout.named(self._flat.vector)
-            for name, view in named.items():
-                view.copy_(resumed.tensors[f"parameters/{name}"])
-            self._flat.load_buffers_(resumed.tensors["buffers"])
+        self._flat = _flat(prepared, torch.device(devices[0]))
         self._past = Totals() if resumed is None else Totals(**resumed.state["totals"])
         count, buffers = prepared.replicas, self._flat.buffers()
+        # First, since it may be refused: nothing has to be given back by then.
+        self._job = pack(_job(prepared, shard_specs(prepared), devices, threads, overlap, len(buffers)))
         self._server = MappedServer(prepared, self._flat.vector, self._waiting_for)
         self._board = Board(SharedMemory.create(Board.nbytes(count, len(buffers)), "board"), count, len(buffers))
         self._board.buffers.copy_(buffers.expand(count, -1))
-        self._job = pack(_job(prepared, self._server.specs, devices, threads, overlap, len(buffers)))
         self._ledger = _ledger(prepared)
         self._seats = [Seat(replica) for replica in range(count)]
         self._selector = selectors.DefaultSelector()
@@ -181,6 +191,7 @@ class Controller:
             examples=None if resumed is None else resumed.examples,
             damaged=list(complaints),
             fresh_state=[] if resumed is None else missing_state(rule, resumed.tensors),
+            other_data=resumed is not None and resumed.state["data"] != self._prepared.data,
             earlier=None if earlier is None else str(earlier),
         )
 
@@ -188,30 +199,31 @@ class Controller:
 
     def run(self) -> Result:
         """Train to the end. A request that is received ends the run early with what there is, a second one at once."""
-        try:
-            self._start()
-            while any(seat.process for seat in self._seats):
-                try:
-                    self._turn(_TICK_S)
-                except (Diverged, UserCodeError, WorkerDied) as error:
-                    self._error = error
-                    self._stop("failure", grace_s=0.0)
-                if len(self._received) > self._requests:
-                    self._requests = len(self._received)
-                    why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
-                    self._stop(why, grace_s=_REQUESTED_GRACE_S if self._requests == 1 else 0.0)
-            return self._result()
-        finally:
-            for seat in self._seats:
-                if seat.process:
-                    seat.process.kill()
-                    seat.process.reap()
-            self._evaluations.close()
-            self._checkpoints.close()
-            self._selector.close()
-            self._server.close()
-            self._board.memory.close()
-            self._job.close()
+        self._start()
+        while any(seat.process for seat in self._seats):
+            try:
+                self._turn(_TICK_S)
+            except (Diverged, UserCodeError, WorkerDied) as error:
+                self._error = self._error or error
+                self._stop("failure", grace_s=0.0)
+            if len(self._received) > self._requests:
+                self._requests = len(self._received)
+                why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
+                self._stop(why, grace_s=_REQUESTED_GRACE_S if self._requests == 1 else 0.0)
+        return self._result()
+
+    def close(self) -> None:
+        """End every process, and give all memory back."""
+        for seat in self._seats:
+            if seat.process:
+                seat.process.kill()
+                seat.process.reap()
+        self._evaluations.close()
+        self._checkpoints.close()
+        self._selector.close()
+        self._server.close()
+        self._board.memory.close()
+        self._job.close()
 
     def _start(self) -> None:
         prepared, until = self._prepared, self._prepared.until
@@ -279,7 +291,10 @@ class Controller:
 
     def _fill(self, seat: Seat) -> None:
         """Start a process on a seat."""
-        process = self._workers.take()
+        try:
+            process = self._workers.take()
+        except OSError as error:
+            raise WorkerDied(f"no process could be started for replica #{seat.replica}: {error}") from error
         seat.process, seat.state, seat.failure, seat.waiting = process, "starting", None, False
         seat.incarnation += 1
         seat.kill_at = float("inf")
@@ -306,6 +321,7 @@ class Controller:
                 self._ended_process(seat)
             elif seat.process.channel.over:
                 self._forget(seat.process.channel)
+                seat.leave_by(_LEAVE_S)
         return bool(ready)
 
     def _forget(self, end: Channel | int) -> None:
@@ -320,9 +336,12 @@ class Controller:
             outcomes = [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
             self._ledger.done(message["lease"], outcomes)
             self._heard[message["lease"]] = outcomes
+            if seat.state == "done":
+                seat.leave_by(_LEAVE_S)
             self._ended = time.monotonic()
             self._supervisor.worked()
         else:
+            seat.leave_by(_LEAVE_S)
             seat.failure = Failure(message["error"], message["frames"], message["kind_of"])
 
     def _answer_waiting(self) -> None:
@@ -338,7 +357,8 @@ class Controller:
                 self._began = time.monotonic()
             seat.waiting = False
             seat.state = "working" if lease else "done"
-            seat.kill_at = float("inf") if lease else time.monotonic() + _EXIT_S
+            if lease is None and seat.replica not in self._ledger.holders:
+                seat.leave_by(_LEAVE_S)
             if seat.process:
                 seat.process.channel.send("lease", lease=lease)
 
@@ -433,8 +453,12 @@ class Controller:
             pass
         snapshots = self._server.copy_out(self._image.tensors)
         ledger = copy.deepcopy(self._ledger)
-        for seat in self._seats:
-            last = last_push([snapshot.standing(seat.replica, seat.incarnation) for snapshot in snapshots])
+        # All of them before anything more is heard: whoever has died by then is replaced by another incarnation.
+        pushes = [
+            last_push([snapshot.standing(seat.replica, seat.incarnation) for snapshot in snapshots])
+            for seat in self._seats
+        ]
+        for seat, last in zip(self._seats, pushes, strict=True):
             for number in ledger.leases_of(seat.replica):
                 # The snapshot holds a push of a later lease, so this one was accounted for, in a message not yet read.
                 if last is not None and number < last.standing.work.lease:
@@ -446,11 +470,12 @@ class Controller:
             self._image,
             {
                 "seed": self._prepared.seed,
+                "data": self._prepared.data,
                 "ledger": ledger.state(),
                 "totals": asdict(self._totals()),
                 "version": max(snapshot.version for snapshot in snapshots),
                 "examples": max(snapshot.examples for snapshot in snapshots),
-                "history": self._evaluations.history,
+                "history": list(self._evaluations.history),
             },
         )
 

@@ -49,7 +49,8 @@ def _handled(handler: Callable[[int, FrameType | None], None], wanted: Callable[
         yield
         return
     before = {number: signal.getsignal(number) for number in _REQUESTS}
-    handled = [number for number in _REQUESTS if wanted(before[number])]
+    # One that was installed from C cannot be put back, so it stays.
+    handled = [number for number in _REQUESTS if before[number] is not None and wanted(before[number])]
     for number in handled:
         signal.signal(number, handler)
     try:

@@ -135,7 +135,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
         job.method,
         client=client,
         source=ModuleGradients(
-            job.task,
+            job.task.placed(device),
             flat,
             batches,
             seed=job.seed,
