@@ -15,7 +15,7 @@ import torch
 
 import distbelief as db
 from distbelief.engines.local.server import MappedServer
-from distbelief.errors import DirectoryError, UsageError
+from distbelief.errors import DataError, DirectoryError, UsageError
 from distbelief.gradients import FlatModule
 from distbelief.prepare import prepare
 from tests import problems
@@ -301,6 +301,9 @@ def test_a_directory_in_use_or_of_another_model_is_refused(tmp_path: Path) -> No
         train(tmp_path / "run", 3)
     with pytest.raises(UsageError, match="batches of 16 examples"):
         train(tmp_path / "run", 3, resume=True, batch_size=32)
+    fewer = problems.task(train=problems.points(EXAMPLES - 1))
+    with pytest.raises(DataError, match="has 640 examples to train on, and cannot go on with 639"):
+        db.train(fewer, directory=tmp_path / "run", resume=True, progress=False)
     other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
     with pytest.raises(DirectoryError, match=r"another model \(.*weight.*\): choose"):
         db.train(other, db.Downpour(batch_size=16), directory=tmp_path / "run", resume=True, progress=False)

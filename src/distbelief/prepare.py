@@ -120,9 +120,8 @@ def prepare(
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
     batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
-    if resumed is not None and resumed.state["ledger"]["batch_size"] != batch_size:
-        before = resumed.state["ledger"]["batch_size"]
-        raise UsageError(f"the run has batches of {before} examples, and cannot go on with {batch_size}")
+    if resumed is not None:
+        _check_same(resumed.state["ledger"], len(rows), batch_size)
     decided = dataclasses.replace(method, replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         task,
@@ -146,6 +145,14 @@ def prepare(
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     moving = _try_one_batch(prepared, trial, moved(batch, device))
     return dataclasses.replace(prepared, moving=moving, data=fingerprint(batch))
+
+
+def _check_same(ledger: dict[str, Any], examples: int, batch_size: int) -> None:
+    """A run's place in its data is told in batches of an epoch: both must be what they were."""
+    if ledger["batch_size"] != batch_size:
+        raise UsageError(f"the run has batches of {ledger['batch_size']} examples, and cannot go on with {batch_size}")
+    if ledger["examples"] != examples:
+        raise DataError(f"the run has {ledger['examples']:,} examples to train on, and cannot go on with {examples:,}")
 
 
 def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
