@@ -19,7 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from distbelief.data import ArrayRows, Batches, SampleRows, fingerprint, rows_of
+from distbelief.data import ArrayRows, Batches, SampleRows, fingerprint, kinds, rows_of
 from distbelief.errors import DataError, InvariantViolated
 
 ROWS = 25
@@ -330,3 +330,9 @@ def test_a_fingerprint_is_of_what_the_tensors_hold() -> None:
     assert fingerprint(same[0]) == fingerprint(same[1])
     assert fingerprint(x.to_sparse()) == fingerprint(x)
     assert len({fingerprint(batch) for batch in (x, x + 1, x.double(), (x, x), x.bool(), torch.tensor(1.0))}) == 6
+
+
+def test_a_batch_is_told_of_as_nested_as_it_is() -> None:
+    batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
+    assert kinds(batch) == "{a: float32 (5, 3), b: (int64 (5,), str)}"
+    assert kinds(batch, of_each=True) == "{a: float32 (3,), b: (int64 (), str)}"

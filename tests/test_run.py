@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from distbelief.run import difference, kinds, outline, quantile
+from distbelief.run import difference, outline, quantile
 
 
 def test_quantiles_of_a_histogram() -> None:
@@ -21,8 +21,3 @@ def test_where_two_models_differ() -> None:
     assert difference(one, one) == "their tensors come in another order"
     assert difference(one, {}).endswith("and is not there, and 1 more")
     assert difference({}, {"a": "float32 ()"}) == "a was not there and is float32 ()"
-
-
-def test_kinds_are_those_of_one_example() -> None:
-    batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
-    assert kinds(batch) == "{a: float32 (3,), b: (int64 (), str)}"

@@ -256,6 +256,17 @@ def moved(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
+def kinds(batch: Any, *, of_each: bool = False) -> str:
+    """A batch's kinds and shapes, as nested as it; `of_each`: those of one example, without the first dimension."""
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape[of_each:])}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key}: {kinds(value, of_each=of_each)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(kinds(value, of_each=of_each) for value in batch) + ")"
+    return type(batch).__name__
+
+
 def fingerprint(batch: Any) -> str:
     """What is in a batch's tensors, as a short name."""
     digest = hashlib.blake2b(digest_size=8)

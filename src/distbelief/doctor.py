@@ -27,6 +27,7 @@ from distbelief.engines.local import Local, cores
 from distbelief.engines.local.cgroups import CGROUPS, PROC, groups
 from distbelief.engines.local.memory import available, told_bytes
 from distbelief.errors import DistBeliefError
+from distbelief.observe.progress import count
 
 _REPLICA_BYTES = 400 * 10**6
 """What a process that has imported torch takes, before it holds any model."""
@@ -136,7 +137,7 @@ def torch(found: str | None, least: str) -> Finding:
 
 def processors(usable: int, there: int, quota: float | None, omp_threads: str | None) -> Finding:
     """Cores that the process may run on, of those that are there; the cores' worth of time that its group may take."""
-    told = f"{usable} of {there} cores" if usable < there else _count(usable, "core")
+    told = f"{usable} of {there} cores" if usable < there else count(usable, "core")
     if quota is not None and quota < usable:
         fitting = max(1, int(quota))
         return Finding(
@@ -169,7 +170,7 @@ def memory(available: int, replica: int, replicas: int) -> Finding:
         return Finding(
             "memory",
             State.NOTE,
-            f"{told_bytes(available)} are free, too little for {_count(replicas, 'replica')}: train with --replicas "
+            f"{told_bytes(available)} are free, too little for {count(replicas, 'replica')}: train with --replicas "
             f"{room}",
         )
     return Finding("memory", State.FINE, f"{told_bytes(available)} free")
@@ -375,7 +376,3 @@ def _try_to_train() -> tuple[float, str | None]:
     except (DistBeliefError, OSError, RuntimeError) as error:
         fault = str(error).splitlines()[0] if str(error) else type(error).__name__
     return time.monotonic() - began, fault
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -97,18 +97,10 @@ def _target(text: str) -> tuple[str, float]:
 
 def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
     """The method of the run that is resumed, or else the task's own, with what the flags say instead."""
-    from distbelief.directory import stored_method
     from distbelief.downpour.method import Downpour
-    from distbelief.errors import DirectoryError
+    from distbelief.training import own_method
 
-    try:
-        stored = stored_method(flags["directory"]) if flags["resume"] and flags["directory"] else None
-    except DirectoryError:
-        # A rule of the user's own is found again where it came from.
-        if task.suggested_method is None:
-            raise
-        stored = None
-    method = stored or task.suggested_method or Downpour()
+    method = own_method(task, flags["directory"] if flags["resume"] else None)
     composed = {"optimizer", "local_optimizer", "admission", "overlap"}
     fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
     changes = {name: flags[name] for name in fields if flags[name] is not None}

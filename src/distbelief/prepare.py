@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.checkpoint import Checkpoint
-from distbelief.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded
+from distbelief.data import Batches, Head, Rows, fingerprint, kinds, moved, rows_of, seeded
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.evaluation import evaluate
@@ -205,7 +205,7 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
             with autocast(device, prepared.precision):
                 loss = task.forward(module, batch).mean
         except Exception as error:
-            error.add_note(f"on the first batch of train: {_shapes(batch)}")
+            error.add_note(f"on the first batch of train: {kinds(batch)}")
             raise
     if not loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
@@ -221,13 +221,3 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
         with seeded(prepared.seed):
             _try_set(task, module, rows, name, min(len(rows), prepared.batch_size))
     return moving
-
-
-def _shapes(batch: Any) -> str:
-    if isinstance(batch, torch.Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
-    if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key}: {_shapes(value)}" for key, value in batch.items()) + "}"
-    if isinstance(batch, tuple | list):
-        return "(" + ", ".join(map(_shapes, batch)) + ")"
-    return type(batch).__name__

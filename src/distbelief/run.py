@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distbelief import chance
-from distbelief.data import ArrayRows, rows_of
+from distbelief.data import ArrayRows, kinds, rows_of
 from distbelief.errors import DataError, DirectoryError, UsageError
 from distbelief.evaluation import evaluate
 from distbelief.task import Task, predict
@@ -125,8 +125,8 @@ class Run:
                 "call run.model() in Python as step does"
             )
         one = np.arange(1)
-        trained = kinds(rows_of(self._task.train, "train", self._task.collate_fn)[0].batch(one)[0])
-        given = kinds(rows.batch(one))
+        trained = kinds(rows_of(self._task.train, "train", self._task.collate_fn)[0].batch(one)[0], of_each=True)
+        given = kinds(rows.batch(one), of_each=True)
         return (
             None
             if given == trained
@@ -155,7 +155,7 @@ def digest(module: nn.Module) -> str:
 
 def outline(module: nn.Module) -> dict[str, str]:
     """A model's parameters and buffers by name, each as kind and shape in words."""
-    return {name: f"{_kind(tensor)} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items()}
+    return {name: kinds(tensor) for name, tensor in module.state_dict().items()}
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -164,21 +164,6 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     places = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names]
     rest = [f"and {len(places) - _TOLD} more"] if len(places) > _TOLD else []
     return ", ".join(places[:_TOLD] + rest) or "their tensors come in another order"
-
-
-def kinds(batch: Any) -> str:
-    """What each example of a batch is: kinds and shapes, as nested as it."""
-    if isinstance(batch, Tensor):
-        return f"{_kind(batch)} {tuple(batch.shape[1:])}"
-    if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key}: {kinds(value)}" for key, value in batch.items()) + "}"
-    if isinstance(batch, tuple | list):
-        return "(" + ", ".join(map(kinds, batch)) + ")"
-    return type(batch).__name__
-
-
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def quantile(histogram: Tensor, q: float) -> int:

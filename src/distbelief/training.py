@@ -22,7 +22,7 @@ from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
 from distbelief.engines.local.signals import requests_raise, requests_to_end
 from distbelief.engines.result import STAMP, Result
-from distbelief.errors import NotWritten, TaskError, UsageError
+from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
 from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
@@ -139,10 +139,24 @@ def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Obs
         return _train(request, _prepared(request, resumed, workers), workers, files, watch, complaints)
 
 
+def own_method(task: Task, resumed: Path | None) -> Downpour:
+    """What is meant where no method is given: that of the run that is resumed, else the task's own, else the default.
+
+    Raises `DirectoryError` where the run's own cannot be read back, and the task has none.
+    """
+    try:
+        stored = None if resumed is None else stored_method(resumed)
+    except DirectoryError:
+        # A rule of the user's own is not in the file; it is found again where it came from.
+        if task.suggested_method is None:
+            raise
+        stored = None
+    return stored or task.suggested_method or Downpour()
+
+
 def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
     task, engine = request.task, request.engine or Local()
-    stored = stored_method(request.directory) if request.directory and request.resume and not request.method else None
-    method = request.method or stored or task.suggested_method or Downpour()
+    method = request.method or own_method(task, request.directory if request.resume else None)
     workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     return prepare(
         task,

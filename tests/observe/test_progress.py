@@ -31,7 +31,8 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
     shown.status(STATUS)
     shown.status(STATUS)
     assert out.getvalue().splitlines() == [
-        "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  #0 1,000/s τ1  #1 600/s τ4"
+        "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  "
+        "#0 1,000/s, staleness 1  #1 600/s, staleness 4"
     ]
 
 

@@ -70,9 +70,12 @@ class Lines:
     def status(self, status: Status) -> None:
         """Print a line, if the last one is some time ago."""
         now = time.monotonic()
-        if status.examples and now >= self._next:
+        # The first waits until there is a speed to tell.
+        if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            speeds = "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s τ{r.staleness}" for r in status.replicas)
+            speeds = "  ".join(
+                f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in status.replicas
+            )
             self._console.print(f"{_clock(status.seconds)}  {headline(status)}  {speeds}", soft_wrap=True)
 
 
@@ -129,7 +132,7 @@ def sentence(event: str, content: dict[str, Any]) -> str:
     if event == "started":
         gpus = ", ".join(device for device in content["devices"] if device != "cpu")
         return (
-            f"{_count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {_count(content['shards'], 'shard')}, "
+            f"{count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
             + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
             + (
@@ -183,7 +186,8 @@ def _why(content: dict[str, Any]) -> str:
     return how_ended(content["status"])
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number of things: 1 replica, 2 replicas."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
