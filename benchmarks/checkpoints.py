@@ -19,7 +19,8 @@ from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
 from distbelief import checkpoint
 from distbelief.checkpoint import Draft, Image
-from distbelief.engines.local.server import MappedServer, state_like
+from distbelief.engines.local.server import MappedShards
+from distbelief.engines.server import Server, state_like
 from distbelief.prepare import prepare
 
 REPLICAS = 2
@@ -112,7 +113,8 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
         seed=0,
         replicas=lambda: REPLICAS,
     )
-    server = MappedServer(prepared, torch.zeros(prepared.layout.length), lambda _: None)
+    mapped = MappedShards(prepared, lambda _: None)
+    server = Server(prepared, torch.zeros(prepared.layout.length), mapped.shards)
     image = Image(state_like(prepared.layout, prepared.method.optimizer))
     copied, written = [], []
     with tempfile.TemporaryDirectory(dir=RUNS) as directory:
@@ -120,7 +122,7 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
             copied.append(_cost(lambda: server.copy_out(image.tensors)))
             draft = Draft(number, image, {})
             written.append(_cost(lambda draft=draft: checkpoint.write(Path(directory), draft)))  # type: ignore[misc]
-    server.close()
+    mapped.close()
     core = [a[0] + b[0] for a, b in zip(copied, written, strict=True)]
     return [
         Comparison(

@@ -126,7 +126,7 @@ def test_what_cannot_be_written_is_not_half_there_and_is_told(tmp_path: Path, mo
         files.write_model(nn.Linear(2, 2))
         assert set(files.unwritten) == {"events.jsonl", "summary.json", "model.safetensors"}
         assert files.missing() == (
-            f"not all of {run} could be written (events.jsonl, summary.json, model.safetensors: No space left on "
+            f"not all of {run} could be written (events.jsonl, model.safetensors, summary.json: No space left on "
             "device); no checkpoint is left"
         )
         monkeypatch.undo()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import distbelief as db
-from distbelief.engines.local.server import MappedServer
+from distbelief.engines.server import Server
 from distbelief.errors import DataError, DirectoryError, UsageError
 from distbelief.gradients import FlatModule
 from distbelief.prepare import prepare
@@ -205,13 +205,13 @@ def test_a_checkpoint_that_takes_long_knows_of_all_that_ended_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replicas end the portion that they are in, and the one that they hold ahead, before the shards are copied."""
-    copy_out = MappedServer.copy_out
+    copy_out = Server.copy_out
 
-    def slowly(server: MappedServer, into: Any) -> Any:
+    def slowly(server: Server, into: Any) -> Any:
         time.sleep(0.2)
         return copy_out(server, into)
 
-    monkeypatch.setattr(MappedServer, "copy_out", slowly)
+    monkeypatch.setattr(Server, "copy_out", slowly)
     run = db.train(
         problems.task(),
         db.Downpour(replicas=2, batch_size=1),

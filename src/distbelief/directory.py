@@ -178,7 +178,7 @@ class RunDirectory:
         if not self.unwritten:
             return ""
         reasons: dict[str, list[str]] = {}
-        for name, why in self.unwritten.items():
+        for name, why in sorted(self.unwritten.items()):
             reasons.setdefault(why, []).append(name)
         missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
         examples = checkpoint.latest(self.checkpoints)

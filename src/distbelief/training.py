@@ -203,7 +203,7 @@ def _train(
                 {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
             )
             if request.resume:
-                controller.tell_resumed(complaints, earlier)
+                controller.books.tell_resumed(complaints, earlier)
             result = controller.run()
         # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
         del controller

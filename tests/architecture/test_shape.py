@@ -13,12 +13,14 @@ go; raising it is a decision of its own."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
+    "engines/books.py": "tests/test_training.py and tests/test_resume.py: what it keeps are whole runs",
     "engines/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/controller.py": "tests/engines/local/test_deaths.py and test_training.py: it only lives in runs",
     "engines/local/server.py": "tests/engines/local/test_deaths.py and tests/test_resume.py",
     "engines/local/signals.py": "tests/test_cli.py and tests/test_resume.py: signals to whole runs",
     "engines/local/worker.py": "the same, and tests/conformance/test_work_source.py",
+    "engines/server.py": "tests/test_resume.py: vectors cut anew; and deaths, in test_deaths.py",
     "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",
     "observe/events.py": "tests/observe/test_progress.py: values",
 }

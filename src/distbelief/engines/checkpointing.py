@@ -20,7 +20,7 @@ class Checkpoints:
     The first comes after a sixteenth of that time, and the time until the next doubles until it is as long as was
     asked for: what a run can lose is never much more than half of what it has. `write` writes one, or raises
     `OSError`; `capture` copies the run at this instant, to be left alone until it is written; `tell` is given what
-    became of each: its path, or the error.
+    became of each: its path, or the error. Without `beside`, training stands still while one is written.
     """
 
     def __init__(
@@ -30,11 +30,13 @@ class Checkpoints:
         *,
         capture: Callable[[], Draft],
         tell: Callable[[dict[str, Any]], None],
+        beside: bool = True,
     ) -> None:
         self._write = write
         self._every = every
         self._capture = capture
         self._tell = tell
+        self._beside = beside
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Path] | None = None
         self._capture_s = 0.0
@@ -52,6 +54,8 @@ class Checkpoints:
         if self._running is None and now >= self._due:
             self._due = now + min(every, now - self._first)
             self._begin()
+            if not self._beside:
+                self._told()
 
     def finish(self) -> None:
         """Wait for the one under way, and write a last one."""

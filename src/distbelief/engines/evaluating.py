@@ -1,4 +1,4 @@
-"""Evaluation beside training: in a thread of the controller, on a copy of the server's parameters."""
+"""Evaluation beside training: in a thread of its own, on a copy of the server's parameters."""
 
 import threading
 import time
@@ -29,11 +29,18 @@ class Evaluations:
     Beside training only the set that chooses is evaluated; the test set, where it only reports, is left for the end.
     One evaluation runs at a time; what becomes due meanwhile is done once, afterwards. `fetch` copies the server's
     parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row, and
-    whether it is the best so far, while the module still holds what was evaluated.
+    whether it is the best so far, while the module still holds what was evaluated. Without `beside`, training stands
+    still meanwhile.
     """
 
     def __init__(
-        self, prepared: Prepared, flat: FlatModule, *, fetch: Callable[[], Tensor], tell: Callable[[Row, bool], None]
+        self,
+        prepared: Prepared,
+        flat: FlatModule,
+        *,
+        fetch: Callable[[], Tensor],
+        tell: Callable[[Row, bool], None],
+        beside: bool = True,
     ) -> None:
         self.seconds = 0.0
         """Spent in evaluations."""
@@ -43,6 +50,7 @@ class Evaluations:
         self._flat = flat
         self._fetch = fetch
         self._tell = tell
+        self._beside = beside
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[dict[str, float]] | None = None
         self._stamp: Row = {}
@@ -58,6 +66,8 @@ class Evaluations:
         if self._prepared.sets and self._running is None and due > self._begun:
             self._begun, self._stamp = due, stamp
             self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1, everything=False)
+            if not self._beside:
+                self._record()
 
     def finish(self, stamp: Row | None, impatient: Callable[[], bool]) -> None:
         """Make a last evaluation, of everything and with all cores, unless there is no stamp for it, or no patience."""

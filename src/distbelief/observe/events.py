@@ -3,8 +3,8 @@
 Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "seconds" (since the first lease; 0 before
 it), and:
 
-    started      replicas, devices, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed, epochs,
-                 examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it
+    started      engine, replicas, devices, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
+                 epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]

@@ -191,7 +191,7 @@ def test_a_shell_that_keeps_ctrl_c_from_a_run_in_the_background_is_obeyed(tmp_pa
 @pytest.mark.parametrize(
     ("full_at", "missing"),
     [
-        ("started", ["events.jsonl", "the last checkpoint", "model.safetensors", "summary.json"]),
+        ("started", ["events.jsonl", "model.safetensors", "summary.json", "the last checkpoint"]),
         ("stopped", ["model.safetensors", "summary.json"]),
     ],
 )

@@ -19,7 +19,7 @@ import torch
 
 from distbelief.data import Batches
 from distbelief.downpour.replica import DownpourReplica, Progress
-from distbelief.engines.local.board import Board, Row
+from distbelief.engines.board import Board, Row
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.shipping import unpack
@@ -103,7 +103,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     device = torch.device(job.devices[replica % len(job.devices)])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    board = Board(SharedMemory(board_fd), job.replicas, job.buffers)
+    board = Board(SharedMemory(board_fd).bytes, job.replicas, job.buffers)
     flat = FlatModule(job.task.build(job.seed).train(), job.layout, job.moving, device)
     flat.load_buffers_(board.buffers[replica])
     memory = SharedMemory(shards_fd)
@@ -115,19 +115,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
 
     def watch(p: Progress) -> None:
-        board.write(
-            replica,
-            Row(
-                p.examples,
-                p.losses,
-                p.loss,
-                p.pushes,
-                p.rejected,
-                p.staleness,
-                client.fetched_bytes,
-                client.pushed_bytes,
-            ),
-        )
+        board.write(replica, Row.of(p, client))
         if job.buffers:
             board.buffers[replica] = flat.buffers()
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from distbelief.engines.local.board import Row
-from distbelief.engines.local.speeds import Speeds
+from distbelief.engines.board import Row
+from distbelief.engines.speeds import Speeds
 
 
 def test_a_speed_is_over_the_last_two_seconds() -> None:

@@ -2,12 +2,11 @@
 
 import torch
 
-from distbelief.engines.local.board import Board, Row
-from distbelief.links.mapped import SharedMemory
+from distbelief.engines.board import Board, Row
 
 
 def test_rows_and_buffers_are_each_replicas_own() -> None:
-    memory = SharedMemory.create(Board.nbytes(3, 2), "test")
+    memory = torch.zeros(Board.nbytes(3, 2), dtype=torch.uint8)
     board, other = Board(memory, 3, 2), Board(memory, 3, 2)
     board.write(1, Row(examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
     board.buffers[2] = torch.tensor([1.0, 2.0])

@@ -1,10 +1,12 @@
-"""The board: shared memory on which replicas write how far they are, and the controller when to stop."""
+"""The board: memory on which replicas write how far they are, and the controller when to stop."""
 
 from typing import NamedTuple, cast, final
 
 import torch
+from torch import Tensor
 
-from distbelief.links.mapped import SharedMemory
+from distbelief.downpour.replica import Progress
+from distbelief.server.client import Client
 
 
 class Row(NamedTuple):
@@ -22,6 +24,14 @@ class Row(NamedTuple):
     fetched_bytes: float = 0
     pushed_bytes: float = 0
 
+    @classmethod
+    def of(cls, progress: Progress, client: Client) -> "Row":
+        """What a replica at work has done."""
+        p = progress
+        return cls(
+            p.examples, p.losses, p.loss, p.pushes, p.rejected, p.staleness, client.fetched_bytes, client.pushed_bytes
+        )
+
     def plus(self, other: "Row") -> "Row":
         """Field by field."""
         return Row(*(a + b for a, b in zip(self, other, strict=True)))
@@ -37,12 +47,12 @@ class Board:
     """Rows of float64: one a replica for progress, one a replica for the buffers of its module.
 
     A row is written by its replica alone and read at any time; a reader may see a step's row half written, which is a
-    fault of one step in a figure for the eye.
+    fault of one step in a figure for the eye. `memory` is uint8, `nbytes` of zeros, the caller's; all who look into it
+    see the same board.
     """
 
-    def __init__(self, memory: SharedMemory, replicas: int, buffers: int) -> None:
-        numbers = memory.bytes.view(torch.float64)
-        self.memory = memory
+    def __init__(self, memory: Tensor, replicas: int, buffers: int) -> None:
+        numbers = memory[: self.nbytes(replicas, buffers)].view(torch.float64)
         self._cells = cast("memoryview[float]", numbers.numpy().data)
         self._rows = _HEAD
         start = _HEAD + replicas * _FIELDS

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import final
 
-from distbelief.engines.local.board import Row
+from distbelief.engines.board import Row
 
 _WINDOW_S = 2.0
 

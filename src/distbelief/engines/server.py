@@ -1,0 +1,132 @@
+"""The parameter server as the controller sees it: all shards of a run, wherever their memory lies."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from distbelief.downpour.ledger import LastPush, last_push
+from distbelief.ports import Slice
+from distbelief.prepare import Prepared
+from distbelief.server.block import ShardSpec, Snapshot
+from distbelief.server.layout import Layout
+from distbelief.server.rules import Rule
+from distbelief.server.shard import Shard
+
+
+def shard_specs(prepared: Prepared) -> list[ShardSpec]:
+    """What each shard of a run is."""
+    method, layout = prepared.method, prepared.layout
+    return [
+        ShardSpec(high - low, layout.dtype, method.optimizer, method.admission, prepared.replicas)
+        for low, high in itertools.pairwise(layout.borders)
+    ]
+
+
+@final
+class Server:
+    """The controller's side of the shards, which it fills as the run begins. The caller owns their memory."""
+
+    def __init__(self, prepared: Prepared, vector: Tensor, shards: Sequence[Shard]) -> None:
+        method, self._layout = prepared.method, prepared.layout
+        self._rule = method.optimizer
+        self._shards = shards
+        self._partial = [0] * len(shards)
+        resumed = prepared.resumed
+        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer.state)
+        # Adam corrects its means by the number of updates: means that begin anew need a count that does.
+        anew = resumed is None or bool(missing_state(method.optimizer, resumed.tensors))
+        self._version: int = 0 if resumed is None or anew else resumed.state["version"]
+        examples: int = 0 if resumed is None else resumed.state["examples"]
+        for number, shard in enumerate(self._shards):
+            parts = {name: self._layout.part(flat, number) for name, flat in state.items()}
+            shard.initialise_(self._layout.part(vector, number), parts, version=self._version, examples=examples)
+
+    @property
+    def updates(self) -> int:
+        """Pushes that every shard used."""
+        counts = zip(self._shards, self._partial, strict=True)
+        return min(shard.pushes - partial for shard, partial in counts) - self._version
+
+    @property
+    def staleness(self) -> Tensor:
+        """Histogram over all shards."""
+        return torch.stack([shard.staleness for shard in self._shards]).sum(0)
+
+    @property
+    def stalest(self) -> int:
+        """The largest staleness of a used push."""
+        return max(shard.stalest for shard in self._shards)
+
+    def fetch(self, into: Tensor) -> None:
+        """Copy all parameters into a flat vector."""
+        for number, shard in enumerate(self._shards):
+            shard.fetch(self._layout.part(into, number))
+
+    def set_living(self, replicas: int) -> None:
+        """Tell every shard how many replicas hold leases."""
+        for shard in self._shards:
+            shard.set_living(replicas)
+
+    def died(self, replica: int, incarnation: int) -> LastPush | None:
+        """What the shards know of a dead replica's last push."""
+        standings = [shard.standing(replica, incarnation) for shard in self._shards]
+        last = last_push(standings)
+        if last is not None and last.partial:
+            for number, standing in enumerate(standings):
+                if standing is not None and standing.sequence == last.standing.sequence and standing.verdict.used:
+                    self._partial[number] += 1
+        return last
+
+    def copy_out(self, into: Mapping[str, Tensor]) -> list[Snapshot]:
+        """Copy every shard to where it belongs in "VECTOR/NAME" tensors, each under its lock for its own copy alone.
+
+        Returns the shards' accounts at these instants.
+        """
+        return [shard.copy_out(self._targets(into, number)) for number, shard in enumerate(self._shards)]
+
+    def _targets(self, into: Mapping[str, Tensor], shard: int) -> dict[str, list[tuple[Slice, Tensor]]]:
+        names = [entry.name for entry in self._layout.entries]
+        return {
+            vector: [
+                (piece.slice, into[f"{vector}/{names[piece.entry]}"].view(-1)[piece.start : piece.stop])
+                for piece in self._layout.pieces[shard]
+            ]
+            for vector in ("parameters", *self._rule.state)
+        }
+
+    @property
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        return all(bool(torch.isfinite(shard.parameters).all()) for shard in self._shards)
+
+    def check(self) -> None:
+        """Raise `InvariantViolated` unless every shard's account is consistent."""
+        for shard in self._shards:
+            shard.check()
+
+
+def state_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
+    """Parameters and rule state as "VECTOR/NAME" tensors without contents, independent of where the vector is cut."""
+    flat = torch.empty(layout.length, dtype=layout.dtype, device="meta")
+    vectors = ("parameters", *rule.state)
+    return {f"{vector}/{name}": view for vector in vectors for name, view in layout.named(flat).items()}
+
+
+def missing_state(rule: Rule, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The rule's vectors of which there is nothing among "VECTOR/NAME" tensors."""
+    found = {name.partition("/")[0] for name in tensors}
+    return sorted(rule.state.keys() - found)
+
+
+def flat_state(layout: Layout, tensors: Mapping[str, Tensor], fills: Mapping[str, float]) -> dict[str, Tensor]:
+    """The rule's vectors, gathered from "VECTOR/NAME" tensors; what is not among them begins as the rule says."""
+    flat = {}
+    for vector, fill in fills.items():
+        flat[vector] = torch.full((layout.length,), fill, dtype=layout.dtype)
+        for name, view in layout.named(flat[vector]).items():
+            if (tensor := tensors.get(f"{vector}/{name}")) is not None:
+                view.copy_(tensor)
+    return flat
