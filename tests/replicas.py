@@ -11,13 +11,13 @@ from torch import Tensor
 from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, Progress
-from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Gradient, Lease, Outcome, Push, Reply, ShardLink
 from distbelief.server.client import Client
 from distbelief.server.layout import Layout
 from distbelief.server.shard import Shard
-from tests.shards import make_shards
+from tests.shards import linked, make_shards, set_living
 
 BATCH = 8
 """Examples in a batch."""
@@ -87,7 +87,7 @@ class LedgerWork:
         while True:
             lease, reason = self._ledger.lease(self._replica)
             for host in self._hosts:
-                await host.set_living(len(self._ledger.holders))
+                set_living(host, self._ledger.holders)
             if lease is not None or reason is Reason.FINISHED:
                 return lease
             await asyncio.sleep(0.1)
@@ -175,7 +175,7 @@ def run_replicas(
             for number, recording in enumerate(recordings):
                 vector = torch.zeros(layout.length)
                 links = [
-                    Recorded(SimulatedLink(host, lambda: chance.random() / 2), recording.note, shard)
+                    Recorded(linked(host, lambda: chance.random() / 2), recording.note, shard)
                     for shard, host in enumerate(hosts)
                 ]
                 replica = DownpourReplica(
@@ -214,8 +214,7 @@ def run_replica(
     async def main() -> None:
         vector = torch.zeros(layout.length, dtype=layout.dtype)
         links = [
-            Recorded(SimulatedLink(ShardHost(s), lambda: delay_s), recording.note, number)
-            for number, s in enumerate(shards)
+            Recorded(linked(ShardHost(s), lambda: delay_s), recording.note, number) for number, s in enumerate(shards)
         ]
         replica = DownpourReplica(
             method,

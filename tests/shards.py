@@ -1,10 +1,13 @@
 """Shards in private memory, what is pushed to them, and clients of them that answer at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from distbelief.engines.simulated.hosts import ShardHost
+from distbelief.engines.simulated.link import SimulatedLink
+from distbelief.engines.simulated.network import Wire
 from distbelief.links.mapped import MappedLink
 from distbelief.ports import Push, Slice, Work
 from distbelief.server.admission import Admission, Asynchronous
@@ -42,6 +45,17 @@ def make_shards(
 def make_client(layout: Layout, shards: Sequence[Shard], *, replica: int = 0, incarnation: int = 1) -> Client:
     """A client whose links answer at once."""
     return Client(layout, [MappedLink(shard) for shard in shards], replica=replica, incarnation=incarnation)
+
+
+def linked(host: ShardHost, delay: Callable[[], float]) -> SimulatedLink:
+    """A link in virtual time, each message of which takes its own delay."""
+    return SimulatedLink(Wire(delay), "replica", host)
+
+
+def set_living(host: ShardHost, replicas: Iterable[int]) -> None:
+    """Tell a host's shard who lives, as the controller does, and let go whom that lets go."""
+    host.shard.set_living(replicas)
+    host.look()
 
 
 def make_push(

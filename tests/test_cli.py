@@ -95,7 +95,7 @@ WRONG_USAGE = [
     ("good.py --seconds 0", "seconds must be a positive number"),
     ("good.py --overlap 3", "'3' is not one of '0', '1'"),
     ("good.py --admission buffered:0", "m must be a whole number of 1 or more"),
-    ("good.py --admission often", 'takes "asynchronous" or "buffered:M"'),
+    ("good.py --admission often", "takes one of asynchronous, staleness-scaled, bounded:N"),
     ("good.py --optimizer adam --momentum 0.5", "Adam has no momentum"),
     ("good.py --evaluate-every often", "'often' is neither a time, such as 30s or 5m, nor examples"),
     ("good.py --checkpoint-every 0", "examples must be a whole number of 1 or more"),

@@ -7,11 +7,15 @@ if TYPE_CHECKING:
     from distbelief import tasks
     from distbelief.downpour.method import Downpour
     from distbelief.engines.local import Local
+    from distbelief.engines.simulated import Simulated
+    from distbelief.engines.simulated.faults import Cut, Death, Join, Pause, Slow
+    from distbelief.engines.simulated.laws import Constant, Exponential, Lognormal, Measured, PerReplica, Spread
+    from distbelief.engines.simulated.network import Network
     from distbelief.errors import DistBeliefError
     from distbelief.loading import load
     from distbelief.observe.tensorboard import TensorBoard
     from distbelief.run import Run
-    from distbelief.server.admission import Asynchronous, Buffered
+    from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
     from distbelief.server.schedules import Cosine, Steps
     from distbelief.task import Metric, Task, accuracy
@@ -24,14 +28,30 @@ __all__ = [
     "Adam",
     "AdamW",
     "Asynchronous",
+    "Bounded",
     "Buffered",
+    "Constant",
     "Cosine",
+    "Cut",
+    "Death",
     "DistBeliefError",
     "Downpour",
     "Every",
+    "Exponential",
+    "Join",
     "Local",
+    "Lognormal",
+    "Measured",
     "Metric",
+    "Network",
+    "Paced",
+    "Pause",
+    "PerReplica",
     "Run",
+    "Simulated",
+    "Slow",
+    "Spread",
+    "StalenessScaled",
     "Steps",
     "Task",
     "TensorBoard",
@@ -45,11 +65,15 @@ __all__ = [
 _HOMES = {
     "downpour.method": ("Downpour",),
     "engines.local": ("Local",),
+    "engines.simulated": ("Simulated",),
+    "engines.simulated.faults": ("Cut", "Death", "Join", "Pause", "Slow"),
+    "engines.simulated.laws": ("Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"),
+    "engines.simulated.network": ("Network",),
     "errors": ("DistBeliefError",),
     "loading": ("load",),
     "observe.tensorboard": ("TensorBoard",),
     "run": ("Run",),
-    "server.admission": ("Asynchronous", "Buffered"),
+    "server.admission": ("Asynchronous", "Bounded", "Buffered", "Paced", "StalenessScaled"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
     "server.schedules": ("Cosine", "Steps"),
     "task": ("Metric", "Task", "accuracy"),

@@ -1,5 +1,7 @@
 """Checks of numbers that people give."""
 
+import math
+
 from distbelief.errors import UsageError
 
 
@@ -7,3 +9,11 @@ def check_whole(name: str, value: object, *, least: int = 1, error: type[UsageEr
     """Raise `error` with one sentence unless `value` is a whole number of `least` or more; True is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise error(f"{name} must be a whole number of {least} or more, not {value!r}")
+
+
+def check_number(name: str, value: object, *, least: float = 0.0, above: float | None = None) -> None:
+    """Raise `UsageError` unless `value` is a finite number of `least` or more, or, if that is given, above `above`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (value >= least if above is None else value > above):  # type: ignore[operator]
+        which = f"{least:g} or more" if above is None else f"more than {above:g}"
+        raise UsageError(f"{name} must be a number of {which}, not {value!r}")

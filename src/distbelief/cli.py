@@ -50,7 +50,9 @@ def main() -> None:
 @click.option(
     "--admission",
     metavar="POLICY",
-    help="asynchronous, or buffered:M (the mean of M pushes is one update).  [default: asynchronous]",
+    help="asynchronous; staleness-scaled (the rate is divided by it); bounded:N (what is staler is refused); paced:N "
+    "(nobody is more steps ahead of the slowest); buffered:M (the mean of M pushes is one update).  "
+    "[default: asynchronous]",
 )
 @click.option(
     "--local-optimizer",

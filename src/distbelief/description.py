@@ -5,12 +5,16 @@ from typing import Any
 
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DirectoryError
-from distbelief.server.admission import Asynchronous, Buffered
+from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
 from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
 from distbelief.server.schedules import Cosine, Steps
 
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Downpour, SGD, Adagrad, Adam, AdamW, Cosine, Steps, Asynchronous, Buffered)
+    kind.__name__: kind
+    for kind in (
+        *(Downpour, SGD, Adagrad, Adam, AdamW, Cosine, Steps),
+        *(Asynchronous, StalenessScaled, Bounded, Paced, Buffered),
+    )
 }
 
 

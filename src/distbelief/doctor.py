@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distbelief.engines.cgroups import CGROUPS, PROC, groups
 from distbelief.engines.local import Local, cores
-from distbelief.engines.local.cgroups import CGROUPS, PROC, groups
-from distbelief.engines.local.memory import available, told_bytes
+from distbelief.engines.memory import available, told_bytes
 from distbelief.errors import DistBeliefError
 from distbelief.observe.progress import count
 

@@ -12,6 +12,8 @@ from distbelief.errors import UsageError
 from distbelief.until import Every, Until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distbelief.downpour.method import Downpour
     from distbelief.server.admission import Admission
     from distbelief.server.rules import Rule
@@ -115,14 +117,17 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
 
 
 def _admission(text: str) -> Admission:
-    from distbelief.server.admission import Asynchronous, Buffered
+    from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
 
     name, _, number = text.partition(":")
-    if name == "asynchronous" and not number:
-        return Asynchronous()
-    if name == "buffered" and number.isdigit():
-        return Buffered(int(number))
-    raise UsageError(f'--admission takes "asynchronous" or "buffered:M", such as buffered:2, not {text!r}')
+    plain: dict[str, Callable[[], Admission]] = {"asynchronous": Asynchronous, "staleness-scaled": StalenessScaled}
+    numbered: dict[str, Callable[[int], Admission]] = {"bounded": Bounded, "paced": Paced, "buffered": Buffered}
+    if name in plain and not number:
+        return plain[name]()
+    if name in numbered and number.isdigit():
+        return numbered[name](int(number))
+    known = ", ".join([*plain, *(f"{name}:N" for name in numbered)])
+    raise UsageError(f"--admission takes one of {known}, such as buffered:2, not {text!r}")
 
 
 def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:

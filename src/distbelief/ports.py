@@ -2,9 +2,11 @@
 
 The rules of `ShardLink`, met by every link and tested by one suite:
 
-1.  A call takes effect at most once. If it raises, its outcome is unknown; the sequence number makes a repetition safe.
+1.  A call takes effect at most once. If it raises, its outcome is unknown; the sequence number makes a repetition safe,
+    and a repeated push is told what became of the first.
 2.  `fetch` takes no lock. The version it returns was read before the copy: some coordinates may be newer, none older.
-3.  `fetch(at_least=v)` answers when the shard has reached version v. Waiting is always this, never a push that blocks.
+3.  `fetch(at_least=v)` answers when the shard has reached v: its version or, where a policy paces the replicas, the
+    steps of the slowest living one. Waiting is always this, never a push that blocks.
 4.  `push` answers with a verdict. A replica has at most one push under way at a shard, in the order of its sequence.
 5.  A link that answers at once never suspends the caller: no other task runs between the call and the answer,
     unless `fetch` has to wait for a version.
@@ -102,7 +104,7 @@ class Reply(NamedTuple):
     """Updates that the shard applied between the fetch and this push."""
     version: int
     at_least: int
-    """The version that the pusher's next fetch should wait for."""
+    """What the pusher's next fetch should wait for."""
 
 
 class Gradient(NamedTuple):

@@ -22,6 +22,8 @@ from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
 from distbelief.engines.local.signals import requests_raise, requests_to_end
 from distbelief.engines.result import STAMP, Result
+from distbelief.engines.simulated import Simulated
+from distbelief.engines.simulated.simulation import Simulation
 from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
 from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
@@ -41,7 +43,7 @@ class Request:
 
     task: Task
     method: Downpour | None = None
-    engine: Local | None = None
+    engine: Local | Simulated | None = None
     until: Until | None = None
     directory: Path | None = None
     resume: bool = False
@@ -53,10 +55,10 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        kinds = {
+        kinds: dict[str, type | tuple[type, ...]] = {
             "task": Task,
             "method": Downpour,
-            "engine": Local,
+            "engine": (Local, Simulated),
             "until": Until,
             "evaluate_every": Every,
             "checkpoint_every": Every,
@@ -68,7 +70,8 @@ class Request:
                 isinstance(value, kind) and not isinstance(value, bool)
             ):
                 continue
-            wrong = f"{name} must be of type {kind.__name__}, not {value!r}"
+            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            wrong = f"{name} must be of type {names}, not {value!r}"
             raise (TaskError if name == "task" else UsageError)(wrong)
         if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
             raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
@@ -82,7 +85,7 @@ def train(
     task: Task,
     method: Downpour | None = None,
     *,
-    engine: Local | None = None,
+    engine: Local | Simulated | None = None,
     until: Until | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
@@ -157,7 +160,8 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
 def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
     task, engine = request.task, request.engine or Local()
     method = request.method or own_method(task, request.directory if request.resume else None)
-    workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+    if isinstance(engine, Local):
+        workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     return prepare(
         task,
         method,
@@ -181,34 +185,53 @@ def _train(
     watch: AbstractContextManager[Observer],
     complaints: Sequence[str] = (),
 ) -> Run:
-    engine = request.engine or Local()
     files.check_model(prepared.module)
     # From here on a request to end waits for its moment: what was reached is written first.
     with requests_to_end() as received, watch as seen:
-        controller = Controller(
-            prepared,
-            devices=engine.devices,
-            threads=engine.threads_each(prepared.replicas),
-            overlap=prepared.method.overlap or 0,
-            observer=_Both(files, seen),
-            workers=workers,
-            files=files,
-            received=received,
-            callbacks=request.callbacks,
-        )
-        with closing(controller):
+        engine = _engine(request, prepared, workers, files, observer=_Both(files, seen), received=received)
+        with closing(engine):
             earlier = files.set_aside() if request.resume and prepared.resumed is None else None
             files.begin(
                 {"format": FORMAT, **describe(prepared.method)},
                 {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
             )
             if request.resume:
-                controller.books.tell_resumed(complaints, earlier)
-            result = controller.run()
-        # The controller and what it lent its methods to refer to each other, and to the memory of the shards.
-        del controller
+                engine.books.tell_resumed(complaints, earlier)
+            result = engine.run()
+        # An engine and what it lent its methods to refer to each other, and to the memory of the shards.
+        del engine
         gc.collect()
-        return _finish(prepared, result, files, received)
+        return _finish(request, prepared, result, files, received)
+
+
+def _engine(
+    request: Request,
+    prepared: Prepared,
+    workers: Workers,
+    files: RunDirectory,
+    *,
+    observer: Observer,
+    received: list[signal.Signals],
+) -> Controller | Simulation:
+    """What brings the run to life."""
+    shared: dict[str, Any] = {
+        "observer": observer,
+        "files": files,
+        "received": received,
+        "callbacks": request.callbacks,
+    }
+    match request.engine or Local():
+        case Simulated() as engine:
+            return Simulation(prepared, engine, **shared)
+        case Local() as engine:
+            return Controller(
+                prepared,
+                devices=engine.devices,
+                threads=engine.threads_each(prepared.replicas),
+                overlap=prepared.method.overlap or 0,
+                workers=workers,
+                **shared,
+            )
 
 
 def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -223,7 +246,9 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
     return load_file(path)
 
 
-def _finish(prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]) -> Run:
+def _finish(
+    request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]
+) -> Run:
     """Write what was reached, and only then say what went wrong."""
     account, totals, seconds = result.account, result.totals, result.totals.seconds
     histogram = torch.tensor(totals.staleness or [0])
@@ -232,6 +257,7 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory, received: l
     summary = {
         "format": FORMAT,
         "method": type(prepared.method).__name__,
+        "engine": describe(request.engine or Local()),
         "stopped_by": result.stopped_by,
         "examples": used,
         "updates": totals.updates,
@@ -261,6 +287,8 @@ def _finish(prepared: Prepared, result: Result, files: RunDirectory, received: l
         "precision": prepared.precision,
         "history": result.history,
     }
+    if result.trace_digest is not None:
+        summary |= {"virtual_seconds": result.virtual_seconds, "trace_digest": result.trace_digest}
     files.write_model(prepared.module)
     files.write_json("summary.json", summary)
     missing = files.missing()

@@ -6,8 +6,10 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.hosts import ShardHost
+from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import simulate
+from distbelief.engines.simulated.network import Wire
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
@@ -37,7 +39,7 @@ class Mapped:
         memory = SharedMemory.create(shards_bytes([spec]), "conformance")
         shards = [map_shards(memory, [spec], map_locks(memory, 1))[0] for _ in range(links + 1)]
         shards[-1].initialise_(torch.zeros(ELEMENTS))
-        shards[-1].set_living(links)
+        shards[-1].set_living(range(links))
 
         async def main() -> T:
             return await scenario([MappedLink(shard) for shard in shards[:-1]], shards[-1])
@@ -53,12 +55,12 @@ class Simulated:
 
     def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
         shard = make_shard(torch.zeros(ELEMENTS), SGD(1.0), admission, replicas=links)
-        shard.set_living(links)
+        shard.set_living(range(links))
         chance = random.Random(self._seed)
 
         async def main() -> T:
-            host = ShardHost(shard)
-            return await scenario([SimulatedLink(host, chance.random) for _ in range(links)], shard)
+            host, wire = ShardHost(shard), Wire(chance.random)
+            return await scenario([SimulatedLink(wire, f"replica {n}", host) for n in range(links)], shard)
 
         return simulate(main(), seed=self._seed)
 

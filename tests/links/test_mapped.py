@@ -45,7 +45,7 @@ def test_no_push_is_lost_between_processes() -> None:
         assert [process.exitcode for process in started] == [0, 0, 0]
     assert torch.equal(shard.parameters, -sum((gradients(replica).sum(0) for replica in range(4)), torch.zeros(1)))
     assert shard.version == shard.pushes == int(shard.staleness.sum()) == 4 * PUSHES
-    assert [shard.standing(replica, 1) for replica in range(4)] == [
+    assert [shard.fence(replica, 1) for replica in range(4)] == [
         (PUSHES, Work(PUSHES, 0, 1, 1), Verdict.APPLIED, True)
     ] * 4
     shard.check()
@@ -79,7 +79,7 @@ def test_a_process_killed_inside_the_kernel_frees_its_lock_and_the_others_go_on(
         assert (victim.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
     shard.push(make_push(torch.ones(ELEMENTS), 1, replica=2))
 
-    standing = shard.standing(0, 1)
+    standing = shard.fence(0, 1)
     assert standing is not None
     assert (standing.sequence, standing.verdict, standing.whole) == (2, Verdict.APPLIED, False)
     torn = torch.cat([torch.full((ELEMENTS // 2,), 3.0), torch.full((ELEMENTS // 2,), 2.0)])

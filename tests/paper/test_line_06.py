@@ -58,7 +58,7 @@ def test_every_example_is_accounted_for_however_replicas_die_and_come_back() -> 
                 assert shard.push(push).verdict is Verdict.APPLIED
             if dies_after < 2:
                 deaths += 1
-                ledger.died(r, last_push([shard.standing(r, incarnations[r]) for shard in shards]))
+                ledger.died(r, last_push([shard.fence(r, incarnations[r]) for shard in shards]))
                 incarnations[r], sequences[r], leases[r] = incarnations[r] + 1, 0, None
         ledger.check()
     account = ledger.total

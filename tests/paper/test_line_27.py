@@ -6,12 +6,12 @@ import random
 import torch
 from torch import Tensor
 
-from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
-from distbelief.ports import Push, Verdict
+from distbelief.ports import Push, Reply, Verdict
 from distbelief.server.client import Client, Parcel
 from tests.replicas import Recorded
-from tests.shards import NO_WORK, flat_layout, make_push, make_shard, make_shards
+from tests.shards import NO_WORK, flat_layout, linked, make_push, make_shard, make_shards
 
 
 def test_every_push_says_who_it_is_from_and_which_it_is() -> None:
@@ -24,7 +24,7 @@ def test_every_push_says_who_it_is_from_and_which_it_is() -> None:
             seen.append(detail)
 
     async def main() -> None:
-        links = [Recorded(SimulatedLink(host, lambda: 0.1), note) for host in hosts]
+        links = [Recorded(linked(host, lambda: 0.1), note) for host in hosts]
         client = Client(layout, links, replica=2, incarnation=5)
         for _ in range(3):
             await client.push(Parcel([torch.ones(32)], (0, 0), True), NO_WORK)
@@ -47,19 +47,20 @@ def test_whatever_is_repeated_overtaken_or_comes_from_the_dead_is_applied_at_mos
         gradient[life * pushes + number] = 1.0
         return gradient
 
-    async def main() -> list[Verdict]:
-        link = SimulatedLink(ShardHost(shard), lambda: 20 * chance.random())
+    async def main() -> list[Reply]:
+        link = linked(ShardHost(shard), lambda: 20 * chance.random())
 
-        async def send(life: int, number: int) -> Verdict:
+        async def send(life: int, number: int) -> Reply:
             await asyncio.sleep(20 * life + number + 10 * chance.random())
-            return (await link.push(make_push(one(life, number), number + 1, incarnation=life + 1))).verdict
+            return await link.push(make_push(one(life, number), number + 1, incarnation=life + 1))
 
         copies = [send(life, number) for life in range(lives) for number in range(pushes) for _ in range(3)]
         return await asyncio.gather(*copies)
 
-    verdicts = simulate(main(), seed=0)
+    replies = simulate(main(), seed=0)
+    new = [reply.verdict for reply in replies if reply.reason != "seen before"]
     times = -shard.parameters
     assert set(times.tolist()) == {0.0, 1.0}, "never twice; an overtaken one is refused, as its replica would not go on"
-    assert verdicts.count(Verdict.APPLIED) == int(times.sum()) == shard.version
-    assert verdicts.count(Verdict.DUPLICATE) == len(verdicts) - shard.version
+    assert new.count(Verdict.APPLIED) == int(times.sum()) == shard.version
+    assert new.count(Verdict.DUPLICATE) == len(new) - shard.version
     shard.check()

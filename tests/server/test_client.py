@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from distbelief.chance import generator
-from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Gradient, Push, Reply, Slice, Verdict
 from distbelief.server.admission import Buffered
 from distbelief.server.client import Client, HandOver, Parcel, verdict_of
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
-from tests.shards import NO_WORK, flat_layout, make_client, make_shards, vector_of
+from tests.shards import NO_WORK, flat_layout, linked, make_client, make_shards, set_living, vector_of
 
 LAYOUT = Layout.of([("a", torch.zeros(5, 3)), ("b", torch.zeros(40)), ("c", torch.zeros(()))], 3)
 
@@ -260,7 +260,7 @@ def test_a_fetch_really_waits_for_the_round() -> None:
     hosts = [ShardHost(shard) for shard in shards]
 
     async def replica(number: int, start_s: float) -> tuple[float, float]:
-        client = Client(layout, [SimulatedLink(h, lambda: 0.0) for h in hosts], replica=number, incarnation=1)
+        client = Client(layout, [linked(h, lambda: 0.0) for h in hosts], replica=number, incarnation=1)
         into = torch.zeros(64)
         versions = await client.fetch(into)
         await asyncio.sleep(start_s)
@@ -270,7 +270,7 @@ def test_a_fetch_really_waits_for_the_round() -> None:
 
     async def main() -> list[tuple[float, float]]:
         for host in hosts:
-            await host.set_living(2)
+            set_living(host, [0, 1])
         return list(await asyncio.gather(replica(0, 1.0), replica(1, 5.0)))
 
     assert simulate(main(), seed=0) == [(5.0, -64.0), (5.0, -64.0)]
@@ -279,7 +279,7 @@ def test_a_fetch_really_waits_for_the_round() -> None:
 def test_shards_are_asked_side_by_side_where_links_take_time() -> None:
     layout = flat_layout(64, 4)
     hosts = [ShardHost(shard) for shard in make_shards(layout, torch.zeros(64))]
-    client = Client(layout, [SimulatedLink(h, lambda: 1.0) for h in hosts], replica=0, incarnation=1)
+    client = Client(layout, [linked(h, lambda: 1.0) for h in hosts], replica=0, incarnation=1)
 
     async def main() -> float:
         versions = await client.fetch(torch.zeros(64))

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from distbelief.chance import generator
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Push, Slice, Verdict, Work
-from distbelief.server.admission import Asynchronous, Buffered, Decision
+from distbelief.server.admission import Asynchronous, Buffered, Decision, Paced
 from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
 from distbelief.server.schedules import Steps
@@ -23,6 +24,7 @@ class NoOlderThan:
 
     versions: int
     round = 1
+    lead = None
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         if staleness > self.versions:
@@ -93,8 +95,9 @@ def test_a_push_that_comes_again_changes_nothing() -> None:
     for n in range(1, 4):
         shard.push(make_push(ONES, n))
     before = shard.snapshot()
-    for n in range(1, 4):
-        assert shard.push(make_push(ONES, n)).verdict is Verdict.DUPLICATE
+    replies = [shard.push(make_push(ONES, n)) for n in range(1, 4)]
+    assert [reply.verdict for reply in replies] == [Verdict.DUPLICATE, Verdict.DUPLICATE, Verdict.APPLIED]
+    assert [reply.reason for reply in replies] == [*["seen before, and another one since"] * 2, "seen before"]
     after = shard.snapshot()
     assert torch.equal(before.numbers, after.numbers)
     assert all(torch.equal(before.vectors[name], after.vectors[name]) for name in before.vectors)
@@ -107,7 +110,7 @@ def test_a_new_incarnation_begins_anew_and_ends_the_old_one() -> None:
     assert shard.push(make_push(ONES, 1, incarnation=2)).verdict is Verdict.APPLIED
     for n in (5, 6, 100):
         reply = shard.push(make_push(ONES, n, incarnation=1))
-        assert (reply.verdict, reply.reason) == (Verdict.DUPLICATE, "seen before")
+        assert (reply.verdict, reply.reason) == (Verdict.DUPLICATE, "its incarnation has been replaced")
     assert shard.push(make_push(ONES, 2, incarnation=2)).verdict is Verdict.APPLIED
     assert shard.version == 7
 
@@ -142,8 +145,10 @@ def test_a_refused_push_moves_nothing_and_is_known() -> None:
     after = shard.snapshot()
     assert all(torch.equal(before.vectors[name], after.vectors[name]) for name in before.vectors)
     assert torch.equal(shard.staleness, torch.tensor([2, *[0] * 4095]))
-    assert shard.push(make_push(ONES, 3, version=2)).verdict is Verdict.DUPLICATE
-    standing = shard.standing(0, 1)
+    again = shard.push(make_push(ONES, 3, version=2))
+    assert (again.verdict, again.reason) == (Verdict.TOO_OLD, "seen before")
+    assert shard.push(make_push(ONES, 2, version=2)).verdict is Verdict.DUPLICATE
+    standing = shard.fence(0, 1)
     assert standing is not None
     assert standing == (3, Work(9, 4, 6, 64), Verdict.TOO_OLD, True)
     shard.check()
@@ -161,7 +166,7 @@ def test_the_policys_scale_multiplies_the_rate() -> None:
 
 def buffered(m: int, living: int, rule: Rule = SGD(1.0), replicas: int = 4) -> Shard:
     shard = make_shard(torch.zeros(20), rule, Buffered(m), replicas=replicas)
-    shard.set_living(living)
+    shard.set_living(range(living))
     return shard
 
 
@@ -205,12 +210,12 @@ def test_a_round_that_no_one_else_can_fill_is_closed(living: int) -> None:
     shard = buffered(3, 3)
     for replica in range(2):
         shard.push(make_push((replica + 1) * ONES, 1, replica=replica))
-    shard.set_living(3)
+    shard.set_living(range(3))
     assert shard.version == 0
-    shard.set_living(living)
+    shard.set_living(range(living))
     assert (shard.version, shard.pushes) == (1, 2)
     assert torch.equal(shard.parameters, -1.5 * ONES)
-    shard.set_living(living)
+    shard.set_living(range(living))
     assert shard.version == 1
     shard.check()
 
@@ -257,7 +262,7 @@ def test_parts_of_a_shard_are_added_where_they_belong() -> None:
 def test_a_restored_shard_goes_on_identically(rule: Rule, admission: Asynchronous | Buffered) -> None:
     chance = generator(2, "snapshot")
     shard, twin = (make_shard(torch.zeros(20), rule, admission) for _ in range(2))
-    shard.set_living(4)
+    shard.set_living(range(4))
 
     def go_on(which: Shard, gradients: Tensor, first: int) -> list[Verdict]:
         pushes = (make_push(g, first + i // 3, replica=i % 3, version=which.version) for i, g in enumerate(gradients))
@@ -265,8 +270,8 @@ def test_a_restored_shard_goes_on_identically(rule: Rule, admission: Asynchronou
 
     go_on(shard, torch.randn(10, 20, generator=chance), 1)
     snapshot = shard.snapshot()
-    assert snapshot.version == shard.version
-    twin.restore_(snapshot)
+    assert snapshot.updates == shard.version
+    twin.restore_(snapshot, 0)
     gradients = torch.randn(9, 20, generator=chance)
     assert go_on(shard, gradients, 5) == go_on(twin, gradients, 5)
     a, b = shard.snapshot(), twin.snapshot()
@@ -281,8 +286,9 @@ def test_a_snapshot_is_a_copy_and_knows_every_push() -> None:
     snapshot = shard.snapshot()
     shard.push(make_push(ONES, 2))
     assert torch.equal(snapshot.vectors["parameters"], -ONES)
-    shard.restore_(snapshot)
-    assert shard.push(make_push(ONES, 1)).verdict is Verdict.DUPLICATE
+    shard.restore_(snapshot, 0)
+    again = shard.push(make_push(ONES, 1))
+    assert (again.verdict, again.reason, shard.version) == (Verdict.APPLIED, "seen before", 1)
     assert shard.push(make_push(ONES, 2)).verdict is Verdict.APPLIED
 
 
@@ -294,7 +300,7 @@ def test_a_copy_out_is_slices_of_vectors_and_the_account_at_one_instant() -> Non
     account = shard.copy_out({name: [(Slice(5, 13), vector[12:])] for name, vector in into.items()})
     shard.push(make_push(ONES, 2))
     assert all(torch.equal(into[name], vector) for name, vector in expected.items())
-    assert account.version == 1
+    assert account.updates == 1
     assert account.standing(0, 1) == (1, make_push(ONES, 1).work, Verdict.APPLIED, True)
 
 
@@ -303,17 +309,17 @@ def test_a_copy_out_is_slices_of_vectors_and_the_account_at_one_instant() -> Non
 
 def test_a_replica_that_never_pushed_has_no_standing() -> None:
     shard = make_shard(torch.zeros(20))
-    assert shard.standing(0, 1) is None
+    assert shard.fence(0, 1) is None
     shard.push(make_push(ONES, 1, incarnation=1))
-    assert shard.standing(0, 2) is None
-    assert shard.standing(1, 1) is None
+    assert shard.fence(0, 2) is None
+    assert shard.fence(1, 1) is None
 
 
 def test_the_standing_is_the_last_push_with_its_work() -> None:
     shard = buffered(2, 2)
     for n in range(1, 6):
         shard.push(make_push(ONES, n, version=shard.version, work=Work(n, 10 * n, 10 * n + 3, 96, refused=n)))
-    assert shard.standing(0, 1) == (5, Work(5, 50, 53, 96, 5, 0), Verdict.HELD, True)
+    assert shard.fence(0, 1) == (5, Work(5, 50, 53, 96, 5, 0), Verdict.HELD, True)
 
 
 @pytest.mark.parametrize(
@@ -333,3 +339,114 @@ def test_a_shard_holds_no_vector_that_it_does_not_need(
     assert list(spec.vectors) == names
     assert spec.nbytes == 8 * spec.numbers + len(names) * 8000
     assert spec.numbers % 512 == 0
+
+
+# Deaths that are announced, repetitions, pacing, restorations
+
+
+def test_nothing_is_taken_from_an_incarnation_that_is_fenced() -> None:
+    """Its messages may still be under way; those of the next one are not affected."""
+    shard = make_shard(torch.zeros(20))
+    shard.push(make_push(ONES, 1))
+    assert shard.fence(0, 1) == (1, make_push(ONES, 1).work, Verdict.APPLIED, True)
+    for push in (make_push(ONES, 1), make_push(ONES, 2), make_push(ONES, 3)):
+        reply = shard.push(push)
+        assert (reply.verdict, reply.reason) == (Verdict.DUPLICATE, "its incarnation has been replaced")
+    assert shard.fence(1, 4) is None, "one that has never pushed here"
+    assert shard.push(make_push(ONES, 1, replica=1, incarnation=4)).verdict is Verdict.DUPLICATE
+    assert shard.push(make_push(ONES, 1, incarnation=2)).verdict is Verdict.APPLIED
+    assert shard.version == 2
+    shard.check()
+
+
+def test_a_held_push_that_comes_again_is_told_of_its_round() -> None:
+    shard = buffered(2, 2)
+    first = shard.push(make_push(ONES, 1))
+    assert (first.verdict, first.at_least) == (Verdict.HELD, 1)
+    assert shard.push(make_push(ONES, 1))[:3] == (Verdict.HELD, "seen before", 0)
+    shard.push(make_push(ONES, 1, replica=1))
+    again = shard.push(make_push(ONES, 1))
+    assert (again.verdict, again.version, again.at_least) == (Verdict.HELD, 1, 1), "the round is closed by now"
+    assert shard.version == 1
+
+
+def paced(steps: int, living: Sequence[int]) -> Shard:
+    shard = make_shard(torch.zeros(20), SGD(1.0), Paced(steps))
+    shard.set_living(living)
+    return shard
+
+
+def batches(stop: int, start: int = 0) -> Work:
+    return Work(1, start, stop, 8 * (stop - start))
+
+
+def test_a_paced_fetch_waits_for_the_slowest_living_replica() -> None:
+    shard = paced(2, [0, 1])
+    assert shard.reached == 0
+    replies = [shard.push(make_push(ONES, n, work=batches(n, n - 1))) for n in range(1, 6)]
+    assert [reply.at_least for reply in replies] == [0, 0, 1, 2, 3]
+    assert all(reply.verdict is Verdict.APPLIED for reply in replies)
+    assert shard.reached == 0
+    assert shard.push(make_push(ONES, 1, replica=1, work=batches(4))).at_least == 2, "a push of several batches"
+    assert shard.reached == 4
+    shard.check()
+
+
+def test_who_does_not_live_holds_nobody_up() -> None:
+    shard = paced(0, [0, 1, 2])
+    for n in range(1, 4):
+        shard.push(make_push(ONES, n, work=batches(n, n - 1)))
+        shard.push(make_push(ONES, n, replica=1, work=batches(n, n - 1)))
+    assert shard.reached == 0
+    shard.set_living([0, 1])
+    assert shard.reached == 3
+    shard.set_living([])
+    assert shard.reached > 10**15
+    shard.set_living([2])
+    assert shard.reached == 0, "alone, it goes at its own pace"
+    shard.check()
+
+
+def test_a_newcomer_begins_where_the_slowest_is() -> None:
+    shard = paced(1, [0])
+    for n in range(1, 8):
+        shard.push(make_push(ONES, n, work=batches(n, n - 1)))
+    shard.set_living([0, 1])
+    assert shard.reached == 7
+    shard.push(make_push(ONES, 1, replica=1, incarnation=3, work=batches(1)))
+    assert shard.reached == 7
+    shard.push(make_push(ONES, 8, work=batches(8, 7)))
+    assert shard.reached == 8
+
+
+def test_what_was_computed_before_a_restoration_is_refused() -> None:
+    shard = make_shard(torch.zeros(20), Adam(0.1))
+    for n in range(1, 4):
+        shard.push(make_push(ONES, n, version=shard.version))
+    snapshot = shard.snapshot()
+    late = make_push(ONES, 5, version=shard.push(make_push(ONES, 4, version=shard.version)).version)
+    shard.restore_(snapshot, 1)
+    assert (shard.updates, shard.version) == (3, (1 << 40) + 3)
+    assert shard.reached > late.version, "who waits for what was to come before waits no longer"
+    reply = shard.push(late)
+    assert (reply.verdict, reply.reason) == (Verdict.TOO_OLD, "computed before the shard was restored")
+    assert shard.updates == 3
+    assert shard.push(make_push(ONES, 6, version=shard.version)).verdict is Verdict.APPLIED
+    twin = make_shard(torch.zeros(20), Adam(0.1))
+    for n in range(1, 5):
+        twin.push(make_push(ONES, n, version=twin.version))
+    assert torch.equal(shard.parameters, twin.parameters), "Adam's step counts the updates"
+    assert shard.snapshot().updates == 4
+    shard.check()
+
+
+def test_a_restoration_puts_paced_replicas_level() -> None:
+    shard = paced(1, [0, 1])
+    snapshot = shard.snapshot()
+    for n in range(1, 9):
+        reply = shard.push(make_push(ONES, n, work=batches(n, n - 1)))
+    shard.restore_(snapshot, 1)
+    shard.set_living([0, 1])
+    assert shard.reached > reply.at_least
+    assert shard.push(make_push(ONES, 9, version=shard.version, work=batches(9, 8))).at_least <= shard.reached
+    shard.check()

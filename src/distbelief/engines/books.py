@@ -123,7 +123,7 @@ class Books:
         self._born = clock()
         self._began: float | None = None
         self._ended = 0.0
-        self._living = 0
+        self._living: set[int] = set()
         self._next_progress = 0.0
 
     def close(self) -> None:
@@ -177,8 +177,8 @@ class Books:
         self._ended = self._clock()
 
     def count_living(self) -> None:
-        """Tell the shards how many replicas hold leases, if that has changed."""
-        living = 0 if self.ledger.stopped else len(self.ledger.holders)
+        """Tell the shards which replicas hold leases, if that has changed."""
+        living = set() if self.ledger.stopped else self.ledger.holders
         if living != self._living:
             self._living = living
             self._server.set_living(living)
@@ -265,7 +265,7 @@ class Books:
                 "data": self._prepared.data,
                 "ledger": ledger.state(),
                 "totals": asdict(self._totals()),
-                "version": max(snapshot.version for snapshot in snapshots),
+                "version": max(snapshot.updates for snapshot in snapshots),
                 "examples": max(snapshot.examples for snapshot in snapshots),
                 "history": list(self._evaluations.history),
             },

@@ -46,3 +46,7 @@ class Result:
     """One row an evaluation: the fields of STAMP, then the metrics."""
     error: DistBeliefError | None = None
     """What ended the run early."""
+    virtual_seconds: float | None = None
+    """Of a simulated run: when it was over, set-up, deaths and pauses included."""
+    trace_digest: str | None = None
+    """Of a simulated run: what happened in it, in order."""

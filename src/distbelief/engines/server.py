@@ -1,7 +1,7 @@
 """The parameter server as the controller sees it: all shards of a run, wherever their memory lies."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 import torch
@@ -65,14 +65,14 @@ class Server:
         for number, shard in enumerate(self._shards):
             shard.fetch(self._layout.part(into, number))
 
-    def set_living(self, replicas: int) -> None:
-        """Tell every shard how many replicas hold leases."""
+    def set_living(self, replicas: Collection[int]) -> None:
+        """Tell every shard which replicas hold leases."""
         for shard in self._shards:
             shard.set_living(replicas)
 
     def died(self, replica: int, incarnation: int) -> LastPush | None:
-        """What the shards know of a dead replica's last push."""
-        standings = [shard.standing(replica, incarnation) for shard in self._shards]
+        """What the shards know of a dead replica's last push; they take no more from it."""
+        standings = [shard.fence(replica, incarnation) for shard in self._shards]
         last = last_push(standings)
         if last is not None and last.partial:
             for number, standing in enumerate(standings):

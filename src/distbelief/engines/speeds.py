@@ -6,11 +6,13 @@ from typing import final
 from distbelief.engines.board import Row
 
 _WINDOW_S = 2.0
+_LOOKS = 10
+"""Where looks are rare, as in virtual time, speeds are over so many of them."""
 
 
 @final
 class Speeds:
-    """Sums over the last two seconds of each replica's row."""
+    """Sums over the last two seconds of each replica's row; over the last ten looks, where these are longer ago."""
 
     def __init__(self, replicas: int) -> None:
         self._past: list[deque[tuple[float, Row]]] = [deque() for _ in range(replicas)]
@@ -23,8 +25,10 @@ class Speeds:
     def update(self, now: float, replica: int, row: Row) -> None:
         """Take note of a row read at `now`, in seconds."""
         past = self._past[replica]
+        if past and past[-1][0] == now:
+            past.pop()
         past.append((now, row))
-        while now - past[0][0] > _WINDOW_S:
+        while len(past) > _LOOKS and now - past[0][0] > _WINDOW_S:
             past.popleft()
 
     def examples_per_second(self, replica: int) -> float:

@@ -125,8 +125,8 @@ class MappedLink:
         self._shard = shard
 
     async def fetch(self, into: Tensor, at_least: int = 0) -> int:
-        """Copy the parameters out; sleeps until the shard has reached the version."""
-        while self._shard.version < at_least:
+        """Copy the parameters out; sleeps until the shard has come so far."""
+        while self._shard.reached < at_least:
             await asyncio.sleep(_POLL_S)
         return self._shard.fetch(into)
 

@@ -23,11 +23,16 @@ class Admission(Protocol):
        the replicas begin together, and the shard keeps a vector for the sum of a round.
     2. `admit` sees the staleness of a push, how many the shard holds for the present round, and how many replicas live.
        It answers APPLIED (with all that is held, as their mean), HELD, or a refusal.
+    3. `lead` is how many steps a replica may be ahead of the slowest living one when it fetches; None: any number.
     """
 
     @property
     def round(self) -> int:
         """Pushes to an update."""
+
+    @property
+    def lead(self) -> int | None:
+        """Steps that a replica may be ahead."""
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         """Decide on one push."""
@@ -36,15 +41,89 @@ class Admission(Protocol):
 _ON_ARRIVAL = Decision(Verdict.APPLIED, "applied on arrival")
 
 
-@final
-@dataclass(frozen=True)
-class Asynchronous:
-    """Every push is applied when it arrives (section 4.1)."""
+class _OneByOne:
+    """What policies have in common that know neither rounds nor waiting."""
 
     @property
     def round(self) -> int:
         """Pushes to an update."""
         return 1
+
+    @property
+    def lead(self) -> int | None:
+        """Steps that a replica may be ahead."""
+        return None
+
+
+@final
+@dataclass(frozen=True)
+class Asynchronous(_OneByOne):
+    """Every push is applied when it arrives (section 4.1)."""
+
+    def admit(self, staleness: int, held: int, living: int) -> Decision:
+        """Always apply."""
+        return _ON_ARRIVAL
+
+
+@final
+@dataclass(frozen=True)
+class StalenessScaled(_OneByOne):
+    """Every push is applied when it arrives, with the learning rate divided by its staleness (Zhang et al. 2015).
+
+    A push of staleness τ moves the parameters by 1/max(1, τ) of what it would, whatever the rule: with n replicas of
+    like speed, by about 1/(n - 1). Each shard divides by its own.
+    """
+
+    def admit(self, staleness: int, held: int, living: int) -> Decision:
+        """Apply, the less the staler."""
+        if staleness <= 1:
+            return _ON_ARRIVAL
+        return Decision(Verdict.APPLIED, f"applied at 1/{staleness} of the learning rate", 1 / staleness)
+
+
+@final
+@dataclass(frozen=True)
+class Bounded(_OneByOne):
+    """What is older than `versions` updates of its shard is refused, the rest applied on arrival.
+
+    With n replicas of like speed staleness is about n - 1: a bound below that refuses most of the work.
+    """
+
+    versions: int
+
+    def __post_init__(self) -> None:
+        check_whole("versions", self.versions, least=0)
+
+    def admit(self, staleness: int, held: int, living: int) -> Decision:
+        """Refuse what is too old."""
+        if staleness > self.versions:
+            return Decision(Verdict.TOO_OLD, f"{staleness} updates old, and {self.versions} are allowed")
+        return _ON_ARRIVAL
+
+
+@final
+@dataclass(frozen=True)
+class Paced:
+    """Nobody is more than `steps` batches ahead of the slowest living replica; nothing is refused (Ho et al. 2013).
+
+    It is the next fetch that waits, so that a replica which fetches every n batches may be n - 1 more ahead. 0 keeps
+    all in step; those who hold no lease, or are dead, hold nobody up.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, least=0)
+
+    @property
+    def round(self) -> int:
+        """Pushes to an update."""
+        return 1
+
+    @property
+    def lead(self) -> int:
+        """Steps that a replica may be ahead."""
+        return self.steps
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         """Always apply."""
@@ -69,6 +148,11 @@ class Buffered:
     def round(self) -> int:
         """Pushes to an update."""
         return self.m
+
+    @property
+    def lead(self) -> int | None:
+        """Steps that a replica may be ahead."""
+        return None
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         """Drop what is late, hold until the round is full."""

@@ -14,15 +14,19 @@ from distbelief.server.admission import Admission
 from distbelief.server.rules import Rule
 
 # Header fields.
-VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST = range(7)
+VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST, SLOWEST = range(8)
 # Of the update under way: the slot it is for (or 0, or NOBODY), then what will be true once it has ended.
-APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES = range(7, 13)
+APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES, NEXT_CLOCK = range(8, 15)
 NOBODY = -1
 HEADER = 16
 BINS = 4096
-# Slot fields, then two records of work, used in turn so that one is always whole.
-INCARNATION, SEQUENCE, BEGUN, RECORDS = range(4)
-RECORD = len(Work._fields) + 1
+# Slot fields, then two records of work, verdict and version, used in turn so that one is always whole.
+INCARNATION, SEQUENCE, BEGUN, FENCED, CLOCK, LIVES, RECORDS = range(7)
+RECORD = len(Work._fields) + 2
+GENERATION = 1 << 40
+"""A version is the number of updates, and this for each time that the shard was restored."""
+NEVER = 1 << 62
+"""What nobody waits for: the clock of the slowest where nobody lives."""
 SLOT = RECORDS + 2 * RECORD
 PAGE = 4096
 
@@ -73,9 +77,9 @@ class Snapshot:
     vectors: dict[str, Tensor]
 
     @property
-    def version(self) -> int:
+    def updates(self) -> int:
         """Updates applied."""
-        return int(self.numbers[VERSION])
+        return int(self.numbers[VERSION]) % GENERATION
 
     @property
     def examples(self) -> int:
@@ -99,5 +103,5 @@ def standing_in(numbers: memoryview, replica: int, incarnation: int) -> Standing
     if numbers[slot + INCARNATION] != incarnation or not sequence:
         return None
     record = slot + RECORDS + (sequence & 1) * RECORD
-    *work, verdict = numbers[record : record + RECORD].tolist()
+    *work, verdict, _ = numbers[record : record + RECORD].tolist()
     return Standing(sequence, Work(*work), Verdict(abs(verdict)), verdict > 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distbelief.ports import Gradient, Push, Reply, ShardLink, Slice, Verdict, Work
 from distbelief.server.layout import Layout
+from distbelief.server.patience import Patience, insist
 
 
 class Parcel(NamedTuple):
@@ -68,14 +69,24 @@ class HandOver:
 class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
 
-    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it.
+    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it. With `patience`, calls are
+    made again until they are answered, over links that lose messages.
     """
 
-    def __init__(self, layout: Layout, links: Sequence[ShardLink], *, replica: int, incarnation: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        links: Sequence[ShardLink],
+        *,
+        replica: int,
+        incarnation: int,
+        patience: Patience | None = None,
+    ) -> None:
         self.layout = layout
         self.links = links
         self.replica = replica
         self.incarnation = incarnation
+        self._patience = patience
         self.sequence = 0
         self.fetched_bytes = 0
         self.pushed_bytes = 0
@@ -91,7 +102,8 @@ class Client:
 
         async def one(shard: int) -> None:
             part = self.layout.part(into, shard)
-            versions[shard] = await self.links[shard].fetch(part, self._at_least[shard])
+            link, at_least = self.links[shard], self._at_least[shard]
+            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
             self.fetched_bytes += part.nbytes
 
         await self._at_each_shard(one)
@@ -106,8 +118,9 @@ class Client:
 
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
+            link = self.links[shard]
             push = Push(self.replica, self.incarnation, sequence, parcel.versions[shard], work, slices, gradients)
-            replies[shard] = reply = await self.links[shard].push(push)
+            replies[shard] = reply = await insist(self._patience, lambda: link.push(push))
             self._at_least[shard] = reply.at_least
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 

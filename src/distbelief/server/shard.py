@@ -14,7 +14,7 @@ The rules of a push:
 So a death leaves no push of which it is unknown whether it began, and none is ever applied twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
@@ -23,38 +23,28 @@ from torch import Tensor
 
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Push, Reply, Slice, Verdict
+from distbelief.server.admission import Decision
 from distbelief.server.block import (
-    APPLYING,
-    BEGUN,
     BINS,
     EXAMPLES,
+    GENERATION,
     HEADER,
     HELD,
-    HELD_EXAMPLES,
-    INCARNATION,
     LIVING,
-    NEXT_EXAMPLES,
-    NEXT_HELD,
-    NEXT_HELD_EXAMPLES,
-    NEXT_PUSHES,
-    NEXT_VERSION,
-    NOBODY,
     PUSHES,
-    RECORD,
-    RECORDS,
-    SEQUENCE,
+    SLOWEST,
     STALEST,
     VERSION,
     ShardSpec,
     Snapshot,
     Standing,
-    slot_of,
-    standing_in,
 )
+from distbelief.server.register import Register
 from distbelief.server.schedules import rate
 
 # Sets of slices whose views are kept: one, but for models that leave out parameters by turns.
 _CUTS = 64
+_RESTORED = Decision(Verdict.TOO_OLD, "computed before the shard was restored")
 
 
 @final
@@ -67,9 +57,11 @@ class Shard:
         self._numbers = memory[: 8 * spec.numbers].view(torch.int64)
         # A memoryview answers with plain ints, ten times as fast as a tensor's or an array's elements.
         self._header = self._numbers.numpy().data
+        self._register = Register(spec, self._header)
         flat = memory[8 * spec.numbers : spec.nbytes].view(spec.dtype)
         self.vectors = dict(zip(spec.vectors, flat.split(spec.elements), strict=True))
         self.parameters = self.vectors["parameters"]
+        self._reached = VERSION if spec.admission.lead is None else SLOWEST
         self._state = tuple(self.vectors[name] for name in spec.rule.state)
         self._step = torch.zeros(())
         self._cut: dict[tuple[Slice, ...], tuple[list[Tensor], ...]] = {}
@@ -91,8 +83,18 @@ class Shard:
 
     @property
     def version(self) -> int:
-        """Updates applied so far; a push that was refused or is held does not count."""
+        """Updates applied so far, and `GENERATION` for each restoration, so that it only grows."""
         return self._header[VERSION]
+
+    @property
+    def updates(self) -> int:
+        """Updates applied so far; a push that was refused or is held does not count."""
+        return self._header[VERSION] % GENERATION
+
+    @property
+    def reached(self) -> int:
+        """What fetches wait for: the version; where a policy paces them, the steps of the slowest living replica."""
+        return self._header[self._reached]
 
     @property
     def pushes(self) -> int:
@@ -118,15 +120,17 @@ class Shard:
     def push(self, push: Push) -> Reply:
         """Admit a gradient and apply it, hold it, or refuse it. At most once for a (replica, incarnation, sequence)."""
         with self.lock:
-            self._recover()
-            header, slot = self._header, self._slot(push.replica)
+            register, header = self._register, self._header
+            register.recover()
+            slot = register.slot(push.replica)
+            if (answered := register.answered(slot, push)) is not None:
+                return answered
             version = header[VERSION]
-            staleness = version - push.version
-            seen = header[slot + SEQUENCE] if push.incarnation == header[slot + INCARNATION] else 0
-            if push.incarnation < header[slot + INCARNATION] or push.sequence <= seen:
-                return Reply(Verdict.DUPLICATE, "seen before", staleness, version, 0)
-            verdict, reason, scale = self.spec.admission.admit(staleness, header[HELD], header[LIVING])
-            self._begin(slot, push, verdict)
+            staleness, decision = version - push.version, _RESTORED
+            if staleness < GENERATION // 2:
+                decision = self.spec.admission.admit(staleness, header[HELD], header[LIVING])
+            verdict, reason, scale = decision
+            register.begin(slot, push, verdict)
             if verdict is Verdict.HELD:
                 self._hold(push.slices, push.gradients)
             elif verdict is Verdict.APPLIED and header[HELD]:
@@ -134,57 +138,11 @@ class Shard:
                 self._close_round(header[HELD] + 1)
             elif verdict is Verdict.APPLIED and push.slices:
                 self._update(push.slices, push.gradients, scale)
-            self._commit()
+            register.commit()
             if verdict.used:
-                header[HEADER + min(staleness, BINS - 1)] += 1
-                header[STALEST] = max(header[STALEST], staleness)
-            version = header[VERSION]
-            return Reply(verdict, reason, staleness, version, version + 1 if verdict is Verdict.HELD else 0)
-
-    def _slot(self, replica: int) -> int:
-        if not 0 <= replica < self.spec.replicas:
-            raise InvariantViolated(f"replica {replica} has no slot among {self.spec.replicas}")
-        return slot_of(replica)
-
-    def _begin(self, slot: int, push: Push, verdict: Verdict) -> None:
-        header = self._header
-        if header[slot + INCARNATION] != push.incarnation:
-            header[slot + SEQUENCE] = header[slot + BEGUN] = 0
-            header[slot + INCARNATION] = push.incarnation
-        record = slot + RECORDS + (push.sequence & 1) * RECORD
-        for field, value in enumerate((*push.work, verdict)):
-            header[record + field] = value
-        applied, used = verdict is Verdict.APPLIED, verdict.used
-        examples = header[HELD_EXAMPLES] + (push.work.examples if used else 0)
-        header[NEXT_VERSION] = header[VERSION] + applied
-        header[NEXT_EXAMPLES] = header[EXAMPLES] + (examples if applied else 0)
-        header[NEXT_HELD] = 0 if applied else header[HELD] + (verdict is Verdict.HELD)
-        header[NEXT_HELD_EXAMPLES] = 0 if applied else examples
-        header[NEXT_PUSHES] = header[PUSHES] + used
-        header[slot + BEGUN] = push.sequence
-        header[APPLYING] = slot
-
-    def _commit(self) -> None:
-        """End the push under way; repeating it changes nothing."""
-        header = self._header
-        slot = header[APPLYING]
-        header[VERSION] = header[NEXT_VERSION]
-        header[EXAMPLES] = header[NEXT_EXAMPLES]
-        header[HELD] = header[NEXT_HELD]
-        header[HELD_EXAMPLES] = header[NEXT_HELD_EXAMPLES]
-        header[PUSHES] = header[NEXT_PUSHES]
-        if slot > 0:
-            header[slot + SEQUENCE] = header[slot + BEGUN]
-        header[APPLYING] = 0
-
-    def _recover(self) -> None:
-        """End a push whose pusher died inside it, and mark it as torn."""
-        header = self._header
-        if slot := header[APPLYING]:
-            if slot > 0:
-                verdict = slot + RECORDS + (header[slot + BEGUN] & 1) * RECORD + RECORD - 1
-                header[verdict] = -abs(header[verdict])
-            self._commit()
+                register.count_staleness(staleness)
+            at_least = register.at_least(slot, verdict, version)
+            return Reply(verdict, reason, staleness % GENERATION, header[VERSION], at_least)
 
     def _hold(self, slices: Sequence[Slice], gradients: Sequence[Tensor]) -> None:
         total = self.vectors["round"]
@@ -204,68 +162,60 @@ class Shard:
                 self._cut.clear()
             self._cut[slices] = tuple([v[s.start : s.stop] for s in slices] for v in (self.parameters, *self._state))
         parameters, *state = self._cut[slices]
-        self._step.fill_(self._header[VERSION] + 1)
+        self._step.fill_(self._header[VERSION] % GENERATION + 1)
         lr = rate(self.spec.rule.lr, self._header[EXAMPLES])
         self.spec.rule.update_(parameters, gradients, state, self._step, scale * lr)
 
-    def set_living(self, replicas: int) -> None:
-        """Tell how many replicas hold leases; a round that now is full is closed."""
+    def set_living(self, replicas: Iterable[int]) -> None:
+        """Tell which replicas hold leases; a round that now is full is closed."""
         with self.lock:
-            self._recover()
-            header = self._header
-            header[LIVING] = replicas
-            if (held := header[HELD]) and held >= min(self.spec.admission.round, replicas):
-                header[NEXT_VERSION] = header[VERSION] + 1
-                header[NEXT_EXAMPLES] = header[EXAMPLES] + header[HELD_EXAMPLES]
-                header[NEXT_HELD] = header[NEXT_HELD_EXAMPLES] = 0
-                header[NEXT_PUSHES] = header[PUSHES]
-                header[APPLYING] = NOBODY
+            self._register.recover()
+            if self._register.set_living(replicas):
+                held = self._header[HELD]
+                self._register.begin_closing()
                 self._close_round(held)
-                self._commit()
+                self._register.commit()
 
-    def standing(self, replica: int, incarnation: int) -> Standing | None:
-        """The last push that this incarnation began here, or None; called when its process is dead."""
+    def fence(self, replica: int, incarnation: int) -> Standing | None:
+        """The last push that this incarnation began here, or None. From now on nothing is taken from it.
+
+        Called when its process is dead; messages of it may still be under way.
+        """
         with self.lock:
-            self._recover()
-            header, slot = self._header, self._slot(replica)
-            # Dead between its own mark and the header's: nothing was changed, so it had not begun.
-            header[slot + BEGUN] = header[slot + SEQUENCE]
-            return standing_in(header, replica, incarnation)
+            self._register.recover()
+            return self._register.fence(replica, incarnation)
 
     def snapshot(self) -> Snapshot:
         """A copy of everything, taken under the lock."""
         with self.lock:
-            self._recover()
+            self._register.recover()
             return Snapshot(self._numbers.clone(), {name: vector.clone() for name, vector in self.vectors.items()})
 
     def copy_out(self, into: Mapping[str, Sequence[tuple[Slice, Tensor]]]) -> Snapshot:
         """Copy slices of vectors, given by the vectors' names, into tensors; the snapshot holds the account alone."""
         with self.lock:
-            self._recover()
+            self._register.recover()
             for name, targets in into.items():
                 for part, target in targets:
                     # Not torch's copy, whose threads wait for each other on cores that are busy training.
                     target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
             return Snapshot(self._numbers.clone(), {})
 
-    def restore_(self, snapshot: Snapshot) -> None:
-        """Become what was snapshot from a shard of an equal spec."""
+    def restore_(self, snapshot: Snapshot, generation: int) -> None:
+        """Become what was snapshot from a shard of an equal spec, and begin a generation.
+
+        What was computed in another generation is refused, and nobody waits for what was to come in one before. Who
+        was fenced after the snapshot must be fenced again.
+        """
         with self.lock:
             self._numbers.copy_(snapshot.numbers)
             for name, vector in snapshot.vectors.items():
                 self.vectors[name].copy_(vector)
+            self._register.begin_generation(generation)
 
     def check(self) -> None:
         """Raise `InvariantViolated` unless the account of the shard is consistent."""
         with self.lock:
-            self._recover()
-            header = self._header
-            slots = [self._slot(replica) for replica in range(self.spec.replicas)]
-            faults = {
-                "a sequence differs from what was begun": any(header[s + SEQUENCE] != header[s + BEGUN] for s in slots),
-                "negative counts": min(header[:STALEST].tolist()) < 0,
-                "more held than a round takes": header[HELD] >= max(2, self.spec.admission.round),
-                "more updates than pushes": header[VERSION] > header[PUSHES],
-            }
-        if found := [fault for fault, true in faults.items() if true]:
-            raise InvariantViolated(f"shard at version {self.version}: {'; '.join(found)}")
+            self._register.recover()
+            if found := self._register.faults():
+                raise InvariantViolated(f"shard at version {self.version}: {'; '.join(found)}")

@@ -4,12 +4,12 @@ import itertools
 import pytest
 import torch
 
-from distbelief.engines.simulated.link import ShardHost, SimulatedLink
+from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.ports import Verdict
 from distbelief.server.admission import Buffered
 from distbelief.server.rules import SGD
-from tests.shards import make_push, make_shard
+from tests.shards import linked, make_push, make_shard, set_living
 
 ONES = torch.ones(16)
 
@@ -20,7 +20,7 @@ def now() -> float:
 
 def test_each_message_takes_its_own_delay() -> None:
     async def main() -> list[float]:
-        link = SimulatedLink(ShardHost(make_shard(torch.zeros(16))), itertools.cycle([1.0, 10.0]).__next__)
+        link = linked(ShardHost(make_shard(torch.zeros(16))), itertools.cycle([1.0, 10.0]).__next__)
         times = []
         await link.fetch(torch.empty(16))
         times.append(now())
@@ -37,7 +37,7 @@ def test_a_fetch_holds_what_the_shard_held_when_it_was_asked() -> None:
     into = torch.full((16,), 7.0)
 
     async def main() -> None:
-        link = SimulatedLink(ShardHost(shard), lambda: 1.0)
+        link = linked(ShardHost(shard), lambda: 1.0)
         fetching = asyncio.create_task(link.fetch(into))
         await asyncio.sleep(0.5)
         shard.push(make_push(ONES, 1))
@@ -54,7 +54,7 @@ def test_a_push_takes_effect_half_way() -> None:
     shard = make_shard(torch.zeros(16))
 
     async def main() -> None:
-        pushing = asyncio.create_task(SimulatedLink(ShardHost(shard), lambda: 1.0).push(make_push(ONES, 1)))
+        pushing = asyncio.create_task(linked(ShardHost(shard), lambda: 1.0).push(make_push(ONES, 1)))
         await asyncio.sleep(0.9)
         assert shard.version == 0
         await asyncio.sleep(0.2)
@@ -67,15 +67,15 @@ def test_a_push_takes_effect_half_way() -> None:
 
 def test_a_round_closed_by_a_death_wakes_who_waits_for_it() -> None:
     shard = make_shard(torch.zeros(16), SGD(1.0), Buffered(2))
-    shard.set_living(2)
+    shard.set_living([0, 1])
 
     async def main() -> tuple[int, float]:
         host = ShardHost(shard)
-        link = SimulatedLink(host, lambda: 0.5)
+        link = linked(host, lambda: 0.5)
         reply = await link.push(make_push(ONES, 1))
         fetching = asyncio.create_task(link.fetch(torch.empty(16), reply.at_least))
         await asyncio.sleep(4.0)
-        await host.set_living(1)
+        set_living(host, [0])
         return await fetching, now()
 
     assert simulate(main(), seed=0) == (1, 5.5)
@@ -83,7 +83,7 @@ def test_a_round_closed_by_a_death_wakes_who_waits_for_it() -> None:
 
 def test_a_version_that_never_comes_is_a_deadlock_and_not_a_hang() -> None:
     async def main() -> None:
-        await SimulatedLink(ShardHost(make_shard(torch.zeros(16))), lambda: 0.0).fetch(torch.empty(16), 1)
+        await linked(ShardHost(make_shard(torch.zeros(16))), lambda: 0.0).fetch(torch.empty(16), 1)
 
-    with pytest.raises(Deadlock, match=r"ShardHost\.fetch"):
+    with pytest.raises(Deadlock, match=r"link\.py"):
         simulate(main(), seed=0)

@@ -16,11 +16,11 @@ from distbelief.engines.books import Books, flat_at_start
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
-from distbelief.engines.local.memory import available, require
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.server import MappedShards, memory_needed
 from distbelief.engines.local.shipping import pack
 from distbelief.engines.local.supervision import Failure, Supervisor
+from distbelief.engines.memory import available, require
 from distbelief.engines.result import Result
 from distbelief.engines.server import Server, shard_specs
 from distbelief.errors import DistBeliefError, Diverged, UserCodeError, WorkerDied

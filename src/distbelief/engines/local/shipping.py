@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distbelief.engines.local.memory import available, require
+from distbelief.engines.memory import available, require
 from distbelief.errors import TaskError
 from distbelief.links.mapped import SharedMemory
 

@@ -1,69 +1,58 @@
-"""The simulated link: a shard's host across a network whose delays are given, in virtual time."""
+"""Calls over the wire: how a simulated replica reaches the shards and the controller."""
 
 import asyncio
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
-import torch
 from torch import Tensor
 
+from distbelief.engines.simulated.hosts import SMALL, Answer, ShardHost
+from distbelief.engines.simulated.network import Wire
 from distbelief.ports import Push, Reply
-from distbelief.server.shard import Shard
-
-Delay = Callable[[], float]
-"""Seconds that the next message takes."""
 
 
-@final
-class ShardHost:
-    """A shard with the fetches that wait for one of its versions."""
+async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Callable[[Answer], object]) -> Any:
+    """Send a message, have it served at the other machine, and wait for the answer.
 
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        self._changed = asyncio.Condition()
+    The message arrives even if the caller is dead by then; if it is lost, or the answer is, the caller waits for ever.
+    """
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    async def fetch(self, at_least: int) -> tuple[int, Tensor]:
-        """The version and a copy of the parameters, once the version is reached."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.shard.version >= at_least)
-            copy = torch.empty_like(self.shard.parameters)
-            return self.shard.fetch(copy), copy
+    def deliver(value: Any) -> None:
+        if not future.done():
+            future.set_result(value)
 
-    async def push(self, push: Push) -> Reply:
-        """Admit a push, and wake who waited for it."""
-        async with self._changed:
-            reply = self.shard.push(push)
-            self._changed.notify_all()
-            return reply
+    def answer(value: Any, size: int) -> None:
+        wire.send(target, source, size, lambda: deliver(value))
 
-    async def set_living(self, replicas: int) -> None:
-        """Tell the shard how many replicas hold leases, and wake who waited for the round that this closed."""
-        async with self._changed:
-            self.shard.set_living(replicas)
-            self._changed.notify_all()
+    wire.send(source, target, nbytes, lambda: serve(answer))
+    return await future
 
 
 @final
 class SimulatedLink:
-    """`ShardLink` to a host, each way with a delay of its own."""
+    """`ShardLink` from a machine to a shard's host."""
 
     answers_at_once = False
 
-    def __init__(self, host: ShardHost, delay: Delay) -> None:
+    def __init__(self, wire: Wire, machine: str, host: ShardHost) -> None:
+        self._wire = wire
+        self._machine = machine
         self._host = host
-        self._delay = delay
 
     async def fetch(self, into: Tensor, at_least: int = 0) -> int:
         """Ask, wait, and copy what arrives."""
-        await asyncio.sleep(self._delay())
-        version, copy = await self._host.fetch(at_least)
-        await asyncio.sleep(self._delay())
+        host = self._host
+        version, copy = await call(
+            self._wire, self._machine, host.machine, SMALL, lambda answer: host.fetch(at_least, self._machine, answer)
+        )
         into.copy_(copy)
-        return version
+        return int(version)
 
     async def push(self, push: Push) -> Reply:
         """Send, and wait for the answer."""
-        await asyncio.sleep(self._delay())
-        reply = await self._host.push(push)
-        await asyncio.sleep(self._delay())
+        host, nbytes = self._host, SMALL + sum(gradient.nbytes for gradient in push.gradients)
+        reply: Reply = await call(
+            self._wire, self._machine, host.machine, nbytes, lambda answer: host.push(push, answer)
+        )
         return reply

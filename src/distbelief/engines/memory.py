@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from distbelief.engines.local.cgroups import CGROUPS, PROC, groups
+from distbelief.engines.cgroups import CGROUPS, PROC, groups
 from distbelief.errors import UsageError
 
 _FILES = {

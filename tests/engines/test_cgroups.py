@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distbelief.engines.local.cgroups import groups
+from distbelief.engines.cgroups import groups
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distbelief.engines.local.memory import available, available_in, require, told_bytes
+from distbelief.engines.memory import available, available_in, require, told_bytes
 from distbelief.errors import UsageError
 
 GB = 10**9

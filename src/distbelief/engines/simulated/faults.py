@@ -1,0 +1,219 @@
+"""Faults of machines and of the network, as values, and the plan that they make together.
+
+A machine is named "replica N", "shard N" or "controller". Times are virtual seconds since the engine's start.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from distbelief.checks import check_number
+from distbelief.errors import UsageError
+
+
+def _check_machine(name: object, kinds: str = "replica|shard|controller") -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"(replica|shard) \d+|controller", name):
+        raise UsageError(f'a machine is "replica N", "shard N" or "controller", not {name!r}')
+    if not re.match(kinds, name):
+        raise UsageError(f"{name} is no {kinds}")
+
+
+@final
+@dataclass(frozen=True)
+class Death:
+    """A machine dies at a time, and is there again `back` seconds later; None: never.
+
+    A replica is replaced by another process. A shard's host comes back with the shard as it was at the last
+    checkpoint, or at the start. The controller takes everything with it, and what comes back resumes the run.
+    """
+
+    machine: str
+    at: float
+    back: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        _check_machine(self.machine)
+        check_number("at", self.at)
+        if self.back is not None:
+            check_number("back", self.back)
+
+    @property
+    def over(self) -> float:
+        """When the machine is there again."""
+        return math.inf if self.back is None else self.at + self.back
+
+
+@final
+@dataclass(frozen=True)
+class Join:
+    """A replica that is not there from the start, but from `at` on."""
+
+    machine: str
+    at: float
+
+    def __post_init__(self) -> None:
+        _check_machine(self.machine, "replica")
+        check_number("at", self.at)
+
+
+@final
+@dataclass(frozen=True)
+class Pause:
+    """A machine stands still for a while: it computes nothing and hears nothing, but loses nothing either."""
+
+    machine: str
+    at: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_machine(self.machine)
+        check_number("at", self.at)
+        check_number("seconds", self.seconds, above=0)
+
+
+@final
+@dataclass(frozen=True)
+class Slow:
+    """A replica computes `factor` times as long for a while."""
+
+    machine: str
+    at: float
+    seconds: float
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_machine(self.machine, "replica")
+        check_number("at", self.at)
+        check_number("seconds", self.seconds, above=0)
+        check_number("factor", self.factor, above=0)
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """For a while no message passes between some machines and some others; None: all others."""
+
+    at: float
+    seconds: float
+    machines: tuple[str, ...]
+    others: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("at", self.at)
+        check_number("seconds", self.seconds, above=0)
+        for name, machines in (("machines", self.machines), ("others", self.others)):
+            if machines is not None:
+                if not isinstance(machines, list | tuple) or not machines:
+                    raise UsageError(f'{name} must be machines, such as ("replica 0", "shard 1"), not {machines!r}')
+                for machine in machines:
+                    _check_machine(machine)
+                object.__setattr__(self, name, tuple(machines))
+        if both := set(self.machines) & set(self.others or ()):
+            raise UsageError(f"{min(both)} cannot be cut off from itself")
+
+    def between(self, one: str, other: str, now: float) -> bool:
+        """Whether a message between two machines is lost now."""
+        if not self.at <= now < self.at + self.seconds:
+            return False
+        return self._apart(one, other) or self._apart(other, one)
+
+    def _apart(self, one: str, other: str) -> bool:
+        return one in self.machines and (other not in self.machines if self.others is None else other in self.others)
+
+
+Fault = Death | Join | Pause | Slow | Cut
+
+
+def _machines(fault: Fault) -> tuple[str, ...]:
+    return (*fault.machines, *(fault.others or ())) if isinstance(fault, Cut) else (fault.machine,)
+
+
+@final
+class Plan:
+    """What happens to whom, and when. Raises `UsageError` for what contradicts itself."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            if not isinstance(fault, Fault):
+                raise UsageError(f'a fault is a value such as Death("replica 0", at=10.0), not {fault!r}')
+        self.faults = tuple(faults)
+        self.deaths = sorted((f for f in faults if isinstance(f, Death)), key=lambda death: (death.at, death.machine))
+        self.joins = {f.machine: f.at for f in faults if isinstance(f, Join)}
+        self.cuts = [f for f in faults if isinstance(f, Cut)]
+        self._pauses = {name: [f for f in faults if isinstance(f, Pause) and f.machine == name] for name in self._named}
+        self._slow = {name: [f for f in faults if isinstance(f, Slow) and f.machine == name] for name in self._named}
+        self._check_lives()
+
+    @property
+    def _named(self) -> set[str]:
+        return {machine for fault in self.faults for machine in _machines(fault)}
+
+    @property
+    def loses_shards(self) -> bool:
+        """Whether a shard's host dies."""
+        return any(death.machine.startswith("shard") for death in self.deaths)
+
+    @property
+    def loses_messages(self) -> bool:
+        """Whether a call may never be answered."""
+        return bool(self.cuts) or self.loses_shards
+
+    def _check_lives(self) -> None:
+        for fault in self.faults:
+            if isinstance(fault, Join) and self.joins[fault.machine] != fault.at:
+                raise UsageError(f"{fault.machine} joins twice")
+        for machine in sorted({death.machine for death in self.deaths}):
+            there = self.joins.get(machine, 0.0)
+            for death in (d for d in self.deaths if d.machine == machine):
+                if death.at < there:
+                    when = "never" if there == math.inf else f"from {there:g} s on"
+                    raise UsageError(f"{machine} cannot die at {death.at:g} s: it is there {when}")
+                there = death.over
+
+    @property
+    def quiet_from(self) -> float:
+        """When everything that is planned is over."""
+        ends = [f.at + f.seconds for f in self.faults if isinstance(f, Pause | Slow | Cut)]
+        backs = [death.over if death.back is not None else death.at for death in self.deaths]
+        return max([0.0, *ends, *backs, *self.joins.values()])
+
+    def check_targets(self, replicas: int, shards: int) -> None:
+        """Raise `UsageError` if a fault is meant for a machine that the run does not have."""
+        for machine in sorted(self._named):
+            kind, _, number = machine.partition(" ")
+            there = {"replica": replicas, "shard": shards}.get(kind, 1)
+            if int(number or 0) >= there:
+                raise UsageError(f"a fault is meant for {machine}, but the run has {kind}s 0 to {there - 1} only")
+
+    def cut_off(self, one: str, other: str, now: float) -> bool:
+        """Whether a message between two machines is lost now."""
+        return any(cut.between(one, other, now) for cut in self.cuts)
+
+    def awake(self, machine: str, now: float) -> float:
+        """When a machine that is spoken to now will hear it."""
+        for pause in sorted(self._pauses.get(machine, ()), key=lambda pause: pause.at):
+            if pause.at <= now < pause.at + pause.seconds:
+                now = pause.at + pause.seconds
+        return now
+
+    def finish(self, machine: str, begun: float, seconds: float) -> float:
+        """When work that takes so many seconds of an undisturbed machine will be done."""
+        for now, until, speed in self._stretches(machine, begun):
+            if speed and seconds <= (until - now) * speed:
+                return now + seconds / speed
+            seconds -= (until - now) * speed
+        return begun + seconds
+
+    def _stretches(self, machine: str, begun: float) -> Iterator[tuple[float, float, float]]:
+        """The times from `begun` on in which a machine has one speed: from, until, speed."""
+        pauses, slow = self._pauses.get(machine, []), self._slow.get(machine, [])
+        spans = [(f.at, f.at + f.seconds) for f in pauses] + [(f.at, f.at + f.seconds) for f in slow]
+        ends = {t for span in spans for t in span if t > begun}
+        for now, until in itertools.pairwise([begun, *sorted(ends), math.inf]):
+            if any(pause.at <= now < pause.at + pause.seconds for pause in pauses):
+                yield now, until, 0.0
+            else:
+                yield now, until, 1 / math.prod(s.factor for s in slow if s.at <= now < s.at + s.seconds)

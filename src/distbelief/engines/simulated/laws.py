@@ -1,0 +1,165 @@
+"""Laws of time: how long something takes, as values. Each source of chance draws from a generator of its own."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, final, runtime_checkable
+
+from distbelief.checks import check_number, check_whole
+from distbelief.errors import DirectoryError, UsageError
+
+Draw = Callable[[], float]
+"""Seconds that the next one takes."""
+
+
+@runtime_checkable
+class Law(Protocol):
+    """How long each of many like things takes, such as the batches of a replica, or messages."""
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """What gives one time after another, in seconds, for a replica; `chance` is its own."""
+
+
+@final
+@dataclass(frozen=True)
+class Constant:
+    """Always the same."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds)
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """The same each time."""
+        return lambda: self.seconds
+
+
+@final
+@dataclass(frozen=True)
+class Lognormal:
+    """Times whose logarithm is normal around that of `median` seconds, with standard deviation `sigma`.
+
+    At sigma 0.5 one in a hundred takes more than three times the median.
+    """
+
+    median: float
+    sigma: float
+
+    def __post_init__(self) -> None:
+        check_number("median", self.median, above=0)
+        check_number("sigma", self.sigma)
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """Independent times."""
+        center = math.log(self.median)
+        return lambda: chance.lognormvariate(center, self.sigma)
+
+
+@final
+@dataclass(frozen=True)
+class Exponential:
+    """Times without memory, `mean` seconds on the average."""
+
+    mean: float
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, above=0)
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """Independent times."""
+        return lambda: chance.expovariate(1 / self.mean)
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """Times drawn from those that were measured, in `seconds`, each as likely as any other."""
+
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seconds, tuple | list) or not self.seconds:
+            raise UsageError(f"seconds must be one or more measured times, not {self.seconds!r}")
+        for value in self.seconds:
+            check_number("each of the measured times", value)
+        object.__setattr__(self, "seconds", tuple(self.seconds))
+
+    @classmethod
+    def of(cls, directory: str | Path) -> "Measured":
+        """The times that a batch took in a run of any engine, by the speeds of its replicas in its events.
+
+        They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock.
+        """
+        file = Path(directory) / "events.jsonl"
+        try:
+            events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+            batch = next(event["batch_size"] for event in events if event["event"] == "started")
+            told = [replica for event in events if event["event"] == "progress" for replica in event["replicas"]]
+            speeds = [float(replica["examples_per_second"]) for replica in told]
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            raise DirectoryError(f"{file} holds no events of a run to take times from ({error!r})") from error
+        times = tuple(batch / speed for speed in speeds if speed > 0)
+        if not times:
+            raise DirectoryError(f"{file} tells of no speed: the run was too short to take times from")
+        return cls(times)
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """Independent times, with replacement."""
+        return lambda: chance.choice(self.seconds)
+
+
+@final
+@dataclass(frozen=True)
+class PerReplica:
+    """A law of its own for some replicas, and one for the others."""
+
+    laws: Mapping[int, Law]
+    others: Law
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.laws, Mapping) or not isinstance(self.others, Law):
+            raise UsageError("PerReplica takes laws by the replica's number, and one for the others")
+        for replica, law in self.laws.items():
+            check_whole("the number of a replica", replica, least=0)
+            if not isinstance(law, Law):
+                raise UsageError(f"replica {replica} needs a law such as Constant(0.1), not {law!r}")
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """Its own law's."""
+        return self.laws.get(replica, self.others).draw(chance, replica)
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """Replicas that differ for good: each one's times are those of `law` by a factor of its own.
+
+    The factors are lognormal with median 1 and standard deviation `sigma` of their logarithm; a replica that comes
+    back after its death has the same.
+    """
+
+    law: Law
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.law, Law):
+            raise UsageError(f"law must be a law such as Constant(0.1), not {self.law!r}")
+        check_number("sigma", self.sigma)
+
+    def draw(self, chance: random.Random, replica: int) -> Draw:
+        """Times of the law, by a factor that is drawn first."""
+        factor, draw = chance.lognormvariate(0.0, self.sigma), self.law.draw(chance, replica)
+        return lambda: factor * draw()
+
+
+def law_of(name: str, value: object) -> Law:
+    """A law as it is, and a number as the law that is always that many seconds; `UsageError` for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Constant(value)
+    if not isinstance(value, Law) or isinstance(value, type):
+        raise UsageError(f"{name} must be seconds or a law such as Lognormal(0.1, 0.5), not {value!r}")
+    return value

@@ -1,0 +1,141 @@
+"""Work over the wire: how simulated replicas get their portions of the data, and account for them."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from distbelief.downpour.ledger import Reason
+from distbelief.engines.books import Books
+from distbelief.engines.simulated.hosts import SMALL, Answer
+from distbelief.engines.simulated.link import call
+from distbelief.engines.simulated.network import Wire
+from distbelief.engines.simulated.trace import Trace
+from distbelief.ports import Lease, Outcome
+from distbelief.server.patience import Patience, insist
+
+CONTROLLER = "controller"
+
+
+class _Desk:
+    """What one replica has asked, and was answered."""
+
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.number = 0
+        self.reply: Lease | None = None
+        """The last one, in case that it was lost."""
+
+
+@final
+class LedgerHost:
+    """Answers for the ledger, on the controller's machine.
+
+    Requests are numbered by the replica; one that comes again, or late, has no second effect. `changed` is called when
+    leases have come or gone, before anybody is told of it.
+    """
+
+    def __init__(self, books: Books, trace: Trace, changed: Callable[[], None]) -> None:
+        self._books = books
+        self._trace = trace
+        self._changed = changed
+        self._desks: dict[int, _Desk] = {}
+        self._waiting: dict[int, Answer] = {}
+        """Whom to answer as soon as there is work, by the replica; who asked first comes first."""
+
+    def open(self, replica: int, incarnation: int) -> None:
+        """A replica begins; what the one before it asked is forgotten."""
+        self._desks[replica] = _Desk(incarnation)
+
+    def shut(self, replica: int) -> None:
+        """A replica is dead: what is still under way from it is not heard."""
+        self._desks.pop(replica, None)
+        self._waiting.pop(replica, None)
+
+    def waits(self, replica: int) -> bool:
+        """Whether a replica waits for work."""
+        return replica in self._waiting
+
+    def lease(self, replica: int, incarnation: int, number: int, answer: Answer) -> None:
+        """A replica asks for work."""
+        if (desk := self._desk(replica, incarnation, number)) is None:
+            return
+        if number == desk.number and replica not in self._waiting:
+            answer(desk.reply, SMALL)
+            return
+        desk.number = number
+        self._waiting[replica] = answer
+        self.answer_waiting()
+
+    def done(
+        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: Answer
+    ) -> None:
+        """A replica accounts for a lease."""
+        if (desk := self._desk(replica, incarnation, number)) is None:
+            return
+        if number > desk.number:
+            desk.number = number
+            self._trace.note("done", replica, incarnation, lease, *itertools.chain(*outcomes))
+            self._books.done(lease, outcomes)
+            self._changed()
+            self.answer_waiting()
+        answer(None, SMALL)
+
+    def answer_waiting(self) -> None:
+        """Answer all requests for work that can be answered now."""
+        granted: list[tuple[int, Lease | None]] = []
+        for replica in self._waiting:
+            lease, reason = self._books.ledger.lease(replica)
+            if lease is not None or reason is Reason.FINISHED:
+                granted.append((replica, lease))
+            elif reason is Reason.OUTSTANDING:
+                # So it is for everybody else.
+                break
+        # Before any of them can push: a round counts the holders of leases.
+        self._changed()
+        for replica, lease in granted:
+            desk = self._desks[replica]
+            self._trace.note("lease", replica, desk.incarnation, lease.number if lease else "none")
+            if lease is not None:
+                self._books.leased()
+            desk.reply = lease
+            self._waiting.pop(replica)(lease, SMALL)
+
+    def _desk(self, replica: int, incarnation: int, number: int) -> _Desk | None:
+        """The desk of a request, unless it comes from the dead, or is late."""
+        desk = self._desks.get(replica)
+        return None if desk is None or desk.incarnation != incarnation or number < desk.number else desk
+
+
+@final
+class SimulatedWork:
+    """`WorkSource` of one replica, by messages to the controller."""
+
+    def __init__(
+        self, wire: Wire, host: LedgerHost, replica: int, incarnation: int, patience: Patience | None = None
+    ) -> None:
+        self._wire = wire
+        self._host = host
+        self._replica = replica
+        self._incarnation = incarnation
+        self._patience = patience
+        self._number = 0
+
+    async def lease(self) -> Lease | None:
+        """The next portion."""
+        host, replica, incarnation, number = self._next()
+        lease: Lease | None = await self._ask(lambda answer: host.lease(replica, incarnation, number, answer))
+        return lease
+
+    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+        """Account for a lease."""
+        host, replica, incarnation, number = self._next()
+        account = tuple(outcomes)
+        await self._ask(lambda answer: host.done(replica, incarnation, number, lease.number, account, answer))
+
+    def _next(self) -> tuple[LedgerHost, int, int, int]:
+        self._number += 1
+        return self._host, self._replica, self._incarnation, self._number
+
+    async def _ask(self, serve: Callable[[Answer], object]) -> Any:
+        machine = f"replica {self._replica}"
+        return await insist(self._patience, lambda: call(self._wire, machine, CONTROLLER, SMALL, serve))

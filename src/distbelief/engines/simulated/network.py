@@ -1,0 +1,122 @@
+"""The network: links as a value, and the wire that carries messages over them in virtual time.
+
+A message leaves its machine when those before it have left, travels for its latency, and enters the other machine when
+those before it have entered: that is how bandwidth is shared. What calls make of it is in `link.py`.
+"""
+
+import asyncio
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from distbelief.checks import check_number
+from distbelief.engines.simulated.faults import Plan
+from distbelief.engines.simulated.laws import Draw, Law, law_of
+from distbelief.errors import UsageError
+
+_HELD_BACK = 10
+"""A message that is overtaken takes up to so many latencies more."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Links between machines, all alike.
+
+    `latency`: of a message one way, seconds or a law. `bandwidth`: bytes per second that a machine sends, and as many
+    that it receives. `loss`, `duplication` and `reordering`: the part of the messages that never arrive, arrive twice,
+    or are overtaken by later ones; each in [0, 1), and `loss` at most one half.
+    """
+
+    latency: float | Law = 0.0005
+    bandwidth: float = 125e6
+    loss: float = 0.0
+    duplication: float = 0.0
+    reordering: float = 0.0
+
+    def __post_init__(self) -> None:
+        law_of("latency", self.latency)
+        if self.bandwidth != math.inf:
+            check_number("bandwidth", self.bandwidth, above=0)
+        for name, most in (("loss", 0.5), ("duplication", 1.0), ("reordering", 1.0)):
+            check_number(name, getattr(self, name))
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} must be {most:g} at most, not {getattr(self, name)!r}")
+
+    def wire(self, chance: random.Random, plan: Plan) -> "Wire":
+        """The wire of one run."""
+        return Wire(law_of("latency", self.latency).draw(chance, 0), network=self, chance=chance, plan=plan)
+
+
+_IDEAL = Network(latency=0.0, bandwidth=math.inf)
+_NOTHING_HAPPENS = Plan(())
+
+
+@final
+class Wire:
+    """Carries messages between machines. `latency` gives the seconds that the next one travels."""
+
+    def __init__(
+        self,
+        latency: Draw,
+        *,
+        network: Network = _IDEAL,
+        chance: random.Random | None = None,
+        plan: Plan = _NOTHING_HAPPENS,
+    ) -> None:
+        self.down: set[str] = set()
+        """Machines that hear nothing now."""
+        self._closed = False
+        self.lost = 0
+        """Messages that did not arrive."""
+        self.plan = plan
+        self._latency = latency
+        self._network = network
+        self._chance = chance or random.Random(0)
+        self._disturbed = bool(network.loss or network.duplication or network.reordering)
+        self._sent: defaultdict[str, float] = defaultdict(float)
+        self._received: defaultdict[str, float] = defaultdict(float)
+
+    def send(self, source: str, target: str, nbytes: int, deliver: Callable[[], object]) -> None:
+        """Have `deliver` called when a message of so many bytes has arrived, if it does."""
+        if self._closed:
+            return
+        copies, draw = 1, self._chance.random
+        if self._disturbed:
+            copies = 0 if draw() < self._network.loss else 2 if draw() < self._network.duplication else 1
+            self.lost += not copies
+        loop = asyncio.get_running_loop()
+        if self.plan.cuts and self.plan.cut_off(source, target, loop.time()):
+            self.lost += 1
+            return
+        for _ in range(copies):
+            loop.call_at(self._arrival(source, target, nbytes, loop.time()), self._arrive, target, deliver)
+
+    def close(self) -> None:
+        """Nothing that is under way arrives any more."""
+        self._closed = True
+
+    def _arrival(self, source: str, target: str, nbytes: int, now: float) -> float:
+        latency = self._latency()
+        if self._disturbed and self._chance.random() < self._network.reordering:
+            latency += _HELD_BACK * self._chance.random() * latency
+        seconds = nbytes / self._network.bandwidth
+        if not seconds:
+            return now + latency
+        self._sent[source] = sent = max(now, self._sent[source]) + seconds
+        self._received[target] = received = max(sent + latency, self._received[target] + seconds)
+        return received
+
+    def _arrive(self, target: str, deliver: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            return
+        if target in self.down:
+            self.lost += 1
+        elif (awake := self.plan.awake(target, loop.time())) > loop.time():
+            loop.call_at(awake, self._arrive, target, deliver)
+        else:
+            deliver()

@@ -1,0 +1,135 @@
+"""A simulated run from its beginning to its end, through all the lives of its controller."""
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Sequence
+from typing import final
+
+import torch
+
+from distbelief.checkpoint import newest
+from distbelief.data import seeded
+from distbelief.directory import RunDirectory
+from distbelief.engines.books import Books
+from distbelief.engines.callbacks import Callback
+from distbelief.engines.memory import available, require
+from distbelief.engines.result import Result
+from distbelief.engines.server import shard_specs
+from distbelief.engines.simulated import Simulated
+from distbelief.engines.simulated.controller import Controller
+from distbelief.engines.simulated.faults import Death
+from distbelief.engines.simulated.loop import Deadlock, simulate
+from distbelief.engines.simulated.world import World
+from distbelief.errors import InvariantViolated
+from distbelief.observe.events import Observer
+from distbelief.prepare import Prepared
+
+
+@final
+class Simulation:
+    """One run in virtual time, in this thread."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        engine: Simulated,
+        *,
+        observer: Observer,
+        files: RunDirectory,
+        received: Sequence[signal.Signals],
+        callbacks: Sequence[Callback],
+    ) -> None:
+        require(memory_needed(prepared), available())
+        self._prepared = prepared
+        self._files = files
+        self._world = World(engine, prepared)
+        self._observer = observer
+        self._received = received
+        self._callbacks = callbacks
+        self._controller = self._begin(prepared)
+        self._lost: Deadlock | None = None
+        self._ended = 0.0
+
+    @property
+    def books(self) -> Books:
+        """Those of the present controller."""
+        return self._controller.books
+
+    def run(self) -> Result:
+        """Train to the end.
+
+        Raises `Deadlock` where the controller is dead for good: nobody is left to write down what was reached.
+        """
+        world, threads = self._world, torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with seeded(world.seed):
+                try:
+                    simulate(self._lives(), seed=world.seed)
+                except Deadlock as error:
+                    self._controller.stuck(error)
+                if self._lost is not None:
+                    raise self._lost
+                result = self._controller.result()
+        finally:
+            torch.set_num_threads(threads)
+        return dataclasses.replace(result, virtual_seconds=round(self._ended, 3), trace_digest=world.trace.digest)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._controller.close()
+
+    def _begin(self, prepared: Prepared) -> Controller:
+        return Controller(
+            prepared,
+            self._world,
+            overlap=prepared.method.overlap or 0,
+            observer=self._observer,
+            files=self._files,
+            received=self._received,
+            callbacks=self._callbacks,
+        )
+
+    async def _lives(self) -> None:
+        self._world.loop = asyncio.get_running_loop()
+        while (death := await self._life()) is not None:
+            self._world.trace.note("death of the controller")
+            if death.back is None:
+                self._lost = Deadlock(
+                    f"no progress is possible after {death.at:g} s: the controller is dead for good; "
+                    "what it had written down can be resumed"
+                )
+                return
+            self._controller.close()
+            await asyncio.sleep(death.back)
+            self._resume()
+        # Whatever was cancelled has ended once any time has passed.
+        await asyncio.sleep(1.0)
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            raise InvariantViolated(f"the run is over, and {min(task.get_name() for task in left)} is not")
+
+    async def _life(self) -> Death | None:
+        death = await self._controller.live()
+        self._ended = self._world.clock()
+        return death
+
+    def _resume(self) -> None:
+        """A new controller goes on from the newest checkpoint, or begins anew."""
+        resumed, complaints = newest(self._files.checkpoints)
+        prepared = dataclasses.replace(self._prepared, resumed=resumed)
+        if resumed is None:
+            prepared.module.load_state_dict(prepared.task.build(prepared.seed).state_dict())
+        self._world.trace.begin_life()
+        self._controller = self._begin(prepared)
+        self._controller.books.tell_resumed(complaints, None)
+
+
+def memory_needed(prepared: Prepared) -> dict[str, int]:
+    """Bytes that a run takes at the least, by what they are for."""
+    vector = prepared.layout.length * prepared.layout.dtype.itemsize
+    return {
+        "parameters and optimizer state": sum(spec.nbytes for spec in shard_specs(prepared)),
+        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
+        f"parameters and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas,
+    }

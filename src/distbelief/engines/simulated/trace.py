@@ -1,0 +1,102 @@
+"""The trace of a simulated run: its digest, and the rules that whatever happens must keep.
+
+Events and verdicts go into the digest, floats do not: another machine may round another way, and the order in which
+things happen is what a seed decides.
+"""
+
+import hashlib
+import logging
+from collections import defaultdict
+from typing import final
+
+from distbelief.errors import InvariantViolated
+from distbelief.ports import Push, Reply
+from distbelief.server.admission import Admission, Bounded
+from distbelief.server.register import SEEN
+
+_LOGGER = logging.getLogger("distbelief.trace")
+
+
+@final
+class Trace:
+    """What happened, in order. The logger "distbelief.trace" shows it line by line, at level DEBUG."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.notes = 0
+        """How much has happened."""
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._shown = _LOGGER.isEnabledFor(logging.DEBUG)
+        self._admission = admission
+        self._used: defaultdict[tuple[int, int, int], int] = defaultdict(int)
+        self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self._versions: defaultdict[int, int] = defaultdict(int)
+        self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._examples = 0
+        self._restored = False
+
+    @property
+    def digest(self) -> str:
+        """Of all that has happened so far."""
+        return self._digest.hexdigest()
+
+    def note(self, *what: str | int) -> None:
+        """Something happened."""
+        self.notes += 1
+        line = " ".join(map(str, what))
+        self._digest.update(line.encode() + b"\n")
+        if self._shown:
+            _LOGGER.debug(line)
+
+    def pushed(self, shard: int, push: Push, reply: Reply) -> None:
+        """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""
+        replica, incarnation, sequence = push.replica, push.incarnation, push.sequence
+        self.note("push", shard, replica, incarnation, sequence, reply.verdict, reply.staleness, reply.version)
+        self.saw(shard, reply.version)
+        if not reply.verdict.used or reply.reason == SEEN:
+            return
+        who = f"push {sequence} of replica {replica}.{incarnation}"
+        # One push of a replica is under way at a time, so that what comes later has a higher number.
+        if sequence <= self._used[shard, replica, incarnation]:
+            raise InvariantViolated(f"shard {shard} used {who} twice, or after a later one")
+        self._used[shard, replica, incarnation] = sequence
+        if sequence > self._counted[replica, incarnation]:
+            self._counted[replica, incarnation] = sequence
+            self._examples += push.work.examples
+        if incarnation <= self._fenced[replica]:
+            raise InvariantViolated(f"shard {shard} used {who}, which was declared dead before")
+        bound = self._admission.versions if isinstance(self._admission, Bounded) else None
+        if self._admission.round > 1:
+            bound = 0
+        if bound is not None and reply.staleness > bound:
+            raise InvariantViolated(f"shard {shard} used {who}, whose staleness {reply.staleness} is beyond {bound}")
+
+    def saw(self, shard: int, version: int) -> None:
+        """A version of a shard was told to somebody. Raises `InvariantViolated` if it is older than one before."""
+        if version < self._versions[shard]:
+            raise InvariantViolated(f"shard {shard} went back from version {self._versions[shard]} to {version}")
+        self._versions[shard] = version
+
+    def fenced(self, replica: int, incarnation: int) -> None:
+        """Every shard has been told that an incarnation is dead."""
+        self.note("fence", replica, incarnation)
+        self._fenced[replica] = incarnation
+
+    def restored(self) -> None:
+        """A shard has gone back to what was written down: what it had used since is not in the ledger's account."""
+        self._restored = True
+
+    def begin_life(self) -> None:
+        """A controller begins, with shards and incarnations of its own."""
+        self._examples = 0
+        self._restored = False
+        for kept in (self._used, self._counted, self._versions, self._fenced):
+            kept.clear()
+
+    def check(self, used: int, partial: int) -> None:
+        """Raise `InvariantViolated` unless these examples, by the ledger of this life, are those of the pushes.
+
+        Every example in a push that some shard used is in the account once; what is partial may have been used or not.
+        """
+        if not self._restored and not used <= self._examples <= used + partial:
+            told = f"{used}, and {partial} in part"
+            raise InvariantViolated(f"{self._examples} examples were in pushes that shards used; the ledger has {told}")

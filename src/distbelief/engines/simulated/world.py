@@ -1,0 +1,47 @@
+"""What outlives the controller of a simulated run: chance, the plan of faults, the clock, and the trace."""
+
+import asyncio
+import random
+from typing import final
+
+from distbelief.chance import derive
+from distbelief.engines.simulated import Simulated
+from distbelief.engines.simulated.faults import Plan
+from distbelief.engines.simulated.laws import law_of
+from distbelief.engines.simulated.network import Wire
+from distbelief.engines.simulated.trace import Trace
+from distbelief.prepare import Prepared
+from distbelief.server.patience import Patience
+
+_PATIENCE = Patience(1.0, 30.0)
+
+
+@final
+class World:
+    """Raises `UsageError` where faults are meant for machines that the run does not have."""
+
+    def __init__(self, engine: Simulated, prepared: Prepared) -> None:
+        self.seed = prepared.seed if engine.seed is None else engine.seed
+        self.plan = Plan(engine.faults)
+        self.plan.check_targets(prepared.replicas, prepared.layout.shards)
+        self.trace = Trace(prepared.method.admission)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop that gives the time, once it runs."""
+        # Where no call can be lost, nobody watches the clock for one, and a deadlock is seen at once.
+        self.patience = _PATIENCE if engine.network.loss or self.plan.loses_messages else None
+        law = law_of("compute", engine.compute)
+        self.draws = [
+            law.draw(random.Random(derive(self.seed, "compute", replica)), replica)
+            for replica in range(prepared.replicas)
+        ]
+        """How long the next batch takes, for each replica."""
+        self._network = engine.network
+        self._chance = random.Random(derive(self.seed, "network"))
+
+    def wire(self) -> Wire:
+        """A wire on which nothing is under way."""
+        return self._network.wire(self._chance, self.plan)
+
+    def clock(self) -> float:
+        """Virtual seconds."""
+        return 0.0 if self.loop is None else self.loop.time()

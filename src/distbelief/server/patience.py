@@ -1,0 +1,30 @@
+"""Patience: calls that are made again until they are answered. Repeating is safe, as the rules of the ports say."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Patience(NamedTuple):
+    """How long an answer is waited for before the call is made again; twice as long each time, up to a limit."""
+
+    first_s: float
+    longest_s: float
+
+
+async def insist(patience: Patience | None, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Attempt until there is an answer, whether it is lost or the link says that it failed; None: once."""
+    if patience is None:
+        return await attempt()
+    loop, seconds = asyncio.get_running_loop(), patience.first_s
+    while True:
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(seconds):
+                return await attempt()
+        except (TimeoutError, ConnectionError):
+            # A link that fails at once is given the same time to recover.
+            await asyncio.sleep(begun + seconds - loop.time())
+            seconds = min(2 * seconds, patience.longest_s)
