@@ -1,5 +1,6 @@
 """Shards in private memory, what is pushed to them, and clients of them that answer at once."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from distbelief.server.rules import SGD, Rule
 from distbelief.server.shard import Shard
 
 ON_ARRIVAL = Asynchronous()
+_machines = itertools.count()
 NO_WORK = Work(0, 0, 0, 0)
 
 
@@ -49,7 +51,7 @@ def make_client(layout: Layout, shards: Sequence[Shard], *, replica: int = 0, in
 
 def linked(host: ShardHost, delay: Callable[[], float]) -> SimulatedLink:
     """A link in virtual time, each message of which takes its own delay."""
-    return SimulatedLink(Wire(delay), "replica", host)
+    return SimulatedLink(Wire(delay), f"replica {next(_machines)}", host)
 
 
 def set_living(host: ShardHost, replicas: Iterable[int]) -> None:

@@ -13,7 +13,7 @@ import click
 from distbelief.engines.local.process import Workers
 from distbelief.engines.local.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
-from distbelief.flags import RATES, SectionedCommand, as_flags, downpour, end, often, told_rates
+from distbelief.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
 from distbelief.frames import user_frames
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ def main() -> None:
 @main.command(cls=SectionedCommand, short_help="Train a ready-made task, or one of a Python file.")
 @click.argument("task")
 @click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
-@click.option("--engine", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--engine", type=click.Choice(["local", "simulated"]), default="local", show_default=True)
+@click.option(
+    "--simulation",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="Laws of time, network and faults of the simulated engine.  [default: 0.1 s a batch, no faults]",
+)
 @click.option("--device", default="auto", show_default=True, help="Where replicas compute: auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
@@ -161,12 +167,11 @@ def doctor() -> None:
 
 def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
     from distbelief import taskfile
-    from distbelief.engines.local import Local
     from distbelief.observe.progress import watching
     from distbelief.training import Request, fulfil
 
     try:
-        engine = Local(device=flags["device"], threads=flags["threads"])
+        engine = engine_of(flags)
         until = end(flags)
         task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
         method = downpour(task, flags)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from distbelief.downpour.method import Downpour
+    from distbelief.engines.local import Local
+    from distbelief.engines.simulated import Simulated
     from distbelief.server.admission import Admission
     from distbelief.server.rules import Rule
     from distbelief.task import Task
@@ -27,7 +29,7 @@ _SECTIONS = {
         "method replicas shards batch_size optimizer lr momentum weight_decay n_fetch n_push warmstart admission "
         "local_optimizer local_lr clip_norm overlap"
     ).split(),
-    "Machine": "engine device precision threads".split(),
+    "Machine": "engine simulation device precision threads".split(),
     "End, whichever comes first": "epochs examples seconds target patience".split(),
     "Run": "directory resume start evaluate_every checkpoint_every seed".split(),
 }
@@ -114,6 +116,21 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
         own = {"optimizer": flags["local_optimizer"], "lr": flags["local_lr"]}
         changes["local_optimizer"] = _rule(method.local_optimizer or method.optimizer, own)
     return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
+
+
+def engine_of(flags: dict[str, Any]) -> Local | Simulated:
+    """The engine that the flags say."""
+    from distbelief.engines.local import Local
+    from distbelief.engines.simulated import Simulated
+    from distbelief.engines.simulated.tomlfile import read
+
+    if flags["engine"] == "local":
+        if flags["simulation"] is not None:
+            raise UsageError("--simulation is for --engine simulated")
+        return Local(device=flags["device"], threads=flags["threads"])
+    if flags["device"] not in ("auto", "cpu") or flags["threads"] is not None:
+        raise UsageError("the simulated engine computes with one thread of the CPU: leave out --device and --threads")
+    return Simulated() if flags["simulation"] is None else read(flags["simulation"])
 
 
 def _admission(text: str) -> Admission:

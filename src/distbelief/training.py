@@ -273,6 +273,7 @@ def _finish(
             "p99": quantile(histogram, 0.99),
             "max": totals.stalest,
         },
+        "staleness_histogram": result.staleness,
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
         "account": vars(account),

@@ -13,7 +13,7 @@ from distbelief.server.admission import Buffered
 from distbelief.server.client import Client, HandOver, Parcel, verdict_of
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
-from tests.shards import NO_WORK, flat_layout, linked, make_client, make_shards, set_living, vector_of
+from tests.shards import NO_WORK, flat_layout, linked, make_client, make_push, make_shards, set_living, vector_of
 
 LAYOUT = Layout.of([("a", torch.zeros(5, 3)), ("b", torch.zeros(40)), ("c", torch.zeros(()))], 3)
 
@@ -274,6 +274,27 @@ def test_a_fetch_really_waits_for_the_round() -> None:
         return list(await asyncio.gather(replica(0, 1.0), replica(1, 5.0)))
 
     assert simulate(main(), seed=0) == [(5.0, -64.0), (5.0, -64.0)]
+
+
+def test_who_was_turned_away_somewhere_waits_nowhere() -> None:
+    """Rounds are each shard's own. If one that comes late for a round here waited for the one there, two replicas could
+    wait for each other, at two shards, for ever."""
+    layout = flat_layout(64, 2)
+    shards = make_shards(layout, torch.zeros(64), SGD(1.0), Buffered(2))
+    for shard in shards:
+        shard.set_living([0, 1])
+    for replica in range(2):
+        shards[0].push(make_push(torch.ones(32), 1, replica=replica))
+    hosts = [ShardHost(shard, number) for number, shard in enumerate(shards)]
+
+    async def main() -> tuple[int, ...]:
+        links = [linked(host, lambda: 1.0) for host in hosts]
+        client = Client(layout, links, replica=0, incarnation=2)
+        replies = await client.push(Parcel([torch.ones(64)], (0, 0), True), NO_WORK)
+        assert [reply.verdict for reply in replies] == [Verdict.LATE, Verdict.HELD]
+        return await client.fetch(torch.zeros(64))
+
+    assert simulate(main(), seed=0) == (1, 0)
 
 
 def test_shards_are_asked_side_by_side_where_links_take_time() -> None:

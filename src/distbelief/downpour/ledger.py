@@ -232,6 +232,11 @@ class Ledger:
             self._release(lease._replace(start=work.stop))
         return spent
 
+    def leave(self, holder: int) -> None:
+        """Somebody who is counted on at the beginning will not come any more."""
+        self._asked.discard(holder)
+        self._quorum -= 1
+
     def stop(self) -> None:
         """Give out nothing more; what is leased may still be done."""
         self.stopped = True

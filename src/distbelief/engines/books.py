@@ -20,7 +20,7 @@ from distbelief.engines.board import Board, Row
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.evaluating import Evaluations
-from distbelief.engines.result import Result, Totals
+from distbelief.engines.result import Result, Totals, trimmed
 from distbelief.engines.server import Server, missing_state, state_like
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError
@@ -294,14 +294,14 @@ class Books:
 
     def _totals(self) -> Totals:
         past, sums = self._past, self._sums
-        staleness = self._server.staleness
+        staleness = self._server.staleness.sum(0)
         staleness[: len(past.staleness)] += torch.tensor(past.staleness, dtype=torch.int64)
         return Totals(
             self._updates,
             past.seconds + (max(self._ended, self._began) - self._began if self._began is not None else 0.0),
             past.restarts + sum(max(0, seat.incarnation - 1) for seat in self._seats),
             past.rejected + int(sums.rejected),
-            staleness[: int(staleness.nonzero().max()) + 1].tolist() if staleness.any() else [],
+            trimmed(staleness),
             max(past.stalest, self._server.stalest),
             past.fetched_bytes + int(sums.fetched_bytes),
             past.pushed_bytes + int(sums.pushed_bytes),
@@ -410,6 +410,7 @@ class Books:
             (self._began or self._born) - self._born,
             self._evaluations.seconds,
             self._evaluations.history,
+            [trimmed(shard) for shard in self._server.staleness],
             error,
         )
 

@@ -3,11 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from distbelief.downpour.ledger import Account
 from distbelief.errors import DistBeliefError
 
 STAMP = ("epoch", "examples", "updates", "seconds")
 """When an evaluation was made."""
+
+
+def trimmed(histogram: Tensor) -> list[int]:
+    """A histogram's counts, without the zeros at its end."""
+    return histogram[: int(histogram.nonzero().max()) + 1].tolist() if histogram.any() else []
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Result:
     """Spent in evaluations, most of them beside training."""
     history: list[dict[str, Any]]
     """One row an evaluation: the fields of STAMP, then the metrics."""
+    staleness: list[list[int]]
+    """Histograms of used pushes since the run began or went on, one a shard, without the zeros at their ends."""
     error: DistBeliefError | None = None
     """What ended the run early."""
     virtual_seconds: float | None = None

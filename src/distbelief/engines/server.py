@@ -52,8 +52,8 @@ class Server:
 
     @property
     def staleness(self) -> Tensor:
-        """Histogram over all shards."""
-        return torch.stack([shard.staleness for shard in self._shards]).sum(0)
+        """Histogram of the pushes that were used, a row a shard."""
+        return torch.stack([shard.staleness for shard in self._shards])
 
     @property
     def stalest(self) -> int:

@@ -69,7 +69,8 @@ class HandOver:
 class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
 
-    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it. With `patience`, calls are
+    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it, unless some shard turned the
+    push away: then nothing is waited for. With `patience`, calls are
     made again until they are answered, over links that lose messages.
     """
 
@@ -120,12 +121,16 @@ class Client:
             slices, gradients = self._cut(flat, shard)
             link = self.links[shard]
             push = Push(self.replica, self.incarnation, sequence, parcel.versions[shard], work, slices, gradients)
-            replies[shard] = reply = await insist(self._patience, lambda: link.push(push))
-            self._at_least[shard] = reply.at_least
+            replies[shard] = await insist(self._patience, lambda: link.push(push))
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
         await self._at_each_shard(one)
-        return [replies[shard] for shard in range(len(self.links))]
+        told = [replies[shard] for shard in range(len(self.links))]
+        # Who was turned away at a shard is missing in its round, and must not wait for another shard's: those who wait
+        # there for that round may be whom the other one waits for.
+        turned_away = not all(reply.verdict.used for reply in told)
+        self._at_least = [0 if turned_away else reply.at_least for reply in told]
+        return told
 
     async def _at_each_shard(self, one: Callable[[int], Coroutine[None, None, None]]) -> None:
         """At one after the other where they answer at once, else at all together."""

@@ -155,9 +155,9 @@ class Register:
         Who begins to live is put where the slowest of the others is, if that is further: it holds nobody up for what
         it has not done before.
         """
-        numbers, living = self.numbers, {self.slot(replica) for replica in replicas}
+        numbers, living = self.numbers, set(replicas)
         if self.lead is not None:
-            self._set_paced(living)
+            self._set_paced({self.slot(replica) for replica in living})
         numbers[LIVING] = len(living)
         return 0 < numbers[HELD] >= min(self._round, len(living))
 

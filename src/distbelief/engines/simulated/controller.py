@@ -42,6 +42,8 @@ _NOTICE_S = 0.1
 _LEAST_S = 1e-6
 _GRACE_S = 30.0
 """How long replicas may take for the batch they are in, at the end of a run."""
+_TOLD = 8
+"""Of how many who wait is told."""
 _STUCK_S = 1000.0
 """For how long nothing may happen where calls are repeated."""
 _PROGRESS_S = 1.0
@@ -171,10 +173,11 @@ class Controller:
         lines = [
             f"{who} waits for {host.machine} to come to {at_least}, which is at {host.shard.reached}"
             for host in self._hosts
-            for at_least, who, _ in host.waiting
+            for who, (at_least, _) in host.waiting.items()
         ]
         lines += [f"{seat.machine} waits for work" for seat in self._seats if self._ledger.waits(seat.replica)]
-        told = Deadlock(f"no progress is possible after {self._world.clock():.3f} s: {'; '.join(lines) or error}")
+        who = "; ".join(lines[:_TOLD]) or error
+        told = Deadlock(f"no progress is possible after {self._world.clock():.3f} s: {who}")
         told.add_note(str(error))
         self.fail(told)
 
@@ -334,6 +337,8 @@ class Controller:
             return
         if death.back is not None:
             self._expect(seat, max(now, death.over))
+        else:
+            self.books.ledger.leave(seat.replica)
         self._bury(seat, "as planned")
         self._look_whether_over()
 

@@ -12,8 +12,8 @@ from distbelief.server.shard import Shard
 
 Answer = Callable[[Any, int], object]
 """Sends an answer back, as a message of so many bytes."""
-SMALL = 64
-"""Bytes of a message that holds no vector."""
+SMALL = 0
+"""Bytes that a message without a vector is counted as."""
 
 
 @final
@@ -25,14 +25,14 @@ class ShardHost:
         self.machine = f"shard {number}"
         self._number = number
         self._trace = trace
-        self.waiting: list[tuple[int, str, Answer]] = []
-        """The fetches that wait: for what, and who."""
+        self.waiting: dict[str, tuple[int, Answer]] = {}
+        """The fetches that wait, by the machine: for what. One that is made again takes the place of the first."""
         self._copy: tuple[int, Tensor] | None = None
 
     def fetch(self, at_least: int, who: str, answer: Answer) -> None:
         """Answer with the version and a copy of the parameters, once the shard has come so far."""
         if self.shard.reached < at_least:
-            self.waiting.append((at_least, who, answer))
+            self.waiting[who] = at_least, answer
         else:
             self._answer(answer)
 
@@ -48,11 +48,9 @@ class ShardHost:
         """Answer who has waited long enough; to be called when something else than a push has changed the shard."""
         if self.waiting:
             reached = self.shard.reached
-            waiting, self.waiting = self.waiting, []
-            for at_least, who, answer in waiting:
-                if at_least > reached:
-                    self.waiting.append((at_least, who, answer))
-                else:
+            for who, (at_least, answer) in list(self.waiting.items()):
+                if at_least <= reached:
+                    del self.waiting[who]
                     self._answer(answer)
 
     def forget(self) -> None:
@@ -67,4 +65,4 @@ class ShardHost:
             self._copy = self.shard.fetch(copy), copy
         if self._trace is not None:
             self._trace.saw(self._number, self._copy[0])
-        answer(self._copy, SMALL + self._copy[1].nbytes)
+        answer(self._copy, self._copy[1].nbytes)

@@ -51,7 +51,7 @@ class SimulatedLink:
 
     async def push(self, push: Push) -> Reply:
         """Send, and wait for the answer."""
-        host, nbytes = self._host, SMALL + sum(gradient.nbytes for gradient in push.gradients)
+        host, nbytes = self._host, sum(gradient.nbytes for gradient in push.gradients)
         reply: Reply = await call(
             self._wire, self._machine, host.machine, nbytes, lambda answer: host.push(push, answer)
         )

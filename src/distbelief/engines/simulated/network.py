@@ -1,7 +1,8 @@
 """The network: links as a value, and the wire that carries messages over them in virtual time.
 
 A message leaves its machine when those before it have left, travels for its latency, and enters the other machine when
-those before it have entered: that is how bandwidth is shared. What calls make of it is in `link.py`.
+those before it have entered: that is how bandwidth is shared. One without a vector takes none of it. What calls make of
+messages is in `link.py`.
 """
 
 import asyncio
@@ -93,22 +94,25 @@ class Wire:
             self.lost += 1
             return
         for _ in range(copies):
-            loop.call_at(self._arrival(source, target, nbytes, loop.time()), self._arrive, target, deliver)
+            latency = self._latency()
+            if self._disturbed and draw() < self._network.reordering:
+                latency += _HELD_BACK * draw() * latency
+            if (seconds := nbytes / self._network.bandwidth) > 0:
+                begins = max(loop.time(), self._sent[source])
+                self._sent[source] = begins + seconds
+                loop.call_at(begins + latency, self._enter, target, seconds, deliver)
+            else:
+                loop.call_at(loop.time() + latency, self._arrive, target, deliver)
 
     def close(self) -> None:
         """Nothing that is under way arrives any more."""
         self._closed = True
 
-    def _arrival(self, source: str, target: str, nbytes: int, now: float) -> float:
-        latency = self._latency()
-        if self._disturbed and self._chance.random() < self._network.reordering:
-            latency += _HELD_BACK * self._chance.random() * latency
-        seconds = nbytes / self._network.bandwidth
-        if not seconds:
-            return now + latency
-        self._sent[source] = sent = max(now, self._sent[source]) + seconds
-        self._received[target] = received = max(sent + latency, self._received[target] + seconds)
-        return received
+    def _enter(self, target: str, seconds: float, deliver: Callable[[], object]) -> None:
+        """The first byte is there: the last one is when those before this message have entered, and it has."""
+        loop = asyncio.get_running_loop()
+        self._received[target] = enters = max(loop.time(), self._received[target]) + seconds
+        loop.call_at(enters, self._arrive, target, deliver)
 
     def _arrive(self, target: str, deliver: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()

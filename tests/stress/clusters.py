@@ -1,0 +1,256 @@
+"""Random clusters in virtual time: any policy, any network, any faults, and the checkers over all that happens.
+
+`python -m tests.stress.clusters [--seeds N] [--first SEED]` runs as long as one likes; a failure prints the one command
+that replays it. `--seed SEED` runs one, and `--trace` shows what happens in it, line by line.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+import distbelief as db
+from distbelief.engines.simulated.faults import Fault
+from distbelief.engines.simulated.laws import Law
+from distbelief.engines.simulated.loop import Deadlock
+
+T = TypeVar("T")
+BATCH = 4
+
+
+class Chooser(Protocol):
+    """Where choices come from: a seed, or a search for the smallest one that fails."""
+
+    def whole(self, least: int, most: int) -> int: ...
+
+    def real(self, least: float, most: float) -> float: ...
+
+    def pick(self, choices: Sequence[T]) -> T: ...
+
+
+class Seeded:
+    """Choices of a generator."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)
+
+    def whole(self, least: int, most: int) -> int:
+        return self._chance.randint(least, most)
+
+    def real(self, least: float, most: float) -> float:
+        return round(self._chance.uniform(least, most), 3)
+
+    def pick(self, choices: Sequence[T]) -> T:
+        return self._chance.choice(choices)
+
+
+class Cluster(NamedTuple):
+    """What is run."""
+
+    method: db.Downpour
+    engine: db.Simulated
+    examples: int
+    epochs: int
+    checkpoint_s: float
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether something that is needed dies for good."""
+        deaths = [fault for fault in self.engine.faults if isinstance(fault, db.Death) and fault.back is None]
+        gone = {death.machine for death in deaths}
+        assert isinstance(self.method.replicas, int)
+        alone = {f"replica {replica}" for replica in range(self.method.replicas)}
+        return alone <= gone or any(not machine.startswith("replica") for machine in gone)
+
+
+def _law(choose: Chooser, scale: float) -> Law:
+    return choose.pick(
+        [
+            db.Constant(scale),
+            db.Lognormal(scale, choose.real(0.0, 2.0)),
+            db.Exponential(scale),
+            db.Spread(db.Exponential(scale), choose.real(0.0, 2.0)),
+            db.Measured((scale, scale, 20 * scale)),
+        ]
+    )
+
+
+def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
+    replica, at = f"replica {choose.whole(0, replicas - 1)}", choose.real(0.0, 8.0)
+    machine = choose.pick([replica, replica, f"shard {choose.whole(0, shards - 1)}", "controller"])
+    back = choose.pick([None, 0.0, 0.05, choose.real(0.0, 5.0)]) if machine == replica else choose.real(0.0, 5.0)
+    seconds = choose.real(0.01, 5.0)
+    return choose.pick(
+        [
+            db.Death(machine, at, back),
+            db.Death(replica, at, choose.real(0.0, 2.0)),
+            db.Pause(machine, at, seconds),
+            db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
+            db.Cut(at, seconds, (machine,)),
+            db.Cut(at, seconds, (replica,), ("shard 0",)),
+            db.Join(replica, at),
+        ]
+    )
+
+
+def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
+    """Faults that do not contradict each other; now and then something needed dies for good."""
+    faults: tuple[Fault, ...] = ()
+    for _ in range(choose.whole(0, 6)):
+        try:
+            more = (*faults, _fault(choose, replicas, shards))
+            db.Simulated(faults=more)
+        except db.DistBeliefError:
+            continue
+        faults = more
+    if choose.whole(0, 20) == 0:
+        with_end = (*faults, db.Death(choose.pick(["shard 0", "controller"]), 100.0 * choose.real(0.0, 1.0), None))
+        try:
+            return db.Simulated(faults=with_end).faults  # type: ignore[return-value]
+        except db.DistBeliefError:
+            return faults
+    return faults
+
+
+def cluster(choose: Chooser) -> Cluster:
+    """A cluster, of what can be chosen."""
+    replicas, shards = choose.whole(1, 6), choose.whole(1, 4)
+    admission = choose.pick(
+        [
+            db.Asynchronous(),
+            db.StalenessScaled(),
+            db.Bounded(choose.whole(0, 6)),
+            db.Paced(choose.whole(0, 4)),
+            db.Buffered(choose.whole(1, replicas)),
+        ]
+    )
+    rounds = admission.round > 1
+    batches = choose.whole(1, 40)
+    method = db.Downpour(
+        replicas=replicas,
+        shards=shards,
+        batch_size=BATCH,
+        optimizer=choose.pick([db.SGD(0.01), db.Adagrad(0.01), db.Adam(0.001)]),
+        n_fetch=1 if rounds else choose.whole(1, 3),
+        n_push=choose.whole(1, 3),
+        warmstart=choose.pick([0, 0, BATCH * choose.whole(1, 10)]),
+        admission=admission,
+        overlap=0 if rounds else choose.pick([0, 1]),
+    )
+    disturbed = choose.pick([False, False, True])
+    network = db.Network(
+        latency=_law(choose, choose.pick([0.0005, 0.01, 0.3])),
+        bandwidth=choose.pick([float("inf"), 1e3, 1e6]),
+        loss=choose.real(0.0, 0.3) if disturbed else 0.0,
+        duplication=choose.real(0.0, 0.5) if disturbed else 0.0,
+        reordering=choose.real(0.0, 0.5) if disturbed else 0.0,
+    )
+    engine = db.Simulated(
+        seed=choose.whole(0, 10**6),
+        compute=_law(choose, 0.1),
+        network=network,
+        faults=_faults(choose, replicas, shards),
+    )
+    return Cluster(method, engine, batches * BATCH - choose.whole(0, 2), choose.whole(1, 3), choose.real(0.2, 5.0))
+
+
+def network() -> nn.Module:
+    """A model with a buffer that training changes, and more parameters than a shard of several."""
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.1), nn.Tanh(), nn.Linear(8, 3))
+
+
+def task(examples: int) -> db.Task:
+    """A task of so many examples."""
+    generator = torch.Generator().manual_seed(examples)
+    x = torch.randn(examples, 4, generator=generator)
+    return db.Task(network, nn.CrossEntropyLoss(), train=(x, x.argmax(1).clamp(max=2)))
+
+
+def run(what: Cluster) -> dict[str, Any] | None:
+    """Run a cluster to its end; its summary, or None where it ended since no progress was possible.
+
+    Raises whatever is wrong: the checkers' findings among it.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/dev/shm"))
+    try:
+        done = db.train(
+            task(what.examples),
+            what.method,
+            engine=what.engine,
+            until=db.Until(epochs=what.epochs),
+            directory=directory / "run",
+            checkpoint_every=db.Every(seconds=what.checkpoint_s),
+            progress=False,
+        )
+    except Deadlock:
+        if not what.may_end_early:
+            raise
+        return None
+    finally:
+        shutil.rmtree(directory)
+    total = sum(done.summary["account"].values())
+    assert total == what.examples * what.epochs, f"{total} examples are accounted for"
+    return done.summary
+
+
+def attempt(seed: int) -> str | None:
+    """Run the cluster of a seed, some of them twice; None, or what went wrong."""
+    torch.set_num_threads(1)
+    what = cluster(Seeded(seed))
+    try:
+        first = run(what)
+        if seed % 10 == 0:
+            again = run(what)
+            assert (first or {}).get("trace_digest") == (again or {}).get("trace_digest"), (
+                "the same seed, another trace"
+            )
+    # Whatever it is, it is this seed's failure, and the next ones are to be run.
+    except Exception:  # noqa: BLE001
+        return traceback.format_exc()
+    return None
+
+
+def main() -> int:
+    """Run seeds one after the other, on all cores; 1 if any failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="one alone")
+    parser.add_argument("--trace", action="store_true", help="show what happens in it")
+    given = parser.parse_args()
+    if given.seed is not None:
+        if given.trace:
+            logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stdout)
+        for field, value in dataclasses.asdict(cluster(Seeded(given.seed)).engine).items():
+            print(f"{field}: {value}")
+        print(cluster(Seeded(given.seed)).method)
+        failure = attempt(given.seed)
+        print(failure or "passed")
+        return int(failure is not None)
+    failed = 0
+    seeds = range(given.first, given.first + given.seeds)
+    with ProcessPoolExecutor() as pool:
+        for done, seed, failure in zip(itertools.count(1), seeds, pool.map(attempt, seeds, chunksize=10)):
+            if failure is not None:
+                failed += 1
+                print(f"{failure}\nreplay with: python -m tests.stress.clusters --seed {seed} --trace\n", flush=True)
+            if done % 500 == 0:
+                print(f"{done} clusters, {failed} failed", flush=True)
+    print(f"{given.seeds} clusters, {failed} failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
