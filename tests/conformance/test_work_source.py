@@ -1,6 +1,5 @@
 """The rules of `WorkSource`, in the order of `distbelief.ports`."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,6 +8,7 @@ import pytest
 from distbelief.downpour.ledger import Account, Ledger
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.worker import LeasedWork
+from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Outcome, Verdict, WorkSource
 from tests.conformance.work_sources import SOURCES, exhaust, over_a_channel
 
@@ -28,7 +28,7 @@ def test_rule_1_a_lease_is_work_or_the_end(source: Source) -> None:
         return seen
 
     with source(ledger := small()) as work:
-        assert asyncio.run(scenario()) == [(epoch, batch) for epoch in range(3) for batch in range(10)]
+        assert simulate(scenario(), seed=0) == [(epoch, batch) for epoch in range(3) for batch in range(10)]
     assert ledger.finished
     assert ledger.total == Account(used=3 * 95)
 
@@ -43,7 +43,7 @@ def test_rule_2_every_lease_that_is_worked_on_ends_in_one_done(source: Source) -
             await work.done(lease, [Outcome(lease.start, lease.stop, Verdict.APPLIED)])
 
     with source(ledger := small()) as work:
-        asyncio.run(scenario())
+        simulate(scenario(), seed=0)
     ledger.check()
     assert ledger.holders == set()
 
@@ -60,7 +60,7 @@ def test_rule_3_what_is_left_out_is_leased_again_and_verdicts_arrive_as_they_are
         assert sorted(seen) == [(e, b) for e in range(3) for b in range(10) if (e, b) not in ((0, 0), (0, 1))]
 
     with source(ledger := Ledger(examples=100, batch_size=10, replicas=1, epochs=3)) as work:
-        asyncio.run(scenario())
+        simulate(scenario(), seed=0)
     assert ledger.total == Account(used=10, refused=10, dropped=280)
 
 
@@ -73,7 +73,7 @@ def test_rule_3_a_lease_may_end_with_nothing_done(source: Source) -> None:
         await exhaust(work)
 
     with source(ledger := small()) as work:
-        asyncio.run(scenario())
+        simulate(scenario(), seed=0)
     assert ledger.total == Account(used=3 * 95)
 
 
@@ -90,7 +90,7 @@ def test_the_next_lease_is_asked_for_ahead() -> None:
         await exhaust(work)
 
     with over_a_channel(ledger := small()) as work:
-        asyncio.run(scenario())
+        simulate(scenario(), seed=0)
     assert ledger.finished
 
 
@@ -98,6 +98,6 @@ def test_without_a_controller_there_is_no_more_work() -> None:
     controller, worker = Channel.pair()
     controller.close()
     work = LeasedWork(worker, None)  # type: ignore[arg-type]
-    assert asyncio.run(work.lease()) is None
-    assert asyncio.run(work.lease()) is None
+    assert simulate(work.lease(), seed=0) is None
+    assert simulate(work.lease(), seed=0) is None
     worker.close()

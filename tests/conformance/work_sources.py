@@ -1,9 +1,11 @@
-"""Every implementation of `WorkSource` on one machine, and the double that stands for them in virtual time."""
+"""Every implementation of `WorkSource`, and the double that stands for them where only replicas are looked at."""
 
 import asyncio
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -11,7 +13,12 @@ from distbelief.data import ArrayRows, Batches
 from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.worker import LeasedWork
+from distbelief.engines.simulated.ledger import LedgerHost, SimulatedWork
+from distbelief.engines.simulated.network import Network, Wire
+from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Outcome, Verdict, WorkSource
+from distbelief.server.admission import Asynchronous
+from distbelief.server.patience import Patience
 from tests.replicas import LedgerWork
 
 
@@ -48,7 +55,35 @@ def _answer(channel: Channel, ledger: Ledger) -> None:
                 waiting = not channel.send("lease", lease=lease)
 
 
-SOURCES = {"straight": straight, "over a channel": over_a_channel}
+class Kept:
+    """Books that hold a ledger alone."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def leased(self) -> None: ...
+
+    def done(self, lease: int, outcomes: Sequence[Outcome]) -> None:
+        self.ledger.done(lease, outcomes)
+
+
+@contextmanager
+def simulated(ledger: Ledger, *, loss: float = 0.0) -> Iterator[WorkSource]:
+    """By messages in virtual time, of which some are lost, doubled and overtaken if any are lost."""
+    network = Network(loss=loss, duplication=loss, reordering=loss)
+    chance = random.Random(0)
+    host = LedgerHost(Kept(ledger), Trace(Asynchronous()), lambda: None)
+    host.open(0, 1)
+    wire = Wire(chance.random, network=network, chance=chance)
+    yield SimulatedWork(wire, host, 0, 1, Patience(4.0, 60.0) if loss else None)
+
+
+SOURCES = {
+    "straight": straight,
+    "over a channel": over_a_channel,
+    "simulated": simulated,
+    "simulated, with losses": partial(simulated, loss=0.3),
+}
 
 
 async def exhaust(work: WorkSource, verdict: Verdict = Verdict.APPLIED) -> list[tuple[int, int]]:

@@ -25,6 +25,8 @@ import distbelief as db
 from distbelief.engines.simulated.faults import Fault
 from distbelief.engines.simulated.laws import Law
 from distbelief.engines.simulated.loop import Deadlock
+from distbelief.server.admission import Admission
+from distbelief.server.rules import Rule
 
 T = TypeVar("T")
 BATCH = 4
@@ -76,15 +78,14 @@ class Cluster(NamedTuple):
 
 
 def _law(choose: Chooser, scale: float) -> Law:
-    return choose.pick(
-        [
-            db.Constant(scale),
-            db.Lognormal(scale, choose.real(0.0, 2.0)),
-            db.Exponential(scale),
-            db.Spread(db.Exponential(scale), choose.real(0.0, 2.0)),
-            db.Measured((scale, scale, 20 * scale)),
-        ]
-    )
+    laws: list[Law] = [
+        db.Constant(scale),
+        db.Lognormal(scale, choose.real(0.0, 2.0)),
+        db.Exponential(scale),
+        db.Spread(db.Exponential(scale), choose.real(0.0, 2.0)),
+        db.Measured((scale, scale, 20 * scale)),
+    ]
+    return choose.pick(laws)
 
 
 def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
@@ -92,17 +93,16 @@ def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
     machine = choose.pick([replica, replica, f"shard {choose.whole(0, shards - 1)}", "controller"])
     back = choose.pick([None, 0.0, 0.05, choose.real(0.0, 5.0)]) if machine == replica else choose.real(0.0, 5.0)
     seconds = choose.real(0.01, 5.0)
-    return choose.pick(
-        [
-            db.Death(machine, at, back),
-            db.Death(replica, at, choose.real(0.0, 2.0)),
-            db.Pause(machine, at, seconds),
-            db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
-            db.Cut(at, seconds, (machine,)),
-            db.Cut(at, seconds, (replica,), ("shard 0",)),
-            db.Join(replica, at),
-        ]
-    )
+    faults: list[Fault] = [
+        db.Death(machine, at, back),
+        db.Death(replica, at, choose.real(0.0, 2.0)),
+        db.Pause(machine, at, seconds),
+        db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
+        db.Cut(at, seconds, (machine,)),
+        db.Cut(at, seconds, (replica,), ("shard 0",)),
+        db.Join(replica, at),
+    ]
+    return choose.pick(faults)
 
 
 def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
@@ -127,22 +127,22 @@ def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
 def cluster(choose: Chooser) -> Cluster:
     """A cluster, of what can be chosen."""
     replicas, shards = choose.whole(1, 6), choose.whole(1, 4)
-    admission = choose.pick(
-        [
-            db.Asynchronous(),
-            db.StalenessScaled(),
-            db.Bounded(choose.whole(0, 6)),
-            db.Paced(choose.whole(0, 4)),
-            db.Buffered(choose.whole(1, replicas)),
-        ]
-    )
+    policies: list[Admission] = [
+        db.Asynchronous(),
+        db.StalenessScaled(),
+        db.Bounded(choose.whole(0, 6)),
+        db.Paced(choose.whole(0, 4)),
+        db.Buffered(choose.whole(1, replicas)),
+    ]
+    admission = choose.pick(policies)
+    rules: list[Rule] = [db.SGD(0.01), db.Adagrad(0.01), db.Adam(0.001)]
     rounds = admission.round > 1
     batches = choose.whole(1, 40)
     method = db.Downpour(
         replicas=replicas,
         shards=shards,
         batch_size=BATCH,
-        optimizer=choose.pick([db.SGD(0.01), db.Adagrad(0.01), db.Adam(0.001)]),
+        optimizer=choose.pick(rules),
         n_fetch=1 if rounds else choose.whole(1, 3),
         n_push=choose.whole(1, 3),
         warmstart=choose.pick([0, 0, BATCH * choose.whole(1, 10)]),

@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
-from distbelief.downpour.ledger import Reason
-from distbelief.engines.books import Books
+from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.engines.simulated.hosts import SMALL, Answer
 from distbelief.engines.simulated.link import call
 from distbelief.engines.simulated.network import Wire
@@ -14,6 +13,18 @@ from distbelief.ports import Lease, Outcome
 from distbelief.server.patience import Patience, insist
 
 CONTROLLER = "controller"
+
+
+class Bookkeeper(Protocol):
+    """Who owns the ledger, and is told what becomes of it: the books of the run."""
+
+    ledger: Ledger
+
+    def leased(self) -> None:
+        """A replica is given work."""
+
+    def done(self, lease: int, outcomes: Sequence[Outcome]) -> None:
+        """A replica accounts for a lease."""
 
 
 class _Desk:
@@ -34,7 +45,7 @@ class LedgerHost:
     leases have come or gone, before anybody is told of it.
     """
 
-    def __init__(self, books: Books, trace: Trace, changed: Callable[[], None]) -> None:
+    def __init__(self, books: Bookkeeper, trace: Trace, changed: Callable[[], None]) -> None:
         self._books = books
         self._trace = trace
         self._changed = changed

@@ -56,10 +56,10 @@ def _value(value: Any, where: str) -> Any:
         return value
     if "kind" not in value:
         # The laws of single replicas: the keys of TOML are text.
-        return {int(key) if key.isdigit() else key: _value(item, f"{where}.{key}") for key, item in value.items()}
+        return {int(key) if key.isdecimal() else key: _value(item, f"{where}.{key}") for key, item in value.items()}
     fields = dict(value)
     kind = fields.pop("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UsageError(f"{where} is of a kind {kind!r}, which is none of {', '.join(sorted(_KINDS))}")
     return _make(_KINDS[kind], _values(fields, where), where)
 

@@ -1,0 +1,381 @@
+"""Whole runs in virtual time, as a user makes them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import distbelief as db
+from distbelief.engines.simulated.faults import Fault
+from distbelief.engines.simulated.loop import Deadlock
+from distbelief.errors import Diverged, UsageError, UserCodeError
+from tests import problems
+
+EXAMPLES = 640
+THREE: dict[str, Any] = {"replicas": 3, "shards": 2, "optimizer": db.Adagrad(0.05)}
+
+
+def run(
+    folder: Path,
+    *faults: Fault,
+    seed: int = 0,
+    epochs: int = 3,
+    task: db.Task | None = None,
+    compute: Any = None,
+    network: db.Network | None = None,
+    method: dict[str, Any] | None = None,
+    **options: Any,
+) -> db.Run:
+    """Train the small problem with three replicas and two shards."""
+    return db.train(
+        task or problems.task(),
+        db.Downpour(**THREE | (method or {})),
+        engine=db.Simulated(
+            compute=compute or db.Lognormal(0.1, 0.3), network=network or db.Network(), faults=list(faults)
+        ),
+        until=options.pop("until", db.Until(epochs=epochs)),
+        directory=folder / f"run-{len(list(folder.iterdir()))}",
+        seed=seed,
+        progress=False,
+        **options,
+    )
+
+
+def events(of: db.Run | Path, *kinds: str) -> list[dict[str, Any]]:
+    directory = of if isinstance(of, Path) else of.directory
+    lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] in kinds]
+
+
+def total(done: db.Run) -> int:
+    return sum(done.summary["account"].values())
+
+
+# What it is for
+
+
+def test_it_learns_what_the_local_engine_learns(tmp_path: Path) -> None:
+    done = run(tmp_path, epochs=20, task=problems.task(validation=problems.points()))
+    assert done.metrics["accuracy"] > 0.9
+    assert total(done) == 20 * EXAMPLES
+    assert done.summary["staleness"]["max"] > 0
+    assert db.load(done.directory, problems.task()).predict(problems.points()[0]).shape == (EXAMPLES, 4)
+
+
+def test_one_replica_computes_what_one_local_process_does(tmp_path: Path) -> None:
+    method = db.Downpour(replicas=1, optimizer=db.SGD(0.1))
+    until = db.Until(epochs=3)
+    ours = run(tmp_path, method={"replicas": 1, "shards": 1, "optimizer": db.SGD(0.1)}, task=normed())
+    alone = db.Local(threads=1)
+    theirs = db.train(normed(), method, engine=alone, until=until, directory=tmp_path / "local", progress=False)
+    mine, other = ours.state_dict(), theirs.state_dict()
+    assert all(torch.equal(mine[name], other[name]) for name in other), "bit for bit, its buffers too"
+
+
+def normed() -> db.Task:
+    """A model with buffers that training changes."""
+    return db.Task(
+        lambda: nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)),
+        nn.CrossEntropyLoss(),
+        train=problems.points(),
+    )
+
+
+def test_time_is_simulated(tmp_path: Path) -> None:
+    """A thousand times slower machines, in no more time; the clock says so."""
+    fast, slow = run(tmp_path, compute=0.01), run(tmp_path, compute=100.0)
+    assert slow.summary["seconds"] > 1000 * fast.summary["seconds"]
+    assert slow.summary["virtual_seconds"] >= slow.summary["seconds"] == pytest.approx(2000, rel=0.1)
+    assert slow.summary["engine"]["kind"] == "Simulated"
+
+
+def test_a_slow_replica_does_less_and_holds_nobody_up(tmp_path: Path) -> None:
+    even = run(tmp_path, compute=0.1, epochs=20)
+    uneven = run(tmp_path, compute=db.PerReplica({0: db.Constant(1.0)}, db.Constant(0.1)), epochs=20)
+    assert uneven.summary["seconds"] < 2 * even.summary["seconds"], "in step with the slow one it would be ten times"
+
+
+# Same seed, same trace
+
+_ALONE = """
+import sys
+import distbelief as db
+from tests import problems
+faults = [db.Death("replica 1", 0.5), db.Death("shard 0", 0.8), db.Cut(0.3, 0.2, ("replica 0",))]
+engine = db.Simulated(faults=faults, network=db.Network(loss=0.1, duplication=0.1, reordering=0.1))
+run = db.train(problems.task(), db.Downpour(replicas=4, shards=3), engine=engine, until=db.Until(epochs=3),
+               directory=sys.argv[1], progress=False)
+print(run.summary["trace_digest"], run.summary["virtual_seconds"])
+"""
+
+
+def test_equal_seeds_give_equal_traces_in_every_process(tmp_path: Path) -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _ALONE, tmp_path / hashes],
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hashes in ("0", "1", "random")
+    }
+    assert len(found) == 1
+
+
+def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
+    digests = [run(tmp_path, seed=seed).summary["trace_digest"] for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_engines_seed_is_of_times_and_the_runs_of_the_model_and_the_data(tmp_path: Path) -> None:
+    def train(engine_seed: int, seed: int) -> db.Run:
+        return db.train(
+            problems.task(),
+            db.Downpour(replicas=1),
+            engine=db.Simulated(seed=engine_seed),
+            until=db.Until(epochs=1),
+            directory=tmp_path / f"{engine_seed}-{seed}",
+            seed=seed,
+            progress=False,
+        )
+
+    first, other_times, other_data = train(0, 0), train(1, 0), train(0, 1)
+    assert first.summary["seconds"] != other_times.summary["seconds"]
+    assert first.summary["seconds"] == other_data.summary["seconds"]
+    assert torch.equal(first.state_dict()["0.weight"], other_times.state_dict()["0.weight"])
+    assert not torch.equal(first.state_dict()["0.weight"], other_data.state_dict()["0.weight"])
+
+
+def test_the_users_own_chance_and_threads_are_left_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    threads = torch.get_num_threads()
+    run(tmp_path, epochs=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
+
+
+# Faults
+
+
+def test_a_dead_replica_is_replaced_and_no_example_is_lost(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Death("replica 1", at=0.55, back=1.0))
+    assert total(done) == 3 * EXAMPLES
+    assert done.summary["restarts"] == 1
+    (died,) = events(done, "died")
+    assert (died["replica"], died["incarnation"]) == (1, 1)
+    assert [e["replica"] for e in events(done, "replica") if e["incarnation"] == 2] == [1]
+
+
+def test_one_that_never_comes_back_is_done_without(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Death("replica 0", 0.5, None), db.Death("replica 1", 0.7, None))
+    assert total(done) == 3 * EXAMPLES
+    assert done.summary["restarts"] == 0
+
+
+def test_one_that_joins_later_does_its_part(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Join("replica 2", at=1.0))
+    (begun,) = [e for e in events(done, "replica") if e["replica"] == 2]
+    assert begun["seconds"] == pytest.approx(1.0, abs=0.01)
+    assert total(done) == 3 * EXAMPLES
+
+
+def test_one_that_would_join_when_all_is_done_is_not_waited_for(tmp_path: Path) -> None:
+    assert run(tmp_path, db.Join("replica 2", at=1e6)).summary["virtual_seconds"] < 100
+
+
+def test_a_paused_replica_is_stale_when_it_goes_on(tmp_path: Path) -> None:
+    quiet, paused = run(tmp_path), run(tmp_path, db.Pause("replica 0", 0.5, 1.5))
+    assert paused.summary["staleness"]["max"] > 2 * quiet.summary["staleness"]["max"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        db.Pause("shard 0", 0.5, 3.0),
+        db.Pause("controller", 0.5, 3.0),
+        db.Cut(0.5, 3.0, ("shard 1",)),
+        db.Cut(0.5, 3.0, ("controller",)),
+        db.Slow("replica 0", 0.0, 3.0, 10.0),
+        db.Slow("replica 1", 0.0, 1e5, 10.0),
+    ],
+    ids=str,
+)
+def test_what_takes_longer_takes_longer_and_loses_nothing(tmp_path: Path, fault: Fault) -> None:
+    quiet, disturbed = run(tmp_path), run(tmp_path, fault)
+    assert disturbed.summary["seconds"] > quiet.summary["seconds"] + 0.3
+    assert total(disturbed) == 3 * EXAMPLES
+
+
+def test_a_lossy_network_loses_no_example(tmp_path: Path) -> None:
+    network = db.Network(latency=db.Exponential(0.02), loss=0.3, duplication=0.3, reordering=0.3)
+    assert total(run(tmp_path, network=network)) == 3 * EXAMPLES
+
+
+def test_a_shard_comes_back_as_it_was_at_the_last_checkpoint(tmp_path: Path) -> None:
+    kept = run(tmp_path, db.Death("shard 1", 1.5, 0.5), checkpoint_every=db.Every(seconds=0.5), epochs=6)
+    assert total(kept) == 6 * EXAMPLES
+    assert kept.summary["updates"] < 6 * EXAMPLES / 32, "what it had used since then is lost"
+
+
+def test_a_controller_comes_back_and_resumes(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Death("controller", 1.5, 4.0), checkpoint_every=db.Every(seconds=0.5), epochs=6)
+    assert total(done) == 6 * EXAMPLES
+    (resumed,) = events(done, "resumed")
+    assert 0 < resumed["examples"] < 6 * EXAMPLES
+    assert done.summary["virtual_seconds"] > done.summary["seconds"] + 4.0
+
+
+def test_a_controller_that_dies_before_it_wrote_anything_begins_anew(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Death("controller", 0.2, 1.0))
+    (resumed,) = events(done, "resumed")
+    assert resumed["examples"] is None
+    assert total(done) == 3 * EXAMPLES
+
+
+# No progress
+
+
+@pytest.mark.parametrize(
+    ("faults", "sentence"),
+    [
+        ([db.Death(f"replica {r}", 0.5 + r, None) for r in range(3)], "every replica is dead for good"),
+        ([db.Death("shard 1", 0.5, None)], "shard 1 is dead for good"),
+        ([db.Death("controller", 0.5, None)], "the controller is dead for good"),
+    ],
+    ids=["replicas", "shard", "controller"],
+)
+def test_a_plan_that_kills_what_is_needed_ends_the_run_with_a_sentence(
+    tmp_path: Path, faults: list[Fault], sentence: str
+) -> None:
+    with pytest.raises(Deadlock, match=f"no progress is possible after .* s: {sentence}"):
+        run(tmp_path, *faults, epochs=50, checkpoint_every=db.Every(seconds=0.1))
+    kept = [path for path in (tmp_path / "run-0" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert kept, "what was reached can be resumed"
+
+
+def test_rounds_that_nobody_can_fill_are_told_with_who_waits_for_what(tmp_path: Path) -> None:
+    """A policy of the user's own that holds for ever."""
+    with pytest.raises(Deadlock, match=r"replica \d waits for shard \d to come to 1, which is at 0; ") as caught:
+        run(tmp_path, method={"admission": Hoarding()})
+    assert "link.py" in "".join(caught.value.__notes__)
+
+
+def test_the_same_is_seen_where_calls_are_repeated(tmp_path: Path) -> None:
+    with pytest.raises(Deadlock, match=r"replica \d waits for shard \d to come to 1, which is at 0; "):
+        run(tmp_path, method={"admission": Hoarding()}, network=db.Network(loss=0.1))
+
+
+class Hoarding:
+    """Holds whatever comes."""
+
+    round = 10**9
+    lead = None
+
+    def admit(self, staleness: int, held: int, living: int) -> Any:
+        from distbelief.ports import Verdict
+        from distbelief.server.admission import Decision
+
+        return Decision(Verdict.HELD, "for ever")
+
+
+def test_a_fault_for_what_is_not_there_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="meant for replica 3, but the run has replicas 0 to 2 only"):
+        run(tmp_path, db.Death("replica 3", 1.0))
+    assert not (tmp_path / "run-0" / "events.jsonl").exists()
+
+
+# Ends, errors and who is told
+
+
+def test_limits_of_simulated_time_and_targets_hold(tmp_path: Path) -> None:
+    seconds = run(tmp_path, until=db.Until(seconds=2.0))
+    assert seconds.summary["stopped_by"] == "seconds"
+    assert 2.0 <= seconds.summary["seconds"] < 2.5
+    task = problems.task(validation=problems.points())
+    target = run(tmp_path, task=task, until=db.Until(target={"accuracy": 0.8}), evaluate_every=db.Every(seconds=0.5))
+    assert target.summary["stopped_by"] == "target"
+    assert target.metrics["accuracy"] >= 0.75
+
+
+def test_an_error_in_the_users_model_shows_its_own_frames(tmp_path: Path) -> None:
+    calls = 0
+
+    def broken_loss(prediction: Tensor, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise ZeroDivisionError("of the user's own")
+        return nn.functional.cross_entropy(prediction, target)
+
+    with pytest.raises(UserCodeError, match=r"replica \d failed with ZeroDivisionError: of the user's own") as caught:
+        run(tmp_path, task=problems.task(loss=broken_loss))
+    assert "in broken_loss" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError), "as a debugger wants it"
+    assert (tmp_path / "run-0" / "model.safetensors").exists()
+
+
+def test_gradients_that_stay_without_a_number_end_the_run(tmp_path: Path) -> None:
+    task = problems.task(loss=lambda prediction, target: prediction.sum() * float("nan"))
+    with pytest.raises(Diverged):
+        run(tmp_path, task=task)
+
+
+def test_a_callback_may_end_the_run_and_look_at_the_model(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def callback(event: dict[str, Any], live: Any) -> None:
+        seen.append(event["event"])
+        if event["event"] == "progress" and event["examples"] > EXAMPLES:
+            assert isinstance(live.model(), nn.Module)
+            live.stop("enough")
+
+    done = run(tmp_path, callbacks=[callback], epochs=50)
+    assert done.summary["stopped_by"] == "enough"
+    assert done.summary["examples"] < 10 * EXAMPLES
+    assert {"started", "replica", "progress", "stopped"} <= set(seen)
+
+
+def test_a_simulated_run_goes_on_where_it_was_killed_or_ended(tmp_path: Path) -> None:
+    first = run(tmp_path, epochs=2)
+    again = db.train(
+        problems.task(),
+        engine=db.Simulated(),
+        until=db.Until(epochs=4),
+        directory=first.directory,
+        resume=True,
+        progress=False,
+    )
+    assert again.summary["resumed_at"] == 2 * EXAMPLES
+    assert total(again) == 4 * EXAMPLES
+
+
+def test_two_hundred_replicas_fit_beside_each_other(tmp_path: Path) -> None:
+    done = run(tmp_path, method={"replicas": 200, "shards": 2, "batch_size": 4}, epochs=4)
+    assert total(done) == 4 * EXAMPLES
+    assert done.summary["staleness"]["median"] > 100
+    assert len(done.summary["staleness_histogram"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"seed": 1.5}, "seed must be a whole number or None"),
+        ({"compute": -1.0}, "seconds must be a number of 0 or more"),
+        ({"compute": "fast"}, "compute must be seconds or a law"),
+        ({"network": 3}, "network must be a Network"),
+        ({"faults": "death"}, "faults must be a list"),
+        ({"faults": [3]}, "a fault is a value such as"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused_in_a_sentence(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        db.Simulated(**fields)

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+import distbelief as db
+from distbelief.engines.simulated import tomlfile
+from distbelief.errors import UsageError
+
+WHOLE = """
+seed = 7
+
+[compute]
+kind = "PerReplica"
+laws = {0 = {kind = "Constant", seconds = 1.0}}
+others = {kind = "Exponential", mean = 0.1}
+
+[network]
+latency = {kind = "Lognormal", median = 0.001, sigma = 0.5}
+bandwidth = 1e8
+loss = 0.01
+
+[[faults]]
+kind = "Death"
+machine = "replica 1"
+at = 10.0
+
+[[faults]]
+kind = "Cut"
+at = 3
+seconds = 2.5
+machines = ["replica 0", "shard 1"]
+"""
+
+
+def read(folder: Path, text: str) -> db.Simulated:
+    path = folder / "bad-day.toml"
+    path.write_text(text)
+    return tomlfile.read(path)
+
+
+def test_a_file_says_what_python_would(tmp_path: Path) -> None:
+    assert read(tmp_path, WHOLE) == db.Simulated(
+        seed=7,
+        compute=db.PerReplica({0: db.Constant(1.0)}, db.Exponential(0.1)),
+        network=db.Network(latency=db.Lognormal(0.001, 0.5), bandwidth=1e8, loss=0.01),
+        faults=[db.Death("replica 1", 10.0), db.Cut(3, 2.5, ("replica 0", "shard 1"))],
+    )
+
+
+def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, "") == db.Simulated()
+
+
+def test_seconds_alone_are_a_law(tmp_path: Path) -> None:
+    assert read(tmp_path, "compute = 0.5") == db.Simulated(compute=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed = ", "cannot be read as TOML"),
+        ("speed = 3", "the file has no speed: Simulated takes seed, compute, network, faults"),
+        ("network = 3", "network must be a table"),
+        ("[network]\nlag = 1", "network has no lag: Network takes latency, bandwidth"),
+        ("[network]\nloss = 2.0", "loss must be 0.5 at most, not 2.0"),
+        ('compute = {kind = "Gamma"}', r"compute is of a kind 'Gamma', which is none of Constant, "),
+        ('compute = {kind = "Constant"}', "compute needs seconds, as a Constant does"),
+        ('compute = {kind = "Constant", seconds = -1.0}', "seconds must be a number of 0 or more"),
+        ('[[faults]]\nkind = "Death"\nmachine = "replica 0"', r"faults\[0\] needs at, as a Death does"),
+        ('[[faults]]\nkind = "Death"\nmachine = "gpu 0"\nat = 1.0', 'a machine is "replica N", "shard N"'),
+        ('[[faults]]\nmachine = "replica 0"', r"a fault is a value such as"),
+        ('[[faults]]\nkind = ["Death"]', r"faults\[0\] is of a kind \['Death'\]"),
+        ("faults = 3", "faults must be a list"),
+        ("seed = true", "seed must be a whole number"),
+    ],
+)
+def test_nonsense_is_refused_in_a_sentence_that_names_the_file(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=r"bad-day\.toml.*" + sentence):
+        read(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.toml cannot be read as TOML"):
+        tomlfile.read(tmp_path / "nowhere.toml")
