@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs bench kills clean
+.PHONY: help install demo test lint docs bench kills stress clean
 
 help:
 	@echo "make install   build .venv from requirements.lock"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     measure training, the parameter server and checkpoints"
 	@echo "make kills     200 kills of real runs at random instants, every account checked (about half an hour)"
+	@echo "make stress    random clusters and faults in virtual time, every rule checked; SEEDS=10000 takes half an hour"
 	@echo "make clean     remove caches and builds; .venv stays"
 
 install: $(STAMP)
@@ -50,6 +51,13 @@ bench: install
 
 kills: install
 	$(BIN)/python -m tests.stress.kills
+
+SEEDS ?= 1000
+FIRST ?= $(shell date +%s)
+
+# Other seeds each time. A failure prints the command that replays it.
+stress: install
+	$(BIN)/python -m tests.stress.clusters --seeds $(SEEDS) --first $(FIRST)
 
 clean:
 	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -37,7 +37,8 @@ class Comparison:
     """Our figures beside a rival's, or a limit's, taken in turn: the i-th of both belong together.
 
     A rival with one figure is a constant; one with none leaves our figures to stand alone. The ratio says how well we
-    do, so that more is always better: ours / theirs, or theirs / ours where `less_is_better`.
+    do, so that more is always better: ours / theirs, or theirs / ours where `less_is_better`. Where ours is a
+    `prediction` of theirs, it is the lesser's to the greater.
     """
 
     what: str
@@ -47,6 +48,7 @@ class Comparison:
     theirs: Sequence[float] = ()
     bar: float | None = None
     less_is_better: bool = False
+    prediction: bool = False
 
     @property
     def ratio(self) -> Spread | None:
@@ -55,7 +57,8 @@ class Comparison:
             return None
         theirs = list(self.theirs) * len(self.ours) if len(self.theirs) == 1 else self.theirs
         pairs = zip(self.ours, theirs, strict=True)
-        return Spread.of([b / a if self.less_is_better else a / b for a, b in pairs])
+        ratios = [b / a if self.less_is_better else a / b for a, b in pairs]
+        return Spread.of([min(ratio, 1 / ratio) for ratio in ratios] if self.prediction else ratios)
 
     @property
     def met(self) -> bool | None:

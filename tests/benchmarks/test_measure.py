@@ -20,6 +20,12 @@ def test_of_times_the_ratio_says_how_much_faster_we_are() -> None:
     assert c.met is False
 
 
+def test_a_prediction_is_as_good_as_it_is_near_whichever_way_it_errs() -> None:
+    c = Comparison(what="", unit="", ours=[8.0, 10.0, 20.0], theirs=[10.0, 8.0, 10.0], bar=0.85, prediction=True)
+    assert c.ratio == Spread(0.8, 0.5, 0.8)
+    assert c.met is False
+
+
 def test_one_figure_of_a_rival_is_a_limit_for_all_of_ours() -> None:
     c = Comparison(what="", unit="s", ours=[3, 6, 12], theirs=[6], bar=1, less_is_better=True)
     assert c.ratio == Spread(1.0, 0.5, 2.0)

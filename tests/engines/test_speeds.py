@@ -36,4 +36,15 @@ def test_a_replica_that_begins_anew_has_no_negative_speed() -> None:
     speeds.restart(0)
     speeds.update(0.1, 0, Row(examples=0))
     speeds.update(0.2, 0, Row(examples=10))
+    speeds.update(0.3, 0, Row(examples=20))
     assert speeds.examples_per_second(0) == pytest.approx(100)
+
+
+def test_the_time_before_the_first_batch_makes_nobody_slow() -> None:
+    speeds = Speeds(1)
+    for tenth in range(10):
+        speeds.update(tenth / 10, 0, Row())
+    speeds.update(1.0, 0, Row(examples=100))
+    assert speeds.examples_per_second(0) == 0, "nobody knows yet"
+    speeds.update(1.1, 0, Row(examples=200))
+    assert speeds.examples_per_second(0) == pytest.approx(1000)

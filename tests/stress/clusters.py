@@ -1,19 +1,19 @@
 """Random clusters in virtual time: any policy, any network, any faults, and the checkers over all that happens.
 
-`python -m tests.stress.clusters [--seeds N] [--first SEED]` runs as long as one likes; a failure prints the one command
-that replays it. `--seed SEED` runs one, and `--trace` shows what happens in it, line by line.
+`make stress`, or `python -m tests.stress.clusters [--seeds N] [--first SEED]`, runs as long as one likes; a failure
+prints the one command that replays it. `--seed SEED` runs one, and `--trace` shows what happens in it, line by line.
 """
 
 import argparse
-import dataclasses
 import itertools
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -30,6 +30,8 @@ from distbelief.server.rules import Rule
 
 T = TypeVar("T")
 BATCH = 4
+_LONGEST_S = 120
+"""Of one seed. They take a fifth of a second."""
 
 
 class Chooser(Protocol):
@@ -222,6 +224,43 @@ def attempt(seed: int) -> str | None:
     return None
 
 
+def tell(seeds: Sequence[int], outcomes: Iterable[str | None]) -> int:
+    """Print what comes of seeds as it comes; returns how many failed."""
+    failed = 0
+    for done, seed, failure in zip(itertools.count(1), seeds, outcomes):
+        if failure is not None:
+            failed += 1
+            print(f"{failure}\nreplay with: python -m tests.stress.clusters --seed {seed} --trace\n", flush=True)
+        if done % 500 == 0 or done == len(seeds):
+            print(f"{done} clusters, {failed} failed", flush=True)
+    return failed
+
+
+def replay(seed: int, *, trace: bool) -> bool:
+    """Run the cluster of one seed, and say what it is; whether it passed."""
+    if trace:
+        logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stdout)
+    what = cluster(Seeded(seed))
+    for field, value in what._asdict().items():
+        print(f"{field}: {value}")
+    failure = attempt(seed)
+    print(failure or "passed")
+    return failure is None
+
+
+def _guarded(seed: int) -> str | None:
+    """`attempt`, and a failure too if it takes for ever: nobody waits for a loop that never ends."""
+    signal.alarm(_LONGEST_S)
+    try:
+        return attempt(seed)
+    finally:
+        signal.alarm(0)
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError(f"no end after {_LONGEST_S} s")
+
+
 def main() -> int:
     """Run seeds one after the other, on all cores; 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,25 +270,10 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="show what happens in it")
     given = parser.parse_args()
     if given.seed is not None:
-        if given.trace:
-            logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stdout)
-        for field, value in dataclasses.asdict(cluster(Seeded(given.seed)).engine).items():
-            print(f"{field}: {value}")
-        print(cluster(Seeded(given.seed)).method)
-        failure = attempt(given.seed)
-        print(failure or "passed")
-        return int(failure is not None)
-    failed = 0
+        return int(not replay(given.seed, trace=given.trace))
     seeds = range(given.first, given.first + given.seeds)
-    with ProcessPoolExecutor() as pool:
-        for done, seed, failure in zip(itertools.count(1), seeds, pool.map(attempt, seeds, chunksize=10)):
-            if failure is not None:
-                failed += 1
-                print(f"{failure}\nreplay with: python -m tests.stress.clusters --seed {seed} --trace\n", flush=True)
-            if done % 500 == 0:
-                print(f"{done} clusters, {failed} failed", flush=True)
-    print(f"{given.seeds} clusters, {failed} failed")
-    return int(failed > 0)
+    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGALRM, _too_long)) as pool:
+        return int(tell(seeds, pool.map(_guarded, seeds, chunksize=10)) > 0)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ class Speeds:
             past.popleft()
 
     def examples_per_second(self, replica: int) -> float:
-        """A replica's speed."""
-        past = self._past[replica]
+        """A replica's speed, once it has worked on more than its first batches: what was before them is not counted."""
+        past = [look for look in self._past[replica] if any(look[1])]
         if len(past) < 2:
             return 0.0
         (then, first), (now, last) = past[0], past[-1]

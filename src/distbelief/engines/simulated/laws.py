@@ -1,5 +1,7 @@
 """Laws of time: how long something takes, as values. Each source of chance draws from a generator of its own."""
 
+import bisect
+import itertools
 import json
 import math
 import random
@@ -13,6 +15,7 @@ from distbelief.errors import DirectoryError, UsageError
 
 Draw = Callable[[], float]
 """Seconds that the next one takes."""
+_QUANTILES = 100
 
 
 @runtime_checkable
@@ -90,7 +93,7 @@ class Measured:
 
     @classmethod
     def of(cls, directory: str | Path) -> "Measured":
-        """The times that a batch took in a run of any engine, by the speeds of its replicas in its events.
+        """The times that batches took in a run of any engine, by the speeds of its replicas in its events: quantiles.
 
         They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock.
         """
@@ -99,13 +102,15 @@ class Measured:
             events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
             batch = next(event["batch_size"] for event in events if event["event"] == "started")
             told = [replica for event in events if event["event"] == "progress" for replica in event["replicas"]]
-            speeds = [float(replica["examples_per_second"]) for replica in told]
+            speeds = sorted(speed for replica in told if (speed := float(replica["examples_per_second"])) > 0)
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise DirectoryError(f"{file} holds no events of a run to take times from ({error!r})") from error
-        times = tuple(batch / speed for speed in speeds if speed > 0)
-        if not times:
+        if not speeds:
             raise DirectoryError(f"{file} tells of no speed: the run was too short to take times from")
-        return cls(times)
+        # Each speed was that of as many batches as it is high.
+        batches = list(itertools.accumulate(speeds))
+        middles = [batches[-1] * (part + 0.5) / _QUANTILES for part in range(_QUANTILES)]
+        return cls(tuple(batch / speeds[bisect.bisect_left(batches, middle)] for middle in middles))
 
     def draw(self, chance: random.Random, replica: int) -> Draw:
         """Independent times, with replacement."""
