@@ -28,12 +28,16 @@ class Journal:
         """What a run of this name brought: then, or now."""
         if name not in self.runs:
             began = time.monotonic()
-            self.runs[name] = run()
-            self._write()
-            took_s = time.monotonic() - began
-            self._console.print(f"{len(self.runs)} of {self._total}: {name}, {took_s:.0f} s", style="dim")
-        found: dict[str, Any] = self.runs[name]
-        return found
+            found = run()
+            self.keep(name, found, f", {time.monotonic() - began:.0f} s")
+        kept: dict[str, Any] = self.runs[name]
+        return kept
+
+    def keep(self, name: str, found: dict[str, Any], remark: str = "") -> None:
+        """Write down what a run brought."""
+        self.runs[name] = found
+        self._write()
+        self._console.print(f"{len(self.runs)} of {self._total}: {name}{remark}", style="dim")
 
     def close(self) -> None:
         """Forget all that was kept: the measurement is complete."""

@@ -277,6 +277,40 @@ def test_help_fits_80_columns_and_shows_every_flag() -> None:
     assert "[default: each" in text
 
 
+def report(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["report", *arguments])
+
+
+def test_a_report_is_written_where_it_says(folder: Path) -> None:
+    assert train("good.py", "--replicas", "1", "--epochs", "1", "--directory", "run", "--quiet").exit_code == 0
+    result = report("run")
+    assert (result.exit_code, result.output) == (0, "run/report.html\n")
+    assert (folder / "run" / "report" / "loss-examples.png").exists()
+    (folder / "young").mkdir()
+    (folder / "young" / "method.json").write_text("{}")
+    result = report("young", "--output", "mine.html")
+    assert (result.exit_code, result.output) == (0, "mine.html\n")
+    assert (folder / "mine.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_report_of_nothing_is_one_sentence(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "run").mkdir()
+    (folder / "run" / "method.json").write_text("{}")
+    wanted = {
+        "nowhere": (1, "there is no directory nowhere"),
+        "empty": (1, "empty holds no run"),
+        "run run": (2, "run is given twice"),
+        "run --output none/report.html": (2, "there is no folder none"),
+    }
+    for arguments, (code, sentence) in wanted.items():
+        result = report(*arguments.split())
+        assert result.exit_code == code, result.output
+        assert result.output.startswith(f"Error: {sentence}")
+        assert len(result.output.splitlines()) == 1
+    assert report().exit_code == 2
+
+
 def test_the_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["doctor"])

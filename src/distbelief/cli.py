@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +16,6 @@ from distbelief.flags import RATES, SectionedCommand, as_flags, downpour, end, e
 from distbelief.frames import user_frames
 
 if TYPE_CHECKING:
-    from distbelief.observe.events import Observer
     from distbelief.run import Run
 
 _WRONG_USAGE = 2
@@ -150,6 +148,28 @@ def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
         _fail(error, verbose=verbose)
 
 
+@main.command(short_help="Write a page about runs: curves, staleness, speeds, deaths, settings.")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    metavar="FILE.html",
+    type=click.Path(path_type=Path),
+    help="Where to write.  [default: report.html in the run's directory, of several runs here]",
+)
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def report(directories: tuple[Path, ...], output: Path | None, verbose: bool) -> None:
+    """Write a page about the run in DIR, or about several runs compared, and its pictures to a folder beside it.
+
+    The page is one file and needs no network. Runs that are at work or were killed are shown as far as they came.
+    """
+    try:
+        from distbelief.observe.report.output import write_report
+
+        click.echo(write_report(directories, output))
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
 @main.command(short_help="Look whether this machine can train, and what is missing.")
 def doctor() -> None:
     """Look at this machine, train for a moment, and say what is missing and what to do about it.
@@ -167,7 +187,6 @@ def doctor() -> None:
 
 def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
     from distbelief import taskfile
-    from distbelief.observe.progress import watching
     from distbelief.training import Request, fulfil
 
     try:
@@ -177,7 +196,6 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         method = downpour(task, flags)
     except UsageError as error:
         raise click.UsageError(as_flags(str(error))) from error
-    watch: AbstractContextManager[Observer] = watching(not quiet)
     request = Request(
         task=task,
         method=method,
@@ -191,7 +209,7 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         checkpoint_every=flags["checkpoint_every"],
         seed=flags["seed"],
     )
-    return fulfil(request, workers, watch)
+    return fulfil(request, workers, not quiet)
 
 
 def _report(run: Run) -> str:
@@ -200,8 +218,9 @@ def _report(run: Run) -> str:
 
     s, staleness = run.summary, run.summary["staleness"]
     account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
+    simulated = " of simulated time" if "virtual_seconds" in s else ""
     lines = [
-        f"{s['examples']:,} examples in {s['seconds']:.1f} s ({s['examples_per_second']:,.0f}/s), "
+        f"{s['examples']:,} examples in {s['seconds']:.1f} s{simulated} ({s['examples_per_second']:,.0f}/s), "
         f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
         f"account: {account}",
         f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates "

@@ -127,11 +127,13 @@ def train(
         seed=seed,
     )
     with requests_raise(), Workers() as workers:
-        return fulfil(request, workers, watching(progress))
+        return fulfil(request, workers, progress)
 
 
-def fulfil(request: Request, workers: Workers, watch: AbstractContextManager[Observer]) -> Run:
-    """Do what was asked, with processes that may have been started ahead, and any kind of progress."""
+def fulfil(request: Request, workers: Workers, progress: bool) -> Run:
+    """Do what was asked, with processes that may have been started ahead."""
+    # Where the user's code runs in this process, it may want the terminal for a debugger.
+    watch = watching(progress, redrawn=not isinstance(request.engine, Simulated))
     if not request.resume:
         prepared = _prepared(request, None, workers)
         with closing(RunDirectory(request.directory)) as files:

@@ -7,7 +7,7 @@ import pytest
 from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
-CODE_BUDGET = 8000
+CODE_BUDGET = 9000
 """Lines of code in the package. A newcomer reads that in a day or two, so whoever exceeds it looks first for what could
 go; raising it is a decision of its own."""
 
@@ -20,6 +20,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/local/server.py": "tests/engines/local/test_deaths.py and tests/test_resume.py",
     "engines/local/signals.py": "tests/test_cli.py and tests/test_resume.py: signals to whole runs",
     "engines/local/worker.py": "the same, and tests/conformance/test_work_source.py",
+    "engines/result.py": "tests/test_training.py: what is in a summary",
     "engines/server.py": "tests/test_resume.py: vectors cut anew; and deaths, in test_deaths.py",
     "engines/simulated/__init__.py": "test_simulation.py beside it: a value and its sentences",
     "engines/simulated/compute.py": "test_simulation.py: it only computes in runs",
@@ -27,6 +28,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/simulated/hosts.py": "test_link.py, and tests/conformance/test_shard_link.py",
     "engines/simulated/world.py": "test_simulation.py: what outlives the controller of a run",
     "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",
+    "server/register.py": "the same, and test_shard_deaths.py",
     "observe/events.py": "tests/observe/test_progress.py: values",
 }
 """Modules without a test file of their own name: their path in the package, and which tests cover them and why."""

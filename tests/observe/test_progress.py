@@ -1,5 +1,6 @@
 """What a person sees of a run."""
 
+import dataclasses
 import io
 from typing import Any
 
@@ -33,6 +34,27 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
     assert out.getvalue().splitlines() == [
         "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  "
         "#0 1,000/s, staleness 1  #1 600/s, staleness 4"
+    ]
+
+
+MANY = dataclasses.replace(
+    STATUS, replicas=tuple(ReplicaStatus(r, "done" if r == 999 else "working", 10.0 * r, r) for r in range(1000))
+)
+
+
+def test_of_many_replicas_it_is_told_how_they_are_together() -> None:
+    shown, out = lines()
+    shown.status(MANY)
+    assert out.getvalue().endswith("03:45 left  each 0 to 9,990/s, staleness 0 to 999\n")
+
+
+def test_many_replicas_fit_a_screen() -> None:
+    out = io.StringIO()
+    Console(file=out, width=100).print(progress._drawn(MANY))
+    table = [line.split() for line in out.getvalue().splitlines()[1:3]]
+    assert table == [
+        "999 replicas working 0 to 9,980 0 to 998".split(),
+        "1 replica done 9,990 999".split(),
     ]
 
 

@@ -430,6 +430,7 @@ def test_what_was_computed_before_a_restoration_is_refused() -> None:
     assert shard.reached > late.version, "who waits for what was to come before waits no longer"
     reply = shard.push(late)
     assert (reply.verdict, reply.reason) == (Verdict.TOO_OLD, "computed before the shard was restored")
+    assert reply.staleness == shard.push(late).staleness == 0, "it came from ahead of where the shard is now"
     assert shard.updates == 3
     assert shard.push(make_push(ONES, 6, version=shard.version)).verdict is Verdict.APPLIED
     twin = make_shard(torch.zeros(20), Adam(0.1))

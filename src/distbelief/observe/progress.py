@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TextIO, cast, final
 
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distbelief.observe.events import Observer, Status, how_ended
+from distbelief.observe.events import Observer, ReplicaStatus, Status, how_ended
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -20,6 +20,8 @@ _EVALUATIONS_S = 1.0
 """How often evaluations are told of, at most: a small task makes dozens a second."""
 _WHY = {"interrupted": "Ctrl-C", "terminated": "SIGTERM", "failure": "a failure"}
 _REDRAWS_PER_S = 5
+_SHOWN = 8
+"""Replicas that are told of one by one; of more, how they are together."""
 
 
 @final
@@ -73,10 +75,9 @@ class Lines:
         # The first waits until there is a speed to tell.
         if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            speeds = "  ".join(
-                f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in status.replicas
+            self._console.print(
+                f"{_clock(status.seconds)}  {headline(status)}  {_each(status.replicas)}", soft_wrap=True
             )
-            self._console.print(f"{_clock(status.seconds)}  {headline(status)}  {speeds}", soft_wrap=True)
 
 
 @final
@@ -99,20 +100,41 @@ class LiveTable:
         self._live.update(_drawn(status))
 
 
+def _each(replicas: Sequence[ReplicaStatus]) -> str:
+    """How fast and how stale replicas are; of many, the least and the most."""
+    if len(replicas) <= _SHOWN:
+        return "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in replicas)
+    return (
+        f"each {_range(r.examples_per_second for r in replicas)}/s, staleness {_range(r.staleness for r in replicas)}"
+    )
+
+
+def _range(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    low, high = f"{ordered[0]:,.0f}", f"{ordered[-1]:,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _row(name: str, replicas: Sequence[ReplicaStatus]) -> tuple[str, ...]:
+    restarts = sum(r.restarts for r in replicas)
+    speeds, staleness = (r.examples_per_second for r in replicas), (r.staleness for r in replicas)
+    return name, replicas[0].state, _range(speeds), _range(staleness), str(restarts) if restarts else ""
+
+
 def _drawn(status: Status) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("replica", "", "examples/s", "staleness", "restarts"):
         table.add_column(
             name, justify="left" if name in ("replica", "") else "right", style="cyan" if name == "replica" else ""
         )
-    for r in status.replicas:
-        table.add_row(
-            f"#{r.replica}",
-            r.state,
-            f"{r.examples_per_second:,.0f}",
-            str(r.staleness),
-            str(r.restarts) if r.restarts else "",
-        )
+    if len(status.replicas) <= _SHOWN:
+        rows = [_row(f"#{r.replica}", [r]) for r in status.replicas]
+    else:
+        states = dict.fromkeys(r.state for r in status.replicas)
+        alike = [[r for r in status.replicas if r.state == state] for state in states]
+        rows = [_row(count(len(replicas), "replica"), replicas) for replicas in alike]
+    for row in rows:
+        table.add_row(*row)
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
     return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
 
@@ -134,6 +156,7 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         return (
             f"{count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {count(content['shards'], 'shard')}, "
             f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
+            + ("; times are simulated" if content["engine"] == "simulated" else "")
             + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
             + (
                 f"\nthis CPU has no {content['precision']} instructions: float32 is far faster"
@@ -233,10 +256,13 @@ def _plain(observer: Observer) -> Iterator[Observer]:
     yield observer
 
 
-def watching(progress: bool) -> AbstractContextManager[Observer]:
-    """The progress that fits where standard error goes; none if it is not wanted."""
+def watching(progress: bool, *, redrawn: bool = True) -> AbstractContextManager[Observer]:
+    """The progress that fits where standard error goes; none if it is not wanted.
+
+    Not `redrawn`: lines in any case, so that a debugger in this process has the terminal to itself.
+    """
     if not progress:
         return _plain(Silent())
-    if sys.stderr.isatty():
+    if redrawn and sys.stderr.isatty():
         return _live()
     return _plain(Lines(_console(width=200, highlight=False)))

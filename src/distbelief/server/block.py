@@ -91,6 +91,11 @@ class Snapshot:
         return standing_in(self.numbers.numpy().data, replica, incarnation)
 
 
+def updates_between(since: int, version: int) -> int:
+    """Updates that a shard applied after one version and up to another; 0 where it was restored to before the first."""
+    return max(0, version % GENERATION - since % GENERATION)
+
+
 def slot_of(replica: int) -> int:
     """Where a replica's slot begins, in integers from the block's start."""
     return HEADER + BINS + replica * SLOT

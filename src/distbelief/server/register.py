@@ -42,6 +42,7 @@ from distbelief.server.block import (
     Standing,
     slot_of,
     standing_in,
+    updates_between,
 )
 
 SEEN = "seen before"
@@ -80,7 +81,7 @@ class Register:
             return Reply(Verdict.DUPLICATE, "seen before, and another one since", 0, numbers[VERSION], 0)
         record = slot + RECORDS + (push.sequence & 1) * RECORD
         verdict, version = Verdict(abs(numbers[record + RECORD - 2])), numbers[record + RECORD - 1]
-        staleness = (version - push.version) % GENERATION
+        staleness = updates_between(push.version, version)
         return Reply(verdict, SEEN, staleness, numbers[VERSION], self.at_least(slot, verdict, version))
 
     def at_least(self, slot: int, verdict: Verdict, version: int) -> int:

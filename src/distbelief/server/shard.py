@@ -38,6 +38,7 @@ from distbelief.server.block import (
     ShardSpec,
     Snapshot,
     Standing,
+    updates_between,
 )
 from distbelief.server.register import Register
 from distbelief.server.schedules import rate
@@ -142,7 +143,7 @@ class Shard:
             if verdict.used:
                 register.count_staleness(staleness)
             at_least = register.at_least(slot, verdict, version)
-            return Reply(verdict, reason, staleness % GENERATION, header[VERSION], at_least)
+            return Reply(verdict, reason, updates_between(push.version, version), header[VERSION], at_least)
 
     def _hold(self, slices: Sequence[Slice], gradients: Sequence[Tensor]) -> None:
         total = self.vectors["round"]

@@ -1,0 +1,236 @@
+"""What a run's log of events tells, through all its lives.
+
+1. A life begins with a `started` event. What follows, up to the next one, belongs to it.
+2. `resumed` says after how many examples a new life goes on. What was told of training after these is superseded: it
+   was lost with the life that told it. Where nothing was resumed, all of it is.
+3. Who began and who died is kept of every life.
+
+Nothing that a log may hold is an error: what has no meaning is left out, and lines that are not JSON are counted.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distbelief.observe.events import how_ended
+
+Event = dict[str, Any]
+AXES = ("seconds", "examples", "updates")
+"""What a curve is drawn against."""
+_STAMP = ("event", "epoch", "best", *AXES)
+"""What an event of an evaluation holds beside its metrics."""
+_LARGEST = 1e100
+"""Float32 ends far below; far above, the arithmetic of axes overflows."""
+_MOST = 1 << 31
+_LATE = 0.05
+"""A process that begins after this part of its life was not there from the start."""
+
+
+def number(value: object) -> float | None:
+    """A value as a number that an axis has room for; None if it is something else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if abs(found) <= _LARGEST else None
+
+
+def whole(value: object) -> int | None:
+    """A value as the number of a replica or incarnation; None if it is something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """Numbers, and where the run stood when they were told: `at` in the order of AXES."""
+
+    at: tuple[float, float, float]
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What was told of every replica at a time: rows of (replica, examples a second, staleness)."""
+
+    seconds: float
+    examples: float
+    rows: NDArray[np.float64]
+
+
+@dataclass
+class Process:
+    """One incarnation of a replica. Times are the run's own."""
+
+    replica: int
+    incarnation: int
+    began: float
+    ended: float | None = None
+    died_of: str | None = None
+    """None for one that was there to the end of its life."""
+
+
+@dataclass
+class Life:
+    """One life of the controller. Times are the run's own, which go back where a run is resumed."""
+
+    began: float
+    ended: float
+    resumed_after: float | None = None
+    """Examples; None for a life that began from nothing."""
+    stopped: Event | None = None
+    started: Event = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    lost_before: float = 0.0
+    """Seconds by which the lives before were ahead of this one's beginning, all together."""
+
+    def late(self, process: Process) -> bool:
+        """Whether a process came in the midst of this life."""
+        return process.began - self.began > _LATE * (self.ended - self.began)
+
+
+@final
+class Log:
+    """A log of events, read. `evaluations`, `losses` and `beats` are those that count; `unread` are damaged lines."""
+
+    def __init__(self) -> None:
+        self.lives: list[Life] = []
+        self.evaluations: list[Point] = []
+        self.losses: list[Point] = []
+        self.beats: list[Beat] = []
+        self.unread = 0
+        self._resumed: Event | None = None
+
+    def add(self, event: Event) -> None:
+        """Hear of what happened next."""
+        kind = event.get("event")
+        if kind == "resumed":
+            self._supersede(event)
+            return
+        seconds = number(event.get("seconds"))
+        if kind == "started":
+            self._begin(event, seconds or 0.0)
+        if seconds is None:
+            return
+        life = self._life
+        life.ended = max(life.ended, seconds)
+        match kind:
+            case "replica" | "died":
+                _enter(life, event, seconds)
+            case "progress":
+                self._progress(event, seconds)
+            case "evaluation":
+                _append(self.evaluations, event, {k: v for k, v in event.items() if k not in _STAMP})
+            case "stopped":
+                life.stopped = event
+
+    @property
+    def _life(self) -> Life:
+        if not self.lives:
+            self.lives.append(Life(0.0, 0.0))
+        return self.lives[-1]
+
+    def _begin(self, event: Event, seconds: float) -> None:
+        after = None if self._resumed is None else number(self._resumed.get("examples"))
+        lost = self.lives[-1].lost_before + max(0.0, self.lives[-1].ended - seconds) if self.lives else 0.0
+        self.lives.append(Life(seconds, seconds, after, started=event, lost_before=lost))
+        self._resumed = None
+
+    def _supersede(self, event: Event) -> None:
+        self._resumed = event
+        examples = number(event.get("examples"))
+        seconds = number(event.get("seconds")) if examples is not None else None
+        last = (math.inf if seconds is None else seconds, -math.inf if examples is None else examples)
+        self.evaluations, self.losses = (
+            [point for point in points if point.at[0] <= last[0] and point.at[1] <= last[1]]
+            for points in (self.evaluations, self.losses)
+        )
+        self.beats = [beat for beat in self.beats if beat.seconds <= last[0] and beat.examples <= last[1]]
+
+    def _progress(self, event: Event, seconds: float) -> None:
+        _append(self.losses, event, {"loss": event.get("loss")})
+        rows = event.get("replicas")
+        if told := [found for row in (rows if isinstance(rows, list) else []) if (found := _row(row))]:
+            self.beats.append(Beat(seconds, number(event.get("examples")) or 0.0, np.array(told)))
+
+
+def read_log(path: Path) -> Log:
+    """The log in a file. One that is not there tells nothing. Raises `OSError` where it cannot be read."""
+    log = Log()
+    if path.exists():
+        with path.open("rb") as file:
+            for event in _lines(file, log):
+                log.add(event)
+    return log
+
+
+def _lines(file: Any, log: Log) -> Iterator[Event]:
+    for line in file:
+        try:
+            event = json.loads(line)
+        # Text that is no text, numbers of thousands of digits, brackets in brackets in brackets.
+        except (ValueError, RecursionError):
+            event = None
+        if isinstance(event, dict):
+            yield event
+        # Half a line at the end is what a writer leaves that was killed, or is still at it.
+        elif line.endswith(b"\n") and line.strip():
+            log.unread += 1
+
+
+def _row(row: object) -> list[float]:
+    """What was told of one replica; nothing if it is not said of which."""
+    if not isinstance(row, dict) or (replica := whole(row.get("replica"))) is None:
+        return []
+    found = (number(row.get(name)) for name in ("examples_per_second", "staleness"))
+    return [replica, *(math.nan if value is None else value for value in found)]
+
+
+def _append(points: list[Point], event: Event, values: Mapping[str, object]) -> None:
+    at = [number(event.get(axis)) for axis in AXES]
+    told = {name: found for name, value in values.items() if (found := number(value)) is not None}
+    seconds, examples, updates = at
+    if told and seconds is not None and examples is not None and updates is not None:
+        points.append(Point((seconds, examples, updates), told))
+
+
+def in_order(places: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of some places on an axis are kept so that it never goes back: those that no later one lies before.
+
+    What is told later counts. A shard that begins again with what was written down takes updates back, too.
+    """
+    return places <= np.minimum.accumulate(places[::-1])[::-1]
+
+
+def _enter(life: Life, event: Event, seconds: float) -> None:
+    """Write down that a process began, or died."""
+    replica, incarnation = whole(event.get("replica")), whole(event.get("incarnation"))
+    if replica is None or incarnation is None:
+        return
+    if event["event"] == "replica":
+        life.processes.append(Process(replica, incarnation, seconds))
+        return
+    same = [p for p in reversed(life.processes) if (p.replica, p.incarnation) == (replica, incarnation)]
+    if not same:
+        # Its beginning stood in a line that could not be read.
+        same = [Process(replica, incarnation, life.began)]
+        life.processes += same
+    same[0].ended, same[0].died_of = seconds, _cause(event)
+
+
+def _cause(event: Event) -> str:
+    """What a replica died of, in a line."""
+    error, status = event.get("error"), event.get("status")
+    if isinstance(error, str) and error.strip():
+        return error.strip().splitlines()[0]
+    try:
+        return how_ended(status) if isinstance(status, int) else "unknown"
+    except ValueError:
+        return f"signal {-status}" if isinstance(status, int) else "unknown"

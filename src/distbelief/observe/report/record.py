@@ -1,0 +1,156 @@
+"""A run as its files tell it: one that has ended, one that is at work, or one that was killed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distbelief.errors import DirectoryError, UsageError
+from distbelief.observe.report.log import Event, Log, Point, number, read_log
+from distbelief.run import FORMAT
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a run. `summary` is that of its present life, and empty where this has not ended."""
+
+    directory: Path
+    name: str
+    method: Fields
+    task: Fields
+    summary: Fields
+    log: Log
+
+    @property
+    def started(self) -> Event:
+        """What the present life said of itself at its beginning."""
+        return self.log.lives[-1].started if self.log.lives else {}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its times are virtual."""
+        engine = self.summary.get("engine")
+        kind = engine.get("kind") if isinstance(engine, dict) else None
+        return kind == "Simulated" or any(life.started.get("engine") == "simulated" for life in self.log.lives)
+
+    @property
+    def tag(self) -> str:
+        """What every picture of it says in itself."""
+        return "simulated time" if self.simulated else ""
+
+    @property
+    def chosen_by(self) -> str:
+        """The set that the bare names of metrics are of."""
+        name = self.started.get("chosen_by")
+        return name if isinstance(name, str) else "validation"
+
+    @property
+    def reached(self) -> Fields:
+        """The summary, or as much of it as the log tells."""
+        if self.summary:
+            return self.summary
+        told: Fields = {}
+        last = max((*self.log.evaluations[-1:], *self.log.losses[-1:]), key=lambda point: point.at, default=None)
+        if last is not None:
+            seconds, examples, updates = last.at
+            told = {"examples": int(examples), "updates": int(updates), "seconds": seconds}
+            told["examples_per_second"] = round(examples / seconds, 1) if seconds else None
+        if self.log.losses:
+            told["train_loss"] = self.log.losses[-1].values["loss"]
+        if self.log.evaluations:
+            told["metrics"] = dict(self.log.evaluations[-1].values)
+        deaths = sum(process.died_of is not None for life in self.log.lives for process in life.processes)
+        return {**told, "deaths": deaths}
+
+    @property
+    def evaluations(self) -> list[Point]:
+        """Those that count, without figures of the test set that only repeat those of the set that chooses."""
+        points = self.log.evaluations or _history(self.summary)
+        repeated = {
+            name
+            for point in points
+            for name in point.values
+            if name.startswith("test_") and self.chosen_by == "test" and name.removeprefix("test_") in point.values
+        }
+        return [Point(p.at, {n: v for n, v in p.values.items() if n not in repeated}) for p in points]
+
+    def what(self) -> str:
+        """The task, as a person calls it."""
+        name, path = self.task.get("name"), self.task.get("path")
+        if not isinstance(name, str):
+            return "a task without a file"
+        return f"{path}:{name}" if isinstance(path, str) else name
+
+
+def read_records(directories: Sequence[Path]) -> list[Record]:
+    """The runs in directories, each under the shortest name that tells it from the others.
+
+    Raises `DirectoryError` where there is no run, or a file of it is damaged or of a format that is not known.
+    """
+    places = [directory.resolve() for directory in directories]
+    for directory, place in zip(directories, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{directory} is given twice: give each run once")
+    return [_read(directory, name) for directory, name in zip(directories, _names(places), strict=True)]
+
+
+def _read(directory: Path, name: str) -> Record:
+    if not directory.is_dir():
+        raise DirectoryError(f"there is no directory {directory}: give that of a run, as is told where the run ends")
+    if not (directory / "method.json").is_file():
+        raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
+    method, task, summary = (_object(directory / f"{name}.json") for name in ("method", "task", "summary"))
+    events = directory / "events.jsonl"
+    try:
+        log = read_log(events)
+    except OSError as error:
+        raise DirectoryError(f"{events} cannot be read: {error.strerror}") from error
+    return Record(directory, name, method, task, summary if _is_of(summary, log) else {}, log)
+
+
+def _is_of(summary: Fields, log: Log) -> bool:
+    """Whether a summary is that of the log's last life: a run that was resumed and killed leaves an earlier one."""
+    if not log.lives:
+        return True
+    stopped = log.lives[-1].stopped
+    return stopped is not None and all(stopped.get(name) == summary.get(name) for name in ("examples", "updates"))
+
+
+def _object(file: Path) -> Fields:
+    """The object in a file; an empty one if there is no such file."""
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DirectoryError(f"{file} cannot be read ({error}): mend it, or leave this run out") from error
+    if not isinstance(content, dict):
+        raise DirectoryError(f"{file} holds no object of JSON, as a run writes it: mend it, or leave this run out")
+    version = number(content.get("format"))
+    if version is not None and version > FORMAT:
+        raise DirectoryError(
+            f"{file} is of format {version:g}, and this distbelief reads format {FORMAT}: install a newer distbelief"
+        )
+    return content
+
+
+def _history(summary: Fields) -> list[Point]:
+    """The evaluations of a run whose log is gone."""
+    log = Log()
+    rows = summary.get("history")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict):
+            log.add({**row, "event": "evaluation"})
+    return log.evaluations
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths by which these differ, one length for all."""
+    for length in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-length:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]
