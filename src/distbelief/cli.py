@@ -191,6 +191,10 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
 
     try:
         engine = engine_of(flags)
+    except UsageError as error:
+        # Of a simulation's file, in its own words: not those of flags.
+        raise click.UsageError(str(error)) from error
+    try:
         until = end(flags)
         task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
         method = downpour(task, flags)

@@ -142,7 +142,10 @@ def _admission(text: str) -> Admission:
     if name in plain and not number:
         return plain[name]()
     if name in numbered and number.isdigit():
-        return numbered[name](int(number))
+        try:
+            return numbered[name](int(number))
+        except UsageError as error:
+            raise UsageError(f"--admission {text} cannot be: {error}") from error
     known = ", ".join([*plain, *(f"{name}:N" for name in numbered)])
     raise UsageError(f"--admission takes one of {known}, such as buffered:2, not {text!r}")
 

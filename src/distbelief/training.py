@@ -279,7 +279,7 @@ def _finish(
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
         "account": vars(account),
-        "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
+        "resumed_at": result.resumed_at,
         "epochs": round(used / len(prepared.rows), 3),
         "examples_per_epoch": len(prepared.rows),
         "batch_size": prepared.batch_size,

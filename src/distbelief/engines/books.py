@@ -411,6 +411,7 @@ class Books:
             self._evaluations.seconds,
             self._evaluations.history,
             [trimmed(shard) for shard in self._server.staleness],
+            None if self._prepared.resumed is None else self._prepared.resumed.examples,
             error,
         )
 

@@ -53,6 +53,8 @@ class Result:
     """One row an evaluation: the fields of STAMP, then the metrics."""
     staleness: list[list[int]]
     """Histograms of used pushes since the run began or went on, one a shard, without the zeros at their ends."""
+    resumed_at: int | None = None
+    """Examples after which the run last went on from a checkpoint."""
     error: DistBeliefError | None = None
     """What ended the run early."""
     virtual_seconds: float | None = None

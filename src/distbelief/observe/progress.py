@@ -177,6 +177,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
     if event == "died":
         return f"replica #{content['replica']} died ({_why(content)}); what it held is leased again"
+    if event == "machine":
+        return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
     if event == "stopped":
         why = _WHY.get(content["stopped_by"], content["stopped_by"])
         return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"

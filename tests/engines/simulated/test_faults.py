@@ -36,7 +36,7 @@ NONSENSE: list[Any] = [
     ),
     (
         lambda: Plan([Death("controller", 1.0, None), Death("controller", 2.0)]),
-        "controller cannot die at 2 s: it is there never",
+        "controller cannot die at 2 s: it is dead for good by then",
     ),
 ]
 
@@ -59,6 +59,18 @@ def test_a_fault_that_cannot_be_is_refused_in_a_sentence(make: Any, sentence: st
 def test_a_fault_for_a_machine_that_is_not_there_is_refused(fault: Fault, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Plan([fault]).check_targets(4, 2)
+
+
+def test_of_one_shard_it_is_said_which_one_there_is() -> None:
+    with pytest.raises(UsageError, match="meant for shard 3, but the run has shard 0 only"):
+        Plan([Death("shard 3", 1.0)]).check_targets(4, 1)
+
+
+def test_who_is_away_is_away_until_it_is_back() -> None:
+    plan = Plan([Death("replica 0", 1.0, 2.0), Death("replica 0", 5.0, None)])
+    found = [plan.away("replica 0", now) for now in (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)]
+    assert [death and death.at for death in found] == [None, None, 1.0, None, None, 5.0]
+    assert plan.away("replica 1", 2.0) is None
 
 
 def test_what_is_there_is_not_refused() -> None:

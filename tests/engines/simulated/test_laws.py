@@ -55,6 +55,11 @@ def test_replicas_may_have_laws_of_their_own() -> None:
     assert [drawn(law, 1, replica=replica) for replica in range(3)] == [[1.0], [5.0], [1.0]]
 
 
+def test_seconds_are_laws_inside_of_laws_too() -> None:
+    assert PerReplica({1: 5.0}, 1.0) == PerReplica({1: Constant(5.0)}, Constant(1.0))
+    assert Spread(0.1, 0.5) == Spread(Constant(0.1), 0.5)
+
+
 def test_a_spread_makes_replicas_differ_for_good() -> None:
     law = Spread(Constant(0.1), 0.5)
     times = [drawn(law, 5, seed=seed) for seed in range(400)]
@@ -87,9 +92,12 @@ NONSENSE: list[Any] = [
     (lambda: Measured(()), "one or more measured times"),
     (lambda: Measured((1.0, -2.0)), "each of the measured times must be a number of 0 or more, not -2.0"),
     (lambda: PerReplica({-1: Constant(1)}, Constant(1)), "the number of a replica must be a whole number"),
-    (lambda: PerReplica({0: 3}, Constant(1)), "replica 0 needs a law"),  # type: ignore[dict-item]
-    (lambda: PerReplica({}, 3), "and one for the others"),  # type: ignore[arg-type]
-    (lambda: Spread(0.1, 0.5), "law must be a law"),  # type: ignore[arg-type]
+    (lambda: PerReplica([3], 1), "laws must be laws by the replica's number"),  # type: ignore[arg-type]
+    (lambda: PerReplica({0: "3"}, 1), "the law of replica 0 must be seconds or a law"),  # type: ignore[dict-item]
+    (lambda: PerReplica({0: -3}, 1), "the law of replica 0 must be a number of 0 or more, not -3"),
+    (lambda: PerReplica({}, None), "others must be seconds or a law"),  # type: ignore[arg-type]
+    (lambda: Spread("0.1", 0.5), "law must be seconds or a law"),  # type: ignore[arg-type]
+    (lambda: law_of("latency", -1), "latency must be a number of 0 or more, not -1"),
     (lambda: Spread(Constant(1), math.inf), "sigma must be a number"),
     (lambda: law_of("compute", "fast"), "compute must be seconds or a law such as"),
     (lambda: law_of("compute", Lognormal), "compute must be seconds or a law"),
@@ -142,7 +150,7 @@ def test_what_is_no_run_is_said(tmp_path: Path, lines: list[Any]) -> None:
 
 
 def test_a_missing_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DirectoryError, match="holds no events of a run"):
+    with pytest.raises(DirectoryError, match=r"nowhere holds no run to take times from: there is no events\.jsonl"):
         Measured.of(tmp_path / "nowhere")
 
 

@@ -114,7 +114,7 @@ def test_a_closed_wire_carries_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"latency": -1.0}, "seconds must be a number of 0 or more"),
+        ({"latency": -1.0}, "latency must be a number of 0 or more"),
         ({"latency": "fast"}, "latency must be seconds or a law"),
         ({"bandwidth": 0}, "bandwidth must be a number of more than 0"),
         ({"bandwidth": math.nan}, "bandwidth must be a number"),

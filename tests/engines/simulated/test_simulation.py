@@ -1,9 +1,13 @@
 """Whole runs in virtual time, as a user makes them."""
 
+import asyncio
+import bdb
 import json
 import os
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +109,8 @@ def test_a_slow_replica_does_less_and_holds_nobody_up(tmp_path: Path) -> None:
 
 _ALONE = """
 import sys
+import threading
+import traceback
 import distbelief as db
 from tests import problems
 faults = [db.Death("replica 1", 0.5), db.Death("shard 0", 0.8), db.Cut(0.3, 0.2, ("replica 0",))]
@@ -241,6 +247,32 @@ def test_a_controller_that_dies_before_it_wrote_anything_begins_anew(tmp_path: P
     assert total(done) == 3 * EXAMPLES
 
 
+def test_who_is_dead_for_good_stays_so_when_the_controller_comes_back(tmp_path: Path) -> None:
+    faults = [db.Death("replica 1", 1.0, None), db.Death("replica 2", 1.0, 8.0), db.Death("controller", 2.0, 1.0)]
+    done = run(tmp_path, *faults, compute=0.1, epochs=9)
+    assert total(done) == 9 * EXAMPLES
+    begun = events(done, "replica")
+    back = [e["replica"] for e in begun].index(0, 3)
+    assert {e["replica"] for e in begun[:back]} == {0, 1, 2}
+    assert [e["replica"] for e in begun[back:]] == [0, 2], "and who is away comes back when it was to"
+
+
+def test_a_shard_that_is_away_when_the_controller_comes_back_is_waited_for(tmp_path: Path) -> None:
+    done = run(tmp_path, db.Death("controller", 1.0, 1.0), db.Death("shard 0", 1.5, 5.0), epochs=3)
+    assert total(done) == 3 * EXAMPLES
+    assert done.summary["virtual_seconds"] > 6.5
+
+
+def test_what_happens_to_machines_of_the_server_is_told(tmp_path: Path) -> None:
+    faults = [db.Death("shard 1", 0.5, 0.5), db.Death("controller", 2.0, 1.0)]
+    done = run(tmp_path, *faults, checkpoint_every=db.Every(seconds=0.5), epochs=6)
+    told = [(e["machine"], e["there"]) for e in events(done, "machine")]
+    assert told == [("shard 1", False), ("shard 1", True), ("controller", False), ("controller", True)]
+    assert done.summary["resumed_at"] == events(done, "resumed")[0]["examples"] > 0
+    seconds = [e["seconds"] for e in events(done, "checkpoint", "stopped")]
+    assert max(seconds) <= done.summary["seconds"] + 0.1, "what is written at the end takes no time"
+
+
 # No progress
 
 
@@ -287,6 +319,16 @@ class Hoarding:
         return Decision(Verdict.HELD, "for ever")
 
 
+def test_messages_that_take_longer_than_anybody_waits_are_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(Deadlock, match="do messages take longer than the 30 s after which calls are made again"):
+        run(tmp_path, network=db.Network(latency=40.0, loss=0.1))
+
+
+def test_a_law_for_a_replica_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compute has a law for replica 7, but the run has 3 replicas"):
+        run(tmp_path, compute=db.PerReplica({7: 1.0}, 0.1))
+
+
 def test_a_fault_for_what_is_not_there_is_refused_before_anything_begins(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="meant for replica 3, but the run has replicas 0 to 2 only"):
         run(tmp_path, db.Death("replica 3", 1.0))
@@ -329,6 +371,48 @@ def test_gradients_that_stay_without_a_number_end_the_run(tmp_path: Path) -> Non
         run(tmp_path, task=task)
 
 
+def test_a_breakpoint_in_the_users_model_has_their_frame_and_the_callers_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def hook() -> None:
+        names = [frame.name for frame in traceback.extract_stack()]
+        seen.append(
+            (names[-2], threading.current_thread() is threading.main_thread(), asyncio.get_running_loop().time())
+        )
+
+    def watched_loss(prediction: Tensor, target: Tensor) -> Tensor:
+        if len(seen) < 3:
+            breakpoint()
+        return nn.functional.cross_entropy(prediction, target)
+
+    monkeypatch.setattr(sys, "breakpointhook", hook)
+
+    async def outside() -> None:
+        run(tmp_path, task=problems.task(loss=watched_loss), epochs=1)
+
+    asyncio.run(outside())
+    assert {name for name, _, _ in seen} == {"watched_loss"}
+    assert all(main for _, main, _ in seen)
+    assert seen[-1][-1] > 0, "in virtual time"
+
+
+def test_who_leaves_the_debugger_ends_the_run_as_with_ctrl_c(tmp_path: Path) -> None:
+    calls = 0
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise bdb.BdbQuit
+        return nn.functional.cross_entropy(prediction, target)
+
+    with pytest.raises(KeyboardInterrupt, match="what was reached is in"):
+        run(tmp_path, task=problems.task(loss=loss))
+    assert json.loads((tmp_path / "run-0" / "summary.json").read_text())["stopped_by"] == "interrupted"
+
+
 def test_a_callback_may_end_the_run_and_look_at_the_model(tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -369,7 +453,7 @@ def test_two_hundred_replicas_fit_beside_each_other(tmp_path: Path) -> None:
     ("fields", "sentence"),
     [
         ({"seed": 1.5}, "seed must be a whole number or None"),
-        ({"compute": -1.0}, "seconds must be a number of 0 or more"),
+        ({"compute": -1.0}, "compute must be a number of 0 or more"),
         ({"compute": "fast"}, "compute must be seconds or a law"),
         ({"network": 3}, "network must be a Network"),
         ({"faults": "death"}, "faults must be a list"),

@@ -148,3 +148,15 @@ def test_speeds_of_a_resumed_run_do_not_go_back(tmp_path: Path) -> None:
     speed, _ = speeds_of(record(tmp_path, [started(), *events]))
     assert backward(speed) == []
     assert len(xs(speed.figure.axes[0].get_lines()[0])) == 6 + 3
+
+
+def test_where_a_machine_of_the_server_was_dead_the_ground_is_coloured(tmp_path: Path) -> None:
+    away = [{"event": "machine", "seconds": at, "machine": "shard 1", "there": there} for at, there in ((4, 0), (7, 1))]
+    away = [event | {"there": bool(event["there"])} for event in away]
+    picture = timeline(tmp_path, started(), begun(0, 1, 0.0), *away, progress(10.0, 100, (0, 10.0, 0)))
+    (panel,) = picture.figure.axes
+    (span,) = panel.patches
+    corners = span.get_extents().transformed(panel.transData.inverted())
+    assert (corners.x0, corners.x1) == pytest.approx((4.0, 7.0))
+    assert "server dead" in texts(picture)
+    assert "a machine of the server was dead: shard 1." in picture.caption

@@ -5,7 +5,9 @@ lost; what replicas ask of shards and of the controller are messages.
 """
 
 import asyncio
+import bdb
 import copy
+import math
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -130,12 +132,12 @@ class Controller:
         self._over = asyncio.get_running_loop().create_future()
         plan, now = self._world.plan, self._world.clock()
         self.books.begin("simulated", ["cpu"])
+        for host in self._hosts:
+            if (death := plan.away(host.machine, now)) is not None:
+                self._shard_dies(host, death)
         for seat in self._seats:
-            joins = plan.joins.get(seat.machine, 0.0)
-            if joins > now:
-                self._expect(seat, joins)
-            else:
-                self._fill(seat)
+            self._begin(seat, now)
+        self._look_whether_over()
         for planned in plan.deaths:
             if planned.at >= now:
                 self._at(planned.at, self._die, planned)
@@ -177,8 +179,9 @@ class Controller:
         ]
         lines += [f"{seat.machine} waits for work" for seat in self._seats if self._ledger.waits(seat.replica)]
         who = "; ".join(lines[:_TOLD]) or error
-        told = Deadlock(f"no progress is possible after {self._world.clock():.3f} s: {who}")
-        told.add_note(str(error))
+        told = Deadlock(f"no progress is possible after {round(self._world.clock(), 3):g} s: {who}")
+        if lines:
+            told.add_note(str(error))
         self.fail(told)
 
     def close(self) -> None:
@@ -203,7 +206,9 @@ class Controller:
         """See a deadlock where calls are repeated: timers go on for ever, and nothing happens."""
         now = self._world.clock()
         if notes == self._trace.notes and not self._shared.computing and now > self._world.plan.quiet_from:
-            self.stuck(Deadlock(f"nothing has happened for {_STUCK_S:g} s"))
+            longest = self._world.patience.longest_s if self._world.patience else 0.0
+            why = f"do messages take longer than the {longest:g} s after which calls are made again?"
+            self.stuck(Deadlock(f"nothing has happened for {_STUCK_S:g} s; {why}"))
         else:
             self._at(now + _STUCK_S, self._watch_progress, self._trace.notes)
 
@@ -245,6 +250,18 @@ class Controller:
 
     # Replicas
 
+    def _begin(self, seat: Seat, now: float) -> None:
+        """Have a replica work from now on, or from when it is there."""
+        death = self._world.plan.away(seat.machine, now)
+        comes = self._world.plan.joins.get(seat.machine, 0.0) if death is None else death.over
+        if comes == math.inf:
+            seat.state = "dead"
+            self.books.ledger.leave(seat.replica)
+        elif comes > now:
+            self._expect(seat, comes)
+        else:
+            self._fill(seat)
+
     def _expect(self, seat: Seat, when: float) -> None:
         self._coming += 1
         self._at(when, self._come, seat)
@@ -284,6 +301,11 @@ class Controller:
             await replica.run()
         except DistBeliefError as error:
             self.fail(error)
+        except bdb.BdbQuit:
+            # Who leaves the debugger means the run, as with Ctrl-C.
+            signal.raise_signal(signal.SIGINT)
+            self._halt("interrupted")
+            self._end_all()
         # Whatever the user's code raises.
         except Exception as error:  # noqa: BLE001
             what = "".join(traceback.format_exception_only(error)).strip()
@@ -321,7 +343,7 @@ class Controller:
         if kind == CONTROLLER:
             self._over.set_result(death)
         elif kind == "shard":
-            self._shard_dies(int(number), death)
+            self._shard_dies(self._hosts[int(number)], death)
         elif (seat := self._seats[int(number)]).task is not None:
             self._trace.note("death", seat.replica, seat.incarnation)
             seat.task.cancel()
@@ -363,28 +385,29 @@ class Controller:
         if not self._over.done():
             self._over.set_result(None)
 
-    def _shard_dies(self, number: int, death: Death) -> None:
-        host = self._hosts[number]
-        self._trace.note("death of shard", number)
+    def _shard_dies(self, host: ShardHost, death: Death) -> None:
+        self._trace.note("death of", host.machine)
+        self.books.tell("machine", machine=host.machine, there=False)
         self._wire.down.add(host.machine)
         host.forget()
         if death.back is None:
-            self._return(number)
+            self._return(host)
             self.fail(Deadlock(f"no progress is possible after {death.at:g} s: {host.machine} is dead for good"))
         else:
-            self._at(death.over, self._return, number)
+            self._at(death.over, self._return, host)
 
-    def _return(self, number: int) -> None:
+    def _return(self, host: ShardHost) -> None:
         """A shard's host begins again with what was written down last."""
-        host, shard = self._hosts[number], self._shards[number]
+        shard = host.shard
         self._generation += 1
-        shard.restore_(self._snapshots[number], self._generation)
+        shard.restore_(self._snapshots[host.number], self._generation)
         for seat in self._seats:
             shard.fence(seat.replica, seat.incarnation - (seat.task is not None))
         shard.set_living(self.books.ledger.holders)
-        self._trace.note("return of shard", number)
+        self._trace.note("return of", host.machine)
         self._trace.restored()
         self._wire.down.discard(host.machine)
+        self.books.tell("machine", machine=host.machine, there=True)
 
     def _keep(self, event: Event, run: LiveRun) -> None:
         """What a shard's host finds when it begins again."""

@@ -27,7 +27,8 @@ class Death:
     """A machine dies at a time, and is there again `back` seconds later; None: never.
 
     A replica is replaced by another process. A shard's host comes back with the shard as it was at the last
-    checkpoint, or at the start. The controller takes everything with it, and what comes back resumes the run.
+    checkpoint, or at the start. The controller takes everything with it, and what comes back resumes the run with the
+    machines that are there then.
     """
 
     machine: str
@@ -169,9 +170,14 @@ class Plan:
             there = self.joins.get(machine, 0.0)
             for death in (d for d in self.deaths if d.machine == machine):
                 if death.at < there:
-                    when = "never" if there == math.inf else f"from {there:g} s on"
-                    raise UsageError(f"{machine} cannot die at {death.at:g} s: it is there {when}")
+                    when = "dead for good by then" if there == math.inf else f"there from {there:g} s on"
+                    raise UsageError(f"{machine} cannot die at {death.at:g} s: it is {when}")
                 there = death.over
+
+    def away(self, machine: str, now: float) -> Death | None:
+        """The death that keeps a machine away now, if any does."""
+        deaths = (d for d in self.deaths if d.machine == machine and d.at < now < d.over)
+        return max(deaths, key=lambda death: death.over, default=None)
 
     @property
     def quiet_from(self) -> float:
@@ -186,7 +192,8 @@ class Plan:
             kind, _, number = machine.partition(" ")
             there = {"replica": replicas, "shard": shards}.get(kind, 1)
             if int(number or 0) >= there:
-                raise UsageError(f"a fault is meant for {machine}, but the run has {kind}s 0 to {there - 1} only")
+                some = f"{kind}s 0 to {there - 1}" if there > 1 else f"{kind} 0"
+                raise UsageError(f"a fault is meant for {machine}, but the run has {some} only")
 
     def cut_off(self, one: str, other: str, now: float) -> bool:
         """Whether a message between two machines is lost now."""

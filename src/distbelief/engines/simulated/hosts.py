@@ -23,7 +23,7 @@ class ShardHost:
     def __init__(self, shard: Shard, number: int = 0, trace: Trace | None = None) -> None:
         self.shard = shard
         self.machine = f"shard {number}"
-        self._number = number
+        self.number = number
         self._trace = trace
         self.waiting: dict[str, tuple[int, Answer]] = {}
         """The fetches that wait, by the machine: for what. One that is made again takes the place of the first."""
@@ -40,7 +40,7 @@ class ShardHost:
         """Admit a push, answer, and look who waited for it."""
         reply = self.shard.push(push)
         if self._trace is not None:
-            self._trace.pushed(self._number, push, reply)
+            self._trace.pushed(self.number, push, reply)
         answer(reply, SMALL)
         self.look()
 
@@ -64,5 +64,5 @@ class ShardHost:
             copy = torch.empty_like(self.shard.parameters)
             self._copy = self.shard.fetch(copy), copy
         if self._trace is not None:
-            self._trace.saw(self._number, self._copy[0])
+            self._trace.saw(self.number, self._copy[0])
         answer(self._copy, self._copy[1].nbytes)

@@ -98,6 +98,8 @@ class Measured:
         They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock.
         """
         file = Path(directory) / "events.jsonl"
+        if not file.is_file():
+            raise DirectoryError(f"{directory} holds no run to take times from: there is no {file.name} in it")
         try:
             events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
             batch = next(event["batch_size"] for event in events if event["event"] == "started")
@@ -122,20 +124,23 @@ class Measured:
 class PerReplica:
     """A law of its own for some replicas, and one for the others."""
 
-    laws: Mapping[int, Law]
-    others: Law
+    laws: Mapping[int, Law | float]
+    others: Law | float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.laws, Mapping) or not isinstance(self.others, Law):
-            raise UsageError("PerReplica takes laws by the replica's number, and one for the others")
-        for replica, law in self.laws.items():
+        if not isinstance(self.laws, Mapping):
+            raise UsageError(
+                f"laws must be laws by the replica's number, such as {{0: Constant(0.1)}}, not {self.laws!r}"
+            )
+        for replica in self.laws:
             check_whole("the number of a replica", replica, least=0)
-            if not isinstance(law, Law):
-                raise UsageError(f"replica {replica} needs a law such as Constant(0.1), not {law!r}")
+        laws = {replica: law_of(f"the law of replica {replica}", law) for replica, law in self.laws.items()}
+        object.__setattr__(self, "laws", laws)
+        object.__setattr__(self, "others", law_of("others", self.others))
 
     def draw(self, chance: random.Random, replica: int) -> Draw:
         """Its own law's."""
-        return self.laws.get(replica, self.others).draw(chance, replica)
+        return law_of("the law of a replica", self.laws.get(replica, self.others)).draw(chance, replica)
 
 
 @final
@@ -147,23 +152,23 @@ class Spread:
     back after its death has the same.
     """
 
-    law: Law
+    law: Law | float
     sigma: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.law, Law):
-            raise UsageError(f"law must be a law such as Constant(0.1), not {self.law!r}")
+        object.__setattr__(self, "law", law_of("law", self.law))
         check_number("sigma", self.sigma)
 
     def draw(self, chance: random.Random, replica: int) -> Draw:
         """Times of the law, by a factor that is drawn first."""
-        factor, draw = chance.lognormvariate(0.0, self.sigma), self.law.draw(chance, replica)
+        factor, draw = chance.lognormvariate(0.0, self.sigma), law_of("law", self.law).draw(chance, replica)
         return lambda: factor * draw()
 
 
 def law_of(name: str, value: object) -> Law:
     """A law as it is, and a number as the law that is always that many seconds; `UsageError` for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
+        check_number(name, value)
         return Constant(value)
     if not isinstance(value, Law) or isinstance(value, type):
         raise UsageError(f"{name} must be seconds or a law such as Lognormal(0.1, 0.5), not {value!r}")

@@ -1,6 +1,5 @@
 """Work over the wire: how simulated replicas get their portions of the data, and account for them."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
@@ -85,7 +84,8 @@ class LedgerHost:
             return
         if number > desk.number:
             desk.number = number
-            self._trace.note("done", replica, incarnation, lease, *itertools.chain(*outcomes))
+            told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
+            self._trace.note("done", replica, incarnation, lease, *told)
             self._books.done(lease, outcomes)
             self._changed()
             self.answer_waiting()

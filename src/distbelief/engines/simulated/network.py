@@ -29,7 +29,7 @@ class Network:
 
     `latency`: of a message one way, seconds or a law. `bandwidth`: bytes per second that a machine sends, and as many
     that it receives. `loss`, `duplication` and `reordering`: the part of the messages that never arrive, arrive twice,
-    or are overtaken by later ones; each in [0, 1), and `loss` at most one half.
+    or are overtaken by later ones; each 1 at most, and `loss` one half.
     """
 
     latency: float | Law = 0.0005

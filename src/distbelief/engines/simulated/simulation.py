@@ -19,6 +19,7 @@ from distbelief.engines.server import shard_specs
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.controller import Controller
 from distbelief.engines.simulated.faults import Death
+from distbelief.engines.simulated.ledger import CONTROLLER
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
@@ -94,7 +95,8 @@ class Simulation:
     async def _lives(self) -> None:
         self._world.loop = asyncio.get_running_loop()
         while (death := await self._life()) is not None:
-            self._world.trace.note("death of the controller")
+            self._world.trace.note("death of controller")
+            self._controller.books.tell("machine", machine=CONTROLLER, there=False)
             if death.back is None:
                 self._lost = Deadlock(
                     f"no progress is possible after {death.at:g} s: the controller is dead for good; "
@@ -104,7 +106,8 @@ class Simulation:
             self._controller.close()
             await asyncio.sleep(death.back)
             self._resume()
-        # Whatever was cancelled has ended once any time has passed.
+        # Whatever was cancelled has ended once any time has passed, which is no part of the run.
+        self._world.stop_clock()
         await asyncio.sleep(1.0)
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             raise InvariantViolated(f"the run is over, and {min(task.get_name() for task in left)} is not")
@@ -122,6 +125,7 @@ class Simulation:
             prepared.module.load_state_dict(prepared.task.build(prepared.seed).state_dict())
         self._world.trace.begin_life()
         self._controller = self._begin(prepared)
+        self._controller.books.tell("machine", machine=CONTROLLER, there=True)
         self._controller.books.tell_resumed(complaints, None)
 
 

@@ -50,7 +50,8 @@ class Trace:
     def pushed(self, shard: int, push: Push, reply: Reply) -> None:
         """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""
         replica, incarnation, sequence = push.replica, push.incarnation, push.sequence
-        self.note("push", shard, replica, incarnation, sequence, reply.verdict, reply.staleness, reply.version)
+        verdict = reply.verdict.name.lower()
+        self.note("push", shard, replica, incarnation, sequence, verdict, reply.staleness, reply.version)
         self.saw(shard, reply.version)
         if not reply.verdict.used or reply.reason == SEEN:
             return

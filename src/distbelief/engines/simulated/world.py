@@ -7,9 +7,10 @@ from typing import final
 from distbelief.chance import derive
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.faults import Plan
-from distbelief.engines.simulated.laws import law_of
+from distbelief.engines.simulated.laws import PerReplica, law_of
 from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
+from distbelief.errors import UsageError
 from distbelief.prepare import Prepared
 from distbelief.server.patience import Patience
 
@@ -30,11 +31,16 @@ class World:
         # Where no call can be lost, nobody watches the clock for one, and a deadlock is seen at once.
         self.patience = _PATIENCE if engine.network.loss or self.plan.loses_messages else None
         law = law_of("compute", engine.compute)
+        if isinstance(law, PerReplica) and (alien := [number for number in law.laws if number >= prepared.replicas]):
+            raise UsageError(
+                f"compute has a law for replica {min(alien)}, but the run has {prepared.replicas} replicas"
+            )
         self.draws = [
             law.draw(random.Random(derive(self.seed, "compute", replica)), replica)
             for replica in range(prepared.replicas)
         ]
         """How long the next batch takes, for each replica."""
+        self._stopped_at: float | None = None
         self._network = engine.network
         self._chance = random.Random(derive(self.seed, "network"))
 
@@ -44,4 +50,10 @@ class World:
 
     def clock(self) -> float:
         """Virtual seconds."""
+        if self._stopped_at is not None:
+            return self._stopped_at
         return 0.0 if self.loop is None else self.loop.time()
+
+    def stop_clock(self) -> None:
+        """What comes now is no part of the run."""
+        self._stopped_at = self.clock()

@@ -78,6 +78,15 @@ class Process:
 
 
 @dataclass
+class Outage:
+    """A time in which a shard's machine, or the controller's, was dead. Times are the run's own."""
+
+    machine: str
+    began: float
+    ended: float | None = None
+
+
+@dataclass
 class Life:
     """One life of the controller. Times are the run's own, which go back where a run is resumed."""
 
@@ -88,6 +97,7 @@ class Life:
     stopped: Event | None = None
     started: Event = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
+    outages: list[Outage] = field(default_factory=list)
     lost_before: float = 0.0
     """Seconds by which the lives before were ahead of this one's beginning, all together."""
 
@@ -124,6 +134,8 @@ class Log:
         match kind:
             case "replica" | "died":
                 _enter(life, event, seconds)
+            case "machine":
+                _note_machine(life, event, seconds)
             case "progress":
                 self._progress(event, seconds)
             case "evaluation":
@@ -223,6 +235,17 @@ def _enter(life: Life, event: Event, seconds: float) -> None:
         same = [Process(replica, incarnation, life.began)]
         life.processes += same
     same[0].ended, same[0].died_of = seconds, _cause(event)
+
+
+def _note_machine(life: Life, event: Event, seconds: float) -> None:
+    """Write down that a machine died, or is back."""
+    machine = str(event.get("machine"))
+    if event.get("there") is False:
+        life.outages.append(Outage(machine, seconds))
+    for outage in life.outages:
+        if event.get("there") is True and outage.machine == machine and outage.ended is None:
+            # What resumes a run has a clock that goes back.
+            outage.ended = max(seconds, outage.began)
 
 
 def _cause(event: Event) -> str:

@@ -154,12 +154,18 @@ def timeline_of(record: Record) -> Picture | None:
     thickness = min(7.0, max(1.0, 60 * (height - 1.2) / max(3, len(told))))
     for life in lives:
         _draw_life(panel, life, rows, size, thickness)
+    away = [(outage, life) for life in record.log.lives for outage in life.outages]
+    for outage, life in away:
+        ends = life.ended if outage.ended is None else outage.ended
+        panel.axvspan(
+            (outage.began + life.lost_before) / size, (ends + life.lost_before) / size, color=DEATH, alpha=0.25
+        )
     for life in record.log.lives[1:]:
         panel.axvline((life.began + life.lost_before) / size, color=GREY, linestyle="--")
     _number(panel, told)
     panel.set_xlabel(unit)
     compact_axis(panel.xaxis)
-    _explain(figure_legend=panel, resumed=len(record.log.lives) > 1)
+    _explain(panel, resumed=len(record.log.lives) > 1, outages=bool(away))
     return Picture("time-line", "replicas over time", *_words(record, lives, told, others), figure)
 
 
@@ -195,7 +201,7 @@ def _number(panel: Axes, told: Sequence[int]) -> None:
     panel.grid(visible=False, axis="y")
 
 
-def _explain(figure_legend: Axes, *, resumed: bool) -> None:
+def _explain(panel: Axes, *, resumed: bool, outages: bool) -> None:
     marks = [
         Line2D([], [], color=COLOURS[0], linewidth=5, label="first process"),
         Line2D([], [], color=COLOURS[5], linewidth=5, label="replacement"),
@@ -203,7 +209,9 @@ def _explain(figure_legend: Axes, *, resumed: bool) -> None:
     ]
     if resumed:
         marks.append(Line2D([], [], color=GREY, linestyle="--", label="resumed"))
-    figure_legend.figure.legend(handles=marks, loc="outside lower center", ncols=2 if resumed else 3)
+    if outages:
+        marks.append(Line2D([], [], color=DEATH, alpha=0.25, linewidth=5, label="server dead"))
+    panel.figure.legend(handles=marks, loc="outside lower center", ncols=3 if len(marks) in (3, 5) else 2)
 
 
 def _words(record: Record, lives: Sequence[Life], told: Sequence[int], others: int) -> tuple[str, str]:
@@ -214,6 +222,10 @@ def _words(record: Record, lives: Sequence[Life], told: Sequence[int], others: i
     caption = (
         f"A row is a replica, and a bar one process of it, from its beginning to its death or the end.{rest}{lost}"
     )
+    gone = [outage for life in record.log.lives for outage in life.outages]
+    if gone:
+        named = ", ".join(dict.fromkeys(outage.machine for outage in gone))
+        caption += f" Where the ground is coloured, a machine of the server was dead: {named}."
     where = f" in {record.tag}" if record.tag else ""
     return caption, f"Time line of {count(len(told), 'replica')}{where}: {count(deaths, 'death')}."
 
