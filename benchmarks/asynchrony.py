@@ -1,91 +1,127 @@
 """What asynchrony does to time-to-accuracy: the runs behind figures 4 and 5, in simulated time with real arithmetic.
 
-The speech task with a small net, 440-64-64-201 rectified (45,449 parameters), batches of 32, three shards' worth of
-network at 10 Gbit/s, 1 ms away. All arms begin with the same warm start, which is in every clock, and get the same
-number of tuning trials: four, on a seed of their own. What is tuned is the learning rate; the arm with backup workers
-spends its trials on two rates at each of two m.
+The speech task with a small net, 440-128-128-201 rectified (98,889 parameters), batches of 32, two shards, a network of
+10 Gbit/s and 1 ms. For each seed one replica makes a warm start with Adagrad; all arms resume from its checkpoint, with
+what Adagrad had summed up if they use it, so that it is in every clock. Each arm gets four tuning trials on a seed of
+their own: rates, and for the synchronous ones rules and m too.
 """
 
 import json
 import math
+import shutil
+import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 import distbelief as db
 from benchmarks.journal import Journal
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, machine
 from benchmarks.targets import reached
 from distbelief.data import rows_of
+from distbelief.errors import Diverged
 
-TARGET = 0.46
-"""Validation accuracy, of every eighth frame. Chosen before the first run of any arm but the warm start's."""
-LIMIT = 192_000
-"""Examples after which a run that is not there is censored."""
-WARM_EXAMPLES = 9_600
+TARGET = 0.60
+"""Validation accuracy, of every eighth frame: what one replica comes to after about 110,000 examples."""
+LIMIT = 1_280_000
+PATIENCE = 100
+"""A run that is not there after so many examples, or so many evaluations without a better one, is censored."""
+WARM_EXAMPLES = 12_800
 BATCH = 32
 EVERY = 3_200
 SEEDS = range(5)
 TUNING_SEED = 100
-MEMORY = Path("/dev/shm")
 NETWORK = db.Network(latency=0.001, bandwidth=1.25e9)
-SPEEDS = {
+PICTURES = Path(__file__).parent.parent / "docs"
+SPEEDS: dict[str, db.Lognormal | db.Spread] = {
     "equal speeds": db.Lognormal(0.1, 0.1),
     "stragglers": db.Spread(db.Lognormal(0.1, 0.3), 0.5),
 }
 """Seconds a batch: all alike but for some jitter, or each of a speed of its own, one in ten half as fast."""
 
 
-class Trial(NamedTuple):
-    """A setting of an arm."""
+class Setting(NamedTuple):
+    """What an arm may choose."""
+
+    rule: str
+    rate: float
+    part: float = 1.0
+    """Of the replicas that a round waits for."""
+
+
+ONE = "one replica"
+ARMS: dict[str, tuple[Setting, ...]] = {
+    ONE: (Setting("SGD", 0.05), Setting("SGD", 0.1), Setting("Adagrad", 0.01), Setting("Adagrad", 0.03)),
+    "synchronous": (Setting("SGD", 0.3), Setting("Adagrad", 0.03), Setting("Adagrad", 0.1), Setting("Adagrad", 0.2)),
+    "backup workers": (
+        Setting("SGD", 0.3, 0.8),
+        Setting("Adagrad", 0.1, 0.6),
+        Setting("Adagrad", 0.1, 0.8),
+        Setting("Adagrad", 0.1, 0.95),
+    ),
+    "Downpour": tuple(Setting("SGD", rate) for rate in (0.003, 0.01, 0.03, 0.1)),
+    "Downpour, scaled": tuple(Setting("SGD", rate) for rate in (0.1, 0.3, 0.5, 1.0)),
+    "Downpour, Adagrad": tuple(Setting("Adagrad", rate) for rate in (0.003, 0.01, 0.03, 0.06)),
+}
+"""Four settings each. An update of the synchronous arms is the mean over many replicas, and bears a higher rate."""
+COLORS = dict(zip(ARMS, ["0.4", "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"], strict=True))
+"""Of each arm, to be told apart by the colour-blind too."""
+
+
+class Cell(NamedTuple):
+    """What is compared."""
 
     arm: str
     replicas: int
     speeds: str
-    rate: float
-    m: int = 1
+
+
+class Trial(NamedTuple):
+    """A cell with a setting."""
+
+    cell: Cell
+    setting: Setting
+
+    @property
+    def m(self) -> int:
+        """Pushes to an update."""
+        synchronous = self.cell.arm in ("synchronous", "backup workers")
+        return max(1, round(self.setting.part * self.cell.replicas)) if synchronous else 1
 
     @property
     def method(self) -> db.Downpour:
         """As the product knows it."""
-        adagrad = "Adagrad" in self.arm
-        admission = db.StalenessScaled() if "scaled" in self.arm else db.Buffered(self.m)
-        rule = db.Adagrad(self.rate) if adagrad else db.SGD(self.rate)
-        return db.Downpour(replicas=self.replicas, shards=2, batch_size=BATCH, optimizer=rule, admission=admission)
+        rule = {"SGD": db.SGD, "Adagrad": db.Adagrad}[self.setting.rule](self.setting.rate)
+        admission = db.StalenessScaled() if "scaled" in self.cell.arm else db.Buffered(self.m)
+        return db.Downpour(replicas=self.cell.replicas, shards=2, batch_size=BATCH, optimizer=rule, admission=admission)
 
     def name(self, seed: int) -> str:
         """Of one of its runs."""
-        return f"{self.arm}, {self.replicas} replicas, {self.speeds}, rate {self.rate:g}, m {self.m}, seed {seed}"
+        arm, replicas, speeds = self.cell
+        return f"{arm}, {replicas} replicas, {speeds}, {self.told}, seed {seed}"
+
+    @property
+    def told(self) -> str:
+        """What was chosen, in words."""
+        return f"{self.setting.rule} {self.setting.rate:g}" + (f", m {self.m}" if self.m > 1 else "")
 
 
-ARMS: dict[str, tuple[float, ...]] = {
-    "synchronous": (0.1, 0.3, 1.0, 3.0),
-    "backup workers": (0.3, 1.0),
-    "Downpour": (0.01, 0.03, 0.1, 0.3),
-    "Downpour, Adagrad": (0.003, 0.01, 0.03, 0.1),
-    "Downpour, Adagrad, scaled": (0.01, 0.03, 0.1, 0.3),
-}
-"""Learning rates that are tried. An update of the first two is the mean over many replicas, and bears a higher one."""
-ONE = "one replica"
-
-
-def trials(arm: str, replicas: int, speeds: str) -> list[Trial]:
+def trials(cell: Cell) -> list[Trial]:
     """The four settings that an arm may choose from."""
-    if arm == ONE:
-        return [Trial(arm, 1, speeds, rate) for rate in (0.03, 0.1, 0.2, 0.4)]
-    rounds = {"synchronous": [replicas], "backup workers": [replicas * 4 // 5, replicas * 9 // 10]}.get(arm, [1])
-    return [Trial(arm, replicas, speeds, rate, m) for m in rounds for rate in ARMS[arm]]
+    return [Trial(cell, setting) for setting in ARMS[cell.arm]]
 
 
 def task() -> db.Task:
-    """Frames of one hour of speech; every eighth one of the validation set chooses."""
-    whole = db.tasks.speech(hours=1, width=64, layers=2, progress=False)
+    """Frames of two hours of speech; every eighth one of the validation set chooses."""
+    whole = db.tasks.speech(width=128, layers=2, progress=False)
     rows = rows_of(whole.validation, "validation", None)[0]
     return db.Task(
         whole.model,
@@ -96,91 +132,112 @@ def task() -> db.Task:
     )
 
 
-def warm_start(folder: Path) -> dict[str, Any]:
-    """Train one replica for a while; its model is kept in `folder`."""
-    run = db.train(
+def _train(method: db.Downpour, speeds: str, seed: int, until: db.Until, directory: Path) -> db.Run:
+    return db.train(
         task(),
-        db.Downpour(replicas=1, shards=2, batch_size=BATCH, optimizer=db.SGD(0.1)),
-        engine=db.Simulated(compute=SPEEDS["equal speeds"], network=NETWORK),
-        until=db.Until(examples=WARM_EXAMPLES),
-        directory=folder,
+        method,
+        engine=db.Simulated(compute=SPEEDS[speeds], network=NETWORK),
+        until=until,
+        evaluate_every=db.Every(examples=EVERY),
+        checkpoint_every=db.Every(seconds=1e9),
+        directory=directory,
+        resume=True,
+        seed=seed,
         progress=False,
     )
-    return run.summary
+
+
+def warm_start(seed: int, directory: Path) -> None:
+    """Train one replica for a while; what it comes to is kept in a directory that can be resumed."""
+    method = db.Downpour(replicas=1, shards=2, batch_size=BATCH, optimizer=db.Adagrad(0.01))
+    _train(method, "equal speeds", seed, db.Until(examples=WARM_EXAMPLES), directory)
 
 
 def run(trial: Trial, seed: int, warm: Path) -> dict[str, Any]:
-    """Train from the warm start to the target or the limit; what of it is drawn."""
+    """Train from a warm start to the target or the limit; what of it is drawn. What diverges is censored there."""
     torch.set_num_threads(1)
-    offset = json.loads((warm / "summary.json").read_text())
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        done = db.train(
-            task(),
-            trial.method,
-            engine=db.Simulated(compute=SPEEDS[trial.speeds], network=NETWORK),
-            start=warm,
-            until=db.Until(examples=LIMIT, target={"accuracy": TARGET}),
-            evaluate_every=db.Every(examples=EVERY),
-            checkpoint_every=db.Every(seconds=1e9),
-            directory=Path(folder) / "run",
-            seed=seed,
-            progress=False,
-        )
-    s = done.summary
-    start = {"seconds": 0.0, "examples": 0, "updates": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "run"
+        shutil.copytree(warm, directory)
+        summary = json.loads((warm / "summary.json").read_text())
+        until = db.Until(examples=LIMIT, target={"accuracy": TARGET}, patience=PATIENCE)
+        try:
+            summary = _train(trial.method, trial.cell.speeds, seed, until, directory).summary
+        except Diverged:
+            summary |= {"staleness_histogram": [[0]]}
     history = [
-        {
-            "seconds": round(row["seconds"] + offset["seconds"], 3),
-            "examples": row["examples"] + offset["examples"],
-            "updates": row["updates"] + offset["updates"],
-            "accuracy": round(row["accuracy"], 4),
-        }
-        for row in [{**start, "accuracy": offset["metrics"]["accuracy"]}, *done.history]
+        {name: round(row[name], 4) for name in ("seconds", "examples", "updates", "accuracy")}
+        for row in summary["history"]
     ]
     return {
         "history": history,
-        "staleness": np.sum(_padded(s["staleness_histogram"]), axis=0).tolist(),
-        "dropped": s["account"]["dropped"],
-        "bytes": s["bytes"],
+        "staleness": _summed(summary["staleness_histogram"]),
+        "dropped": summary["account"]["dropped"],
     }
 
 
-def _padded(histograms: Sequence[Sequence[int]]) -> list[list[int]]:
-    longest = max(map(len, histograms))
-    return [[*one, *[0] * (longest - len(one))] for one in histograms]
+def _summed(histograms: Sequence[Sequence[int]]) -> list[int]:
+    total = np.zeros(max(map(len, histograms)), dtype=np.int64)
+    for histogram in histograms:
+        total[: len(histogram)] += histogram
+    return [int(count) for count in total]
 
 
-def seconds(found: dict[str, Any]) -> float:
-    """To the target, the warm start included; infinite for a run that is censored."""
+def cost(found: Mapping[str, Any], field: str = "seconds") -> float:
+    """To the target, the warm start included: seconds, examples or updates; infinite for a run that is censored."""
     row = reached(found["history"], TARGET, math.inf)
-    return math.inf if row is None else float(row["seconds"])
+    return math.inf if row is None else float(row[field])
+
+
+def middle(runs: Sequence[Mapping[str, Any]], field: str = "seconds") -> float:
+    """Median of what it took to the target; infinite where most runs are censored."""
+    return statistics.median(cost(run, field) for run in runs)
+
+
+def facts() -> dict[str, Any]:
+    """What the figures depend on."""
+    ends = {"target": TARGET, "limit": LIMIT, "patience": PATIENCE, "warm_examples": WARM_EXAMPLES}
+    return {"machine": machine(), **ends, "seeds": len(SEEDS)}
+
+
+def show(found: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """A row a cell."""
+    table = Table("arm", "replicas", "speeds", "chosen", "seconds: median", "least", "most", "examples", "never")
+    for cell, entry in found.items():
+        times = [cost(run) for run in entry["runs"]]
+        never = sum(math.isinf(time) for time in times)
+        row = [f"{time:.1f}" for time in (statistics.median(times), min(times), max(times))]
+        examples = f"{middle(entry['runs'], 'examples'):,.0f}"
+        table.add_row(*map(str, cell), entry["chosen"], *row, examples, f"{never} of {len(times)}")
+    Console(width=140).print(table)
 
 
 def _merit(found: dict[str, Any]) -> tuple[float, float]:
-    return -seconds(found), max(row["accuracy"] for row in found["history"])
+    return -cost(found), max(row["accuracy"] for row in found["history"])
 
 
+@final
 class Study:
     """Runs, as they are needed, on all cores; those that have been made are kept, so that they can be interrupted."""
 
-    def __init__(self, total: int) -> None:
-        settings = {"target": TARGET, "limit": LIMIT, "warm": WARM_EXAMPLES, "arms": ARMS, "every": EVERY}
-        self._journal = Journal(RESULTS / "asynchrony.partial.json", settings, total)
-        self._warm = RESULTS / "asynchrony-warm"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for seed in (*SEEDS, TUNING_SEED):
+            warm_start(seed, folder / str(seed))
 
-    def cells(self, cells: Iterable[tuple[str, int, str]]) -> dict[tuple[str, int, str], dict[str, Any]]:
-        """For each (arm, replicas, speeds): the best trial, what the others brought, and its runs of all seeds."""
-        wanted = list(cells)
-        if not (self._warm / "summary.json").exists():
-            warm_start(self._warm)
-        self._make((trial, TUNING_SEED) for cell in wanted for trial in trials(*cell))
-        best = {cell: max(trials(*cell), key=lambda trial: _merit(self._found(trial, TUNING_SEED))) for cell in wanted}
+    def cells(self, wanted: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+        """For each: what its best trial chose, what the others brought, and its runs of all seeds."""
+        settings = {"target": TARGET, "ends": [LIMIT, PATIENCE], "warm": WARM_EXAMPLES, "every": EVERY, "arms": ARMS}
+        settings |= {"batch": BATCH, "speeds": str(SPEEDS), "network": str(NETWORK), "tuning": TUNING_SEED}
+        total = sum(len(trials(cell)) + len(SEEDS) for cell in wanted)
+        self._journal = Journal(RESULTS / "asynchrony.partial.json", settings, total)
+        self._make((trial, TUNING_SEED) for cell in wanted for trial in trials(cell))
+        best = {cell: max(trials(cell), key=lambda trial: _merit(self._found(trial, TUNING_SEED))) for cell in wanted}
         self._make((best[cell], seed) for cell in wanted for seed in SEEDS)
         return {
             cell: {
-                "rate": best[cell].rate,
-                "m": best[cell].m,
-                "trials": {f"{t.rate:g}, m {t.m}": seconds(self._found(t, TUNING_SEED)) for t in trials(*cell)},
+                "chosen": best[cell].told,
+                "trials": {trial.told: cost(self._found(trial, TUNING_SEED)) for trial in trials(cell)},
                 "runs": [self._found(best[cell], seed) for seed in SEEDS],
             }
             for cell in wanted
@@ -190,11 +247,13 @@ class Study:
         found: dict[str, Any] = self._journal.runs[trial.name(seed)]
         return found
 
-    def _make(self, runs: Iterator[tuple[Trial, int]]) -> None:
+    def _make(self, runs: Iterable[tuple[Trial, int]]) -> None:
         missing = {trial.name(seed): (trial, seed) for trial, seed in runs}
         for name in self._journal.runs:
             missing.pop(name, None)
         with ProcessPoolExecutor() as pool:
-            running = {name: pool.submit(run, trial, seed, self._warm) for name, (trial, seed) in missing.items()}
-            for name, future in running.items():
-                self._journal.once(name, future.result)
+            names = {
+                pool.submit(run, trial, seed, self._folder / str(seed)): name for name, (trial, seed) in missing.items()
+            }
+            for future in as_completed(names):
+                self._journal.keep(names[future], future.result())

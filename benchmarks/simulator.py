@@ -189,7 +189,7 @@ def main() -> None:
     speeds = [callbacks_per_second(2 * pushes) for _ in range(repeats)]
     seconds = [thousand(pushes) for _ in range(repeats)]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    calibrations = [Calibration(name, 2.0 if quick else 10.0) for name in ("digits", "speech")]
+    calibrations = [Calibration(name, 2.0 if quick else 6.0) for name in ("digits", "speech")]
     for _ in range(repeats):
         for calibration in calibrations:
             calibration.turn()

@@ -238,8 +238,9 @@ def test_divergence_leaves_no_push_and_no_fetch_under_way() -> None:
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
-def test_a_replica_that_is_told_to_stop_pushes_what_it_has_and_gives_the_rest_back(overlap: int) -> None:
-    asked = iter([False] * 5 + [True] * 10)
+@pytest.mark.parametrize("answers", [10, 11], ids=["before a fetch", "while it fetched"])
+def test_a_replica_that_is_told_to_stop_pushes_what_it_has_and_gives_the_rest_back(answers: int, overlap: int) -> None:
+    asked = iter([False] * answers + [True] * 10)
     work = Portions((0, 10), (10, 20))
     recording = run_replica(
         method(n_push=3), work, toward(1.0), layout=LAYOUT, overlap=overlap, stopping=lambda: next(asked)

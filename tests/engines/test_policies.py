@@ -10,6 +10,7 @@ from tests import problems
 
 EXAMPLES = 640
 EPOCHS = 5
+REPLICAS = 3
 POLICIES: list[Admission] = [
     db.Asynchronous(),
     db.StalenessScaled(),
@@ -26,7 +27,7 @@ ENGINES = {"local": db.Local(threads=1), "simulated": db.Simulated(compute=db.Lo
 def test_a_policy_keeps_its_word(tmp_path: Path, policy: Admission, engine: db.Local | db.Simulated) -> None:
     run = db.train(
         problems.task(),
-        db.Downpour(replicas=3, shards=2, optimizer=db.Adagrad(0.05), admission=policy),
+        db.Downpour(replicas=REPLICAS, shards=2, optimizer=db.Adagrad(0.05), admission=policy),
         engine=engine,
         until=db.Until(epochs=EPOCHS),
         directory=tmp_path / "run",
@@ -39,6 +40,8 @@ def test_a_policy_keeps_its_word(tmp_path: Path, policy: Admission, engine: db.L
         assert s["staleness"]["max"] <= policy.versions
     elif policy.round > 1:
         assert s["staleness"]["max"] == 0, "nothing of one round is used in the next"
+        if policy.round == REPLICAS:
+            assert s["account"]["dropped"] <= 4 * 32, "nobody is late but where the data end"
     else:
         assert s["account"]["dropped"] == s["rejected"] == 0
     if isinstance(engine, db.Simulated) and policy == db.Bounded(0):

@@ -214,10 +214,29 @@ def test_a_round_that_no_one_else_can_fill_is_closed(living: int) -> None:
     assert shard.version == 0
     shard.set_living(range(living))
     assert (shard.version, shard.pushes) == (1, 2)
-    assert torch.equal(shard.parameters, -1.5 * ONES)
+    assert torch.equal(shard.parameters, -ONES), "two of three move it by two thirds of their mean"
     shard.set_living(range(living))
     assert shard.version == 1
     shard.check()
+
+
+@pytest.mark.parametrize("living", [[0], []], ids=["one living", "stopped"])
+def test_a_round_of_one_push_moves_the_parameters_by_its_part(living: list[int]) -> None:
+    shard = buffered(3, 3)
+    shard.set_living(living)
+    assert shard.push(make_push(3 * ONES, 1)).verdict is Verdict.APPLIED
+    assert torch.equal(shard.parameters, -ONES)
+    shard.set_living([0], alone=True)
+    shard.push(make_push(3 * ONES, 2, version=1))
+    assert torch.equal(shard.parameters, -4 * ONES), "a warm start takes whole steps"
+    shard.check()
+
+
+def test_a_round_of_more_than_there_are_replicas_is_the_mean_over_these() -> None:
+    shard = buffered(9, 2, replicas=2)
+    for replica in range(2):
+        shard.push(make_push((1 + 2 * replica) * ONES, 1, replica=replica))
+    assert torch.equal(shard.parameters, -2 * ONES)
 
 
 def test_a_round_leaves_nothing_for_the_next() -> None:

@@ -123,6 +123,11 @@ class Ledger:
         return {holder for _, holder in self._leases.values()}
 
     @property
+    def warming_up(self) -> bool:
+        """Whether one holder works alone."""
+        return self.total.total < self._warmstart
+
+    @property
     def finished(self) -> bool:
         """Whether all work is done, or the ledger was stopped and every lease has ended."""
         return not self._leases and (self.stopped or (self._waiting is None and self._exhausted))
@@ -148,14 +153,18 @@ class Ledger:
         """Examples in the batches [start, stop) of an epoch; the last batch may be smaller."""
         return min(stop * self.batch_size, self.examples) - start * self.batch_size
 
+    def ask(self, holder: int) -> None:
+        """Somebody wants work. Where several do at once, all of them ask before the first is answered."""
+        self._asked.add(holder)
+
     def lease(self, holder: int) -> Grant:
         """Work for a holder, or why there is none."""
-        self._asked.add(holder)
+        self.ask(holder)
         if self.stopped or self.finished:
             return Grant(None, Reason.FINISHED)
         if len(self._asked) < self._quorum:
             return Grant(None, Reason.GATHERING)
-        if self.total.total < self._warmstart:
+        if self.warming_up:
             if self._alone is None:
                 self._alone = holder
             if self._alone != holder:

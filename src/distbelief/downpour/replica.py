@@ -101,6 +101,9 @@ class DownpourReplica:
             if self.stopping():
                 break
             await self._fetch()
+            # It may have waited until the run was stopped: what it would compute now is in nobody's round.
+            if self.stopping():
+                break
             gradient = await self.source.gradient(lease.epoch, batch)
             self._hand_over.accrue(gradient, self._versions)
             self._account.accrued(batch, gradient.examples)

@@ -123,7 +123,7 @@ class Books:
         self._born = clock()
         self._began: float | None = None
         self._ended = 0.0
-        self._living: set[int] = set()
+        self._living: tuple[set[int], bool] = set(), False
         self._next_progress = 0.0
 
     def close(self) -> None:
@@ -179,9 +179,10 @@ class Books:
     def count_living(self) -> None:
         """Tell the shards which replicas hold leases, if that has changed."""
         living = set() if self.ledger.stopped else self.ledger.holders
-        if living != self._living:
-            self._living = living
-            self._server.set_living(living)
+        alone = self.ledger.warming_up
+        if (living, alone) != self._living:
+            self._living = living, alone
+            self._server.set_living(living, alone=alone)
 
     def left(self, seat: Seat) -> Row:
         """Nobody sits on a seat any more: keep what was done there. Returns it."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from distbelief.downpour.ledger import LastPush, last_push
 from distbelief.ports import Slice
 from distbelief.prepare import Prepared
+from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec, Snapshot
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
@@ -17,11 +18,16 @@ from distbelief.server.shard import Shard
 
 
 def shard_specs(prepared: Prepared) -> list[ShardSpec]:
-    """What each shard of a run is."""
+    """What each shard of a run is.
+
+    Where replicas are paced, the first shard keeps the pace for all: two shards that have not seen the same pushes may
+    each have another replica wait, for ever.
+    """
     method, layout = prepared.method, prepared.layout
+    others = method.admission if method.admission.lead is None else Asynchronous()
     return [
-        ShardSpec(high - low, layout.dtype, method.optimizer, method.admission, prepared.replicas)
-        for low, high in itertools.pairwise(layout.borders)
+        ShardSpec(high - low, layout.dtype, method.optimizer, others if number else method.admission, prepared.replicas)
+        for number, (low, high) in enumerate(itertools.pairwise(layout.borders))
     ]
 
 
@@ -65,10 +71,10 @@ class Server:
         for number, shard in enumerate(self._shards):
             shard.fetch(self._layout.part(into, number))
 
-    def set_living(self, replicas: Collection[int]) -> None:
-        """Tell every shard which replicas hold leases."""
+    def set_living(self, replicas: Collection[int], *, alone: bool) -> None:
+        """Tell every shard which replicas hold leases, and whether one of them makes a warm start."""
         for shard in self._shards:
-            shard.set_living(replicas)
+            shard.set_living(replicas, alone=alone)
 
     def died(self, replica: int, incarnation: int) -> LastPush | None:
         """What the shards know of a dead replica's last push; they take no more from it."""

@@ -22,7 +22,7 @@ class Admission(Protocol):
     1. `round` is how many pushes one update of a round takes; 1 where pushes are applied one by one. Where it is more,
        the replicas begin together, and the shard keeps a vector for the sum of a round.
     2. `admit` sees the staleness of a push, how many the shard holds for the present round, and how many replicas live.
-       It answers APPLIED (with all that is held, as their mean), HELD, or a refusal.
+       It answers APPLIED (with all that is held), HELD, or a refusal.
     3. `lead` is how many steps a replica may be ahead of the slowest living one when it fetches; None: any number.
     """
 
@@ -107,7 +107,8 @@ class Paced:
     """Nobody is more than `steps` batches ahead of the slowest living replica; nothing is refused (Ho et al. 2013).
 
     It is the next fetch that waits, so that a replica which fetches every n batches may be n - 1 more ahead. 0 keeps
-    all in step; those who hold no lease, or are dead, hold nobody up.
+    all in step; those who hold no lease, or are dead, hold nobody up. A batch counts when it is pushed: one whose
+    gradient is not finite never is. The first shard keeps the pace for all.
     """
 
     steps: int
@@ -136,7 +137,8 @@ class Buffered:
     """The mean of m pushes is one update; what comes late for its round is dropped (Chen et al. 2016).
 
     m = 1 is asynchronous, m below the number of replicas is synchronous with backup workers, m equal to it is
-    synchronous. m counts no more than the living holders of leases, so a death or the end of the data closes a round.
+    synchronous. No round waits for more than the living holders of leases, so a death or the end of the data closes
+    one; it is divided by m all the same (by the number of replicas, if that is less).
     """
 
     m: int

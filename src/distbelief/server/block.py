@@ -17,6 +17,7 @@ from distbelief.server.rules import Rule
 VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST, SLOWEST = range(8)
 # Of the update under way: the slot it is for (or 0, or NOBODY), then what will be true once it has ended.
 APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES, NEXT_CLOCK = range(8, 15)
+ALONE = 15
 NOBODY = -1
 HEADER = 16
 BINS = 4096

@@ -70,8 +70,8 @@ class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
 
     Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it, unless some shard turned the
-    push away: then nothing is waited for. With `patience`, calls are
-    made again until they are answered, over links that lose messages.
+    push away: then nothing is waited for. With `patience`, calls are made again until they are answered, over links
+    that lose messages.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class Client:
             versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
             self.fetched_bytes += part.nbytes
 
-        await self._at_each_shard(one)
+        # Where it may have to wait first, so that what others hold is not old by then.
+        await self._at_each([shard for shard in self._turn if self._at_least[shard]], one)
+        await self._at_each([shard for shard in self._turn if not self._at_least[shard]], one)
         return tuple(versions)
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
@@ -124,7 +126,7 @@ class Client:
             replies[shard] = await insist(self._patience, lambda: link.push(push))
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
-        await self._at_each_shard(one)
+        await self._at_each(self._turn, one)
         told = [replies[shard] for shard in range(len(self.links))]
         # Who was turned away at a shard is missing in its round, and must not wait for another shard's: those who wait
         # there for that round may be whom the other one waits for.
@@ -132,14 +134,14 @@ class Client:
         self._at_least = [0 if turned_away else reply.at_least for reply in told]
         return told
 
-    async def _at_each_shard(self, one: Callable[[int], Coroutine[None, None, None]]) -> None:
+    async def _at_each(self, shards: Sequence[int], one: Callable[[int], Coroutine[None, None, None]]) -> None:
         """At one after the other where they answer at once, else at all together."""
         if self._in_turn:
-            for shard in self._turn:
+            for shard in shards:
                 await one(shard)
-        else:
+        elif shards:
             async with asyncio.TaskGroup() as group:
-                for shard in self._turn:
+                for shard in shards:
                     group.create_task(one(shard))
 
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:

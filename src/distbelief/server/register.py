@@ -154,7 +154,7 @@ class Register:
         """Tell which replicas hold leases; True if the open round is full with these.
 
         Who begins to live is put where the slowest of the others is, if that is further: it holds nobody up for what
-        it has not done before.
+        it has not done before. Where there are no others, all are put where the furthest of them is.
         """
         numbers, living = self.numbers, set(replicas)
         if self.lead is not None:
@@ -166,7 +166,9 @@ class Register:
         numbers = self.numbers
         for slot in map(slot_of, range(self._replicas)):
             numbers[slot + LIVES] &= slot in living
-        slowest = self._slowest() % NEVER
+        there = [numbers[slot + CLOCK] for slot in living if numbers[slot + LIVES]]
+        # Where nobody is, they begin together.
+        slowest = min(there) if there else max((numbers[slot + CLOCK] for slot in living), default=0)
         for slot in living:
             if not numbers[slot + LIVES]:
                 numbers[slot + CLOCK] = max(numbers[slot + CLOCK], slowest)

@@ -25,6 +25,7 @@ from distbelief.errors import InvariantViolated
 from distbelief.ports import Push, Reply, Slice, Verdict
 from distbelief.server.admission import Decision
 from distbelief.server.block import (
+    ALONE,
     BINS,
     EXAMPLES,
     GENERATION,
@@ -62,6 +63,7 @@ class Shard:
         flat = memory[8 * spec.numbers : spec.nbytes].view(spec.dtype)
         self.vectors = dict(zip(spec.vectors, flat.split(spec.elements), strict=True))
         self.parameters = self.vectors["parameters"]
+        self._full = max(1, min(spec.admission.round, spec.replicas))
         self._reached = VERSION if spec.admission.lead is None else SLOWEST
         self._state = tuple(self.vectors[name] for name in spec.rule.state)
         self._step = torch.zeros(())
@@ -134,9 +136,9 @@ class Shard:
             register.begin(slot, push, verdict)
             if verdict is Verdict.HELD:
                 self._hold(push.slices, push.gradients)
-            elif verdict is Verdict.APPLIED and header[HELD]:
+            elif verdict is Verdict.APPLIED and self._full > 1:
                 self._hold(push.slices, push.gradients)
-                self._close_round(header[HELD] + 1)
+                self._close_round()
             elif verdict is Verdict.APPLIED and push.slices:
                 self._update(push.slices, push.gradients, scale)
             register.commit()
@@ -152,8 +154,12 @@ class Shard:
         if slices:
             torch._foreach_add_([total[s.start : s.stop] for s in slices], list(gradients))
 
-    def _close_round(self, pushes: int) -> None:
-        mean = self.vectors["round"].div_(pushes)
+    def _close_round(self) -> None:
+        # By the pushes of a full round, also where some are missing, since their pushers died or the data end: it is
+        # the whole that the learning rate was chosen for. So an epoch moves the parameters as far, whoever is there,
+        # and the few pushes that are left at the end of a run do no harm.
+        # The one who makes a warm start is a whole of its own.
+        mean = self.vectors["round"].div_(1 if self._header[ALONE] else self._full)
         self._update((Slice(0, self.spec.elements),), (mean,), 1.0)
 
     def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float) -> None:
@@ -167,14 +173,14 @@ class Shard:
         lr = rate(self.spec.rule.lr, self._header[EXAMPLES])
         self.spec.rule.update_(parameters, gradients, state, self._step, scale * lr)
 
-    def set_living(self, replicas: Iterable[int]) -> None:
-        """Tell which replicas hold leases; a round that now is full is closed."""
+    def set_living(self, replicas: Iterable[int], *, alone: bool = False) -> None:
+        """Tell which replicas hold leases; a round that now is full is closed. `alone`: one makes a warm start."""
         with self.lock:
             self._register.recover()
+            self._header[ALONE] = alone
             if self._register.set_living(replicas):
-                held = self._header[HELD]
                 self._register.begin_closing()
-                self._close_round(held)
+                self._close_round()
                 self._register.commit()
 
     def fence(self, replica: int, incarnation: int) -> Standing | None:

@@ -271,7 +271,10 @@ class Controller:
 
     def _answer_waiting(self) -> None:
         """Answer all requests for work that can be answered now."""
-        grants = [(seat, self._ledger.lease(seat.replica)) for seat in self._seats if seat.waiting and seat.process]
+        asking = [seat for seat in self._seats if seat.waiting and seat.process]
+        for seat in asking:
+            self._ledger.ask(seat.replica)
+        grants = [(seat, self._ledger.lease(seat.replica)) for seat in asking]
         # Before any of them can push: a round counts the holders of leases.
         self.books.count_living()
         for seat, (lease, reason) in grants:

@@ -177,7 +177,8 @@ class Controller:
             for host in self._hosts
             for who, (at_least, _) in host.waiting.items()
         ]
-        lines += [f"{seat.machine} waits for work" for seat in self._seats if self._ledger.waits(seat.replica)]
+        idle = (s.machine for s in self._seats if self._ledger.waits(s.replica))
+        lines += [f"{machine} waits for work" for machine in idle if not any(machine in h.waiting for h in self._hosts)]
         who = "; ".join(lines[:_TOLD]) or error
         told = Deadlock(f"no progress is possible after {round(self._world.clock(), 3):g} s: {who}")
         if lines:
@@ -240,7 +241,7 @@ class Controller:
         self._board.stop()
 
     def _look_whether_over(self) -> None:
-        if self._dying or any(seat.task for seat in self._seats):
+        if self._over.done() or self._dying or any(seat.task for seat in self._seats):
             return
         if self.books.ledger.finished:
             self._over.set_result(None)
@@ -282,11 +283,12 @@ class Controller:
         client = Client(
             prepared.layout, links, replica=seat.replica, incarnation=seat.incarnation, patience=world.patience
         )
+        work = SimulatedWork(self._wire, self._ledger, seat.replica, seat.incarnation, world.patience)
         replica = DownpourReplica(
             prepared.method,
             client=client,
             source=TimedGradients(self._shared, seat.replica, seat.parameters, draw=seat.draw, plan=world.plan),
-            work=SimulatedWork(self._wire, self._ledger, seat.replica, seat.incarnation, world.patience),
+            work=work,
             parameters=seat.parameters,
             overlap=self._overlap,
             stopping=lambda: self._board.stopping,
@@ -294,9 +296,9 @@ class Controller:
         )
         self._trace.note("begin", seat.replica, seat.incarnation)
         self.books.tell("replica", replica=seat.replica, incarnation=seat.incarnation, pid=None)
-        seat.task = asyncio.create_task(self._work(seat, replica), name=f"{seat.machine}.{seat.incarnation}")
+        seat.task = asyncio.create_task(self._work(seat, replica, work), name=f"{seat.machine}.{seat.incarnation}")
 
-    async def _work(self, seat: Seat, replica: DownpourReplica) -> None:
+    async def _work(self, seat: Seat, replica: DownpourReplica, work: SimulatedWork) -> None:
         try:
             await replica.run()
         except DistBeliefError as error:
@@ -317,6 +319,8 @@ class Controller:
             seat.task, seat.state = None, "done"
             seat.worked = bool(self.books.left(seat).examples)
             self._look_whether_over()
+        finally:
+            work.close()
 
     def _watch(self, seat: Seat, row: Row) -> None:
         """A replica has done a step."""
@@ -391,23 +395,28 @@ class Controller:
         self._wire.down.add(host.machine)
         host.forget()
         if death.back is None:
-            self._return(host)
+            # Its memory is sound, so that what was reached can be written.
+            self._restore(host)
             self.fail(Deadlock(f"no progress is possible after {death.at:g} s: {host.machine} is dead for good"))
         else:
             self._at(death.over, self._return, host)
 
     def _return(self, host: ShardHost) -> None:
-        """A shard's host begins again with what was written down last."""
+        """A shard's host begins again."""
+        self._restore(host)
+        self.books.tell("machine", machine=host.machine, there=True)
+
+    def _restore(self, host: ShardHost) -> None:
+        """Give a shard what was written down last."""
         shard = host.shard
         self._generation += 1
         shard.restore_(self._snapshots[host.number], self._generation)
         for seat in self._seats:
             shard.fence(seat.replica, seat.incarnation - (seat.task is not None))
-        shard.set_living(self.books.ledger.holders)
+        shard.set_living(self.books.ledger.holders, alone=self.books.ledger.warming_up)
         self._trace.note("return of", host.machine)
         self._trace.restored()
         self._wire.down.discard(host.machine)
-        self.books.tell("machine", machine=host.machine, there=True)
 
     def _keep(self, event: Event, run: LiveRun) -> None:
         """What a shard's host finds when it begins again."""

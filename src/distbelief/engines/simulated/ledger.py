@@ -1,5 +1,6 @@
 """Work over the wire: how simulated replicas get their portions of the data, and account for them."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
@@ -27,13 +28,13 @@ class Bookkeeper(Protocol):
 
 
 class _Desk:
-    """What one replica has asked, and was answered."""
+    """What one replica has asked and told, and the last lease it was given, in case that the answer was lost."""
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
-        self.number = 0
-        self.reply: Lease | None = None
-        """The last one, in case that it was lost."""
+        self.asked = 0
+        self.told = 0
+        self.lease: Lease | None = None
 
 
 @final
@@ -67,12 +68,14 @@ class LedgerHost:
 
     def lease(self, replica: int, incarnation: int, number: int, answer: Answer) -> None:
         """A replica asks for work."""
-        if (desk := self._desk(replica, incarnation, number)) is None:
+        desk = self._desk(replica, incarnation)
+        if desk is None or number < desk.asked:
             return
-        if number == desk.number and replica not in self._waiting:
-            answer(desk.reply, SMALL)
+        if number == desk.asked and replica not in self._waiting:
+            answer(desk.lease, SMALL)
             return
-        desk.number = number
+        desk.asked = number
+        self._books.ledger.ask(replica)
         self._waiting[replica] = answer
         self.answer_waiting()
 
@@ -80,10 +83,11 @@ class LedgerHost:
         self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: Answer
     ) -> None:
         """A replica accounts for a lease."""
-        if (desk := self._desk(replica, incarnation, number)) is None:
+        desk = self._desk(replica, incarnation)
+        if desk is None or number < desk.told:
             return
-        if number > desk.number:
-            desk.number = number
+        if number > desk.told:
+            desk.told = number
             told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
             self._trace.note("done", replica, incarnation, lease, *told)
             self._books.done(lease, outcomes)
@@ -108,18 +112,21 @@ class LedgerHost:
             self._trace.note("lease", replica, desk.incarnation, lease.number if lease else "none")
             if lease is not None:
                 self._books.leased()
-            desk.reply = lease
+            desk.lease = lease
             self._waiting.pop(replica)(lease, SMALL)
 
-    def _desk(self, replica: int, incarnation: int, number: int) -> _Desk | None:
-        """The desk of a request, unless it comes from the dead, or is late."""
+    def _desk(self, replica: int, incarnation: int) -> _Desk | None:
+        """The desk of a replica, unless it is dead."""
         desk = self._desks.get(replica)
-        return None if desk is None or desk.incarnation != incarnation or number < desk.number else desk
+        return None if desk is None or desk.incarnation != incarnation else desk
 
 
 @final
 class SimulatedWork:
-    """`WorkSource` of one replica, by messages to the controller."""
+    """`WorkSource` of one replica, by messages to the controller.
+
+    One lease is asked for ahead, so that a replica need not wait for the next, nor leaves a round between two.
+    """
 
     def __init__(
         self, wire: Wire, host: LedgerHost, replica: int, incarnation: int, patience: Patience | None = None
@@ -129,23 +136,32 @@ class SimulatedWork:
         self._replica = replica
         self._incarnation = incarnation
         self._patience = patience
-        self._number = 0
+        self._asked = 0
+        self._told = 0
+        self._ahead: asyncio.Task[Lease | None] | None = None
 
     async def lease(self) -> Lease | None:
         """The next portion."""
-        host, replica, incarnation, number = self._next()
-        lease: Lease | None = await self._ask(lambda answer: host.lease(replica, incarnation, number, answer))
+        lease = await (self._ahead or self._next())
+        self._ahead = None if lease is None else self._next()
         return lease
 
     async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
         """Account for a lease."""
-        host, replica, incarnation, number = self._next()
-        account = tuple(outcomes)
-        await self._ask(lambda answer: host.done(replica, incarnation, number, lease.number, account, answer))
+        self._told += 1
+        who, number, account = (self._replica, self._incarnation), self._told, tuple(outcomes)
+        await self._ask(lambda answer: self._host.done(*who, number, lease.number, account, answer))
 
-    def _next(self) -> tuple[LedgerHost, int, int, int]:
-        self._number += 1
-        return self._host, self._replica, self._incarnation, self._number
+    def close(self) -> None:
+        """Ask for nothing more: the replica is dead."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+
+    def _next(self) -> asyncio.Task[Lease | None]:
+        """Ask for a lease."""
+        self._asked += 1
+        who, number = (self._replica, self._incarnation), self._asked
+        return asyncio.create_task(self._ask(lambda answer: self._host.lease(*who, number, answer)))
 
     async def _ask(self, serve: Callable[[Answer], object]) -> Any:
         machine = f"replica {self._replica}"
