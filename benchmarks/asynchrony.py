@@ -60,9 +60,9 @@ class Setting(NamedTuple):
 ONE = "one replica"
 ARMS: dict[str, tuple[Setting, ...]] = {
     ONE: (Setting("SGD", 0.05), Setting("SGD", 0.1), Setting("Adagrad", 0.01), Setting("Adagrad", 0.03)),
-    "synchronous": (Setting("SGD", 0.3), Setting("Adagrad", 0.03), Setting("Adagrad", 0.1), Setting("Adagrad", 0.2)),
+    "synchronous": tuple(Setting("Adagrad", rate) for rate in (0.03, 0.1, 0.2, 0.4)),
     "backup workers": (
-        Setting("SGD", 0.3, 0.8),
+        Setting("Adagrad", 0.2, 0.6),
         Setting("Adagrad", 0.1, 0.6),
         Setting("Adagrad", 0.1, 0.8),
         Setting("Adagrad", 0.1, 0.95),

@@ -98,9 +98,11 @@ def main() -> None:
 
 
 def _costs(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """What a run took to the target; null where it never got there."""
+    """What a run took to the target, null where it never got there; and the examples that were dropped on the way."""
     costs = {field: cost(run, field) for field in ("seconds", "examples", "updates")}
-    return {field: value if math.isfinite(value) else None for field, value in costs.items()}
+    return {field: value if math.isfinite(value) else None for field, value in costs.items()} | {
+        "dropped": run["dropped"]
+    }
 
 
 if __name__ == "__main__":

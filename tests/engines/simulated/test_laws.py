@@ -136,6 +136,12 @@ def test_the_slow_beginning_of_a_fast_run_is_as_little_as_it_was(tmp_path: Path)
     assert max(Measured.of(run).seconds) == 0.001
 
 
+def test_batches_that_take_longer_than_speeds_are_told_over_are_refused(tmp_path: Path) -> None:
+    run = events(tmp_path, {"event": "started", "batch_size": 32}, progress(16.0), progress(16.0))
+    with pytest.raises(DirectoryError, match="batches take more than 1 s"):
+        Measured.of(run)
+
+
 def test_a_line_that_is_half_written_is_no_harm(tmp_path: Path) -> None:
     run = events(tmp_path, {"event": "started", "batch_size": 32}, progress(64.0))
     with (run / "events.jsonl").open("a") as log:

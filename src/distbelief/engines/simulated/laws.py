@@ -16,6 +16,7 @@ from distbelief.errors import DirectoryError, UsageError
 Draw = Callable[[], float]
 """Seconds that the next one takes."""
 _QUANTILES = 100
+_LONGEST_S = 1.0
 
 
 @runtime_checkable
@@ -95,7 +96,8 @@ class Measured:
     def of(cls, directory: str | Path) -> "Measured":
         """The times that batches took in a run of any engine, by the speeds of its replicas in its events: quantiles.
 
-        They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock.
+        They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock. Speeds are
+        told over two seconds, so a run whose batches take longer than one is refused.
         """
         file = Path(directory) / "events.jsonl"
         if not file.is_file():
@@ -109,6 +111,11 @@ class Measured:
             raise DirectoryError(f"{file} holds no events of a run to take times from ({error!r})") from error
         if not speeds:
             raise DirectoryError(f"{file} tells of no speed: the run was too short to take times from")
+        if batch / speeds[len(speeds) // 2] > _LONGEST_S:
+            raise DirectoryError(
+                f"batches take more than {_LONGEST_S:g} s in {directory}, too long to be taken from its speeds, which "
+                "are told over two: give times that you measured yourself, as in Measured((3.1, 2.9, 4.0))"
+            )
         # Each speed was that of as many batches as it is high.
         batches = list(itertools.accumulate(speeds))
         middles = [batches[-1] * (part + 0.5) / _QUANTILES for part in range(_QUANTILES)]
