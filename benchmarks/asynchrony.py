@@ -3,7 +3,7 @@
 The speech task with a small net, 440-128-128-201 rectified (98,889 parameters), batches of 32, two shards, a network of
 10 Gbit/s and 1 ms. For each seed one replica makes a warm start with Adagrad; all arms resume from its checkpoint, with
 what Adagrad had summed up if they use it, so that it is in every clock. Each arm gets four tuning trials on a seed of
-their own: rates, and for the synchronous ones rules and m too.
+their own: rates, and for the one with backup workers m too.
 """
 
 import json

@@ -105,17 +105,14 @@ class Ledger:
         self.total = Account()
         self.epochs_ended = 0
         self.stopped = False
-        self._epochs = epochs
-        self._limit = limit
-        self._warmstart = warmstart
-        self._quorum = quorum
+        self._epochs, self._limit = epochs, limit
+        self._warmstart, self._quorum = warmstart, quorum
         self._asked: set[int] = set()
         self._alone: int | None = None
         self._epoch, self._batch = 0, 0
         self._released: deque[Lease] = deque()
         self._leases: dict[int, tuple[Lease, int]] = {}
-        self._number = 0
-        self._leased = 0
+        self._number = self._leased = 0
 
     @property
     def holders(self) -> set[int]:
@@ -199,8 +196,7 @@ class Ledger:
     def done(self, number: int, outcomes: Sequence[Outcome]) -> None:
         """A lease has ended; what its outcomes leave out was not worked on, and is leased again."""
         lease = self._end(number)
-        account = Account()
-        reached = lease.start
+        account, reached = Account(), lease.start
         for start, stop, verdict in outcomes:
             if start != reached or not start < stop <= lease.stop:
                 raise InvariantViolated(f"{lease} was accounted for as {list(outcomes)}")
@@ -215,10 +211,7 @@ class Ledger:
         self._release(lease._replace(start=reached))
 
     def died(self, holder: int, last: LastPush | None) -> Account:
-        """A holder is dead: account for what its last push and the pushes before it hold, release the rest.
-
-        Returns what was accounted for.
-        """
+        """A holder is dead: account for what its pushes hold, release the rest. Returns what was accounted for."""
         if self._alone == holder:
             self._alone = None
         spent = Account()

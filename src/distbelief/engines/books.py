@@ -381,7 +381,8 @@ class Books:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
         account, totals = self.ledger.total, self._totals()
         used = account.used + account.partial
-        stopped_by = stopped_by or ("examples" if self._limit_reached else "epochs")
+        limit = self._prepared.until.examples
+        stopped_by = stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
         stamp = {"epoch": round(used / self.ledger.examples, 3), "examples": used}
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
         if error is None and not self._server.finite:
@@ -415,8 +416,3 @@ class Books:
             None if self._prepared.resumed is None else self._prepared.resumed.examples,
             error,
         )
-
-    @property
-    def _limit_reached(self) -> bool:
-        limit = self._prepared.until.examples
-        return limit is not None and self.ledger.total.total >= limit

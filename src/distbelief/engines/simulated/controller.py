@@ -107,7 +107,7 @@ class Controller:
             callbacks=(self._keep, *callbacks),
             clock=world.clock,
             hear=lambda: None,
-            outcomes_of=self._outcomes_of,
+            outcomes_of=_never_missing,
             beside=False,
         )
         self._ledger = LedgerHost(self.books, self._trace, self._count_living)
@@ -423,5 +423,6 @@ class Controller:
         if self._snapshots and event["event"] == "checkpoint":
             self._snapshots = [shard.snapshot() for shard in self._shards]
 
-    def _outcomes_of(self, lease: int) -> list[Outcome]:
-        raise InvariantViolated(f"lease {lease} has been worked past, and was not accounted for")
+
+def _never_missing(lease: int) -> list[Outcome]:
+    raise InvariantViolated(f"lease {lease} has been worked past, and was not accounted for")

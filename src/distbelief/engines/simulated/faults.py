@@ -14,6 +14,11 @@ from distbelief.checks import check_number
 from distbelief.errors import UsageError
 
 
+def _check_span(at: object, seconds: object) -> None:
+    check_number("at", at)
+    check_number("seconds", seconds, above=0)
+
+
 def _check_machine(name: object, kinds: str = "replica|shard|controller") -> None:
     if not isinstance(name, str) or not re.fullmatch(r"(replica|shard) \d+|controller", name):
         raise UsageError(f'a machine is "replica N", "shard N" or "controller", not {name!r}')
@@ -71,8 +76,7 @@ class Pause:
 
     def __post_init__(self) -> None:
         _check_machine(self.machine)
-        check_number("at", self.at)
-        check_number("seconds", self.seconds, above=0)
+        _check_span(self.at, self.seconds)
 
 
 @final
@@ -87,8 +91,7 @@ class Slow:
 
     def __post_init__(self) -> None:
         _check_machine(self.machine, "replica")
-        check_number("at", self.at)
-        check_number("seconds", self.seconds, above=0)
+        _check_span(self.at, self.seconds)
         check_number("factor", self.factor, above=0)
 
 
@@ -103,8 +106,7 @@ class Cut:
     others: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_number("at", self.at)
-        check_number("seconds", self.seconds, above=0)
+        _check_span(self.at, self.seconds)
         for name, machines in (("machines", self.machines), ("others", self.others)):
             if machines is not None:
                 if not isinstance(machines, list | tuple) or not machines:

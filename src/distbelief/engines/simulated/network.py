@@ -71,8 +71,6 @@ class Wire:
         self.down: set[str] = set()
         """Machines that hear nothing now."""
         self._closed = False
-        self.lost = 0
-        """Messages that did not arrive."""
         self.plan = plan
         self._latency = latency
         self._network = network
@@ -88,10 +86,8 @@ class Wire:
         copies, draw = 1, self._chance.random
         if self._disturbed:
             copies = 0 if draw() < self._network.loss else 2 if draw() < self._network.duplication else 1
-            self.lost += not copies
         loop = asyncio.get_running_loop()
         if self.plan.cuts and self.plan.cut_off(source, target, loop.time()):
-            self.lost += 1
             return
         for _ in range(copies):
             latency = self._latency()
@@ -116,11 +112,9 @@ class Wire:
 
     def _arrive(self, target: str, deliver: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
-        if self._closed:
+        if self._closed or target in self.down:
             return
-        if target in self.down:
-            self.lost += 1
-        elif (awake := self.plan.awake(target, loop.time())) > loop.time():
+        if (awake := self.plan.awake(target, loop.time())) > loop.time():
             loop.call_at(awake, self._arrive, target, deliver)
         else:
             deliver()

@@ -18,7 +18,6 @@ from distbelief.engines.result import Result
 from distbelief.engines.server import shard_specs
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.controller import Controller
-from distbelief.engines.simulated.faults import Death
 from distbelief.engines.simulated.ledger import CONTROLLER
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
@@ -50,7 +49,6 @@ class Simulation:
         self._callbacks = callbacks
         self._controller = self._begin(prepared)
         self._lost: Deadlock | None = None
-        self._ended = 0.0
 
     @property
     def books(self) -> Books:
@@ -75,7 +73,7 @@ class Simulation:
                 result = self._controller.result()
         finally:
             torch.set_num_threads(threads)
-        return dataclasses.replace(result, virtual_seconds=round(self._ended, 3), trace_digest=world.trace.digest)
+        return dataclasses.replace(result, virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
 
     def close(self) -> None:
         """End the threads."""
@@ -94,7 +92,7 @@ class Simulation:
 
     async def _lives(self) -> None:
         self._world.loop = asyncio.get_running_loop()
-        while (death := await self._life()) is not None:
+        while (death := await self._controller.live()) is not None:
             self._world.trace.note("death of controller")
             self._controller.books.tell("machine", machine=CONTROLLER, there=False)
             if death.back is None:
@@ -111,11 +109,6 @@ class Simulation:
         await asyncio.sleep(1.0)
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             raise InvariantViolated(f"the run is over, and {min(task.get_name() for task in left)} is not")
-
-    async def _life(self) -> Death | None:
-        death = await self._controller.live()
-        self._ended = self._world.clock()
-        return death
 
     def _resume(self) -> None:
         """A new controller goes on from the newest checkpoint, or begins anew."""

@@ -29,7 +29,6 @@ from distbelief.errors import DirectoryError, UsageError
 
 _LAWS = (Constant, Lognormal, Exponential, Measured, PerReplica, Spread)
 _FAULTS = (Death, Join, Pause, Slow, Cut)
-_NEVER = "never"
 
 
 def read(path: Path) -> Simulated:
@@ -82,7 +81,7 @@ def _of_kind(table: Any, where: str, kinds: tuple[type[Any], ...]) -> Any:
         raise UsageError(f"{where} is of a kind {kind!r}, which is none of {known}")
     if kind == Measured.__name__ and isinstance(fields.get("directory"), str):
         return Measured.of(fields["directory"])
-    if kind == Death.__name__ and fields.get("back") == _NEVER:
+    if kind == Death.__name__ and fields.get("back") == "never":
         fields["back"] = None
     return _make(names[kind], fields, where)
 
