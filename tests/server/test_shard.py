@@ -460,6 +460,12 @@ def test_what_was_computed_before_a_restoration_is_refused() -> None:
     shard.check()
 
 
+def test_a_paced_shard_at_which_nobody_has_lived_is_sound_and_holds_nobody_up() -> None:
+    shard = make_shard(torch.zeros(20), SGD(1.0), Paced(1))
+    shard.check()
+    assert shard.reached > 10**9
+
+
 def test_a_restoration_puts_paced_replicas_level() -> None:
     shard = paced(1, [0, 1])
     snapshot = shard.snapshot()

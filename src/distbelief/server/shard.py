@@ -83,6 +83,7 @@ class Shard:
         self.parameters.copy_(parameters)
         self._header[VERSION] = self._header[PUSHES] = version
         self._header[EXAMPLES] = examples
+        self._register.set_living(())
 
     @property
     def version(self) -> int:
