@@ -54,6 +54,10 @@ class DyingAdmission:
     def round(self) -> int:
         return 1
 
+    @property
+    def lead(self) -> None:
+        return None
+
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         self.once()
         return Asynchronous().admit(staleness, held, living)

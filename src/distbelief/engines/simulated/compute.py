@@ -13,7 +13,7 @@ from distbelief.gradients import FlatModule, ModuleGradients
 from distbelief.ports import Gradient
 from distbelief.prepare import Prepared
 
-_LEAST_S = 1e-6
+LEAST_S = 1e-6
 """Every batch takes some time, so that time passes whatever the law says."""
 _EPOCHS = 3
 """Epochs in which replicas are at a time, some ahead of others."""
@@ -58,7 +58,7 @@ class TimedGradients:
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Take the time, then compute: nobody has touched the parameters meanwhile."""
         now = asyncio.get_running_loop().time()
-        seconds = max(self._draw(), _LEAST_S)
+        seconds = max(self._draw(), LEAST_S)
         self._shared.computing += 1
         try:
             await asyncio.sleep(self._plan.finish(f"replica {self._replica}", now, seconds) - now)

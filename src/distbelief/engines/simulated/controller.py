@@ -23,7 +23,7 @@ from distbelief.engines.books import Books, flat_at_start
 from distbelief.engines.callbacks import Callback, Event, LiveRun
 from distbelief.engines.result import Result
 from distbelief.engines.server import Server, shard_specs
-from distbelief.engines.simulated.compute import SharedModule, TimedGradients
+from distbelief.engines.simulated.compute import LEAST_S, SharedModule, TimedGradients
 from distbelief.engines.simulated.faults import Death
 from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.laws import Draw
@@ -41,7 +41,6 @@ from distbelief.server.shard import Shard
 
 _NOTICE_S = 0.1
 """How long it takes until a death is known."""
-_LEAST_S = 1e-6
 _GRACE_S = 30.0
 """How long replicas may take for the batch they are in, at the end of a run."""
 _TOLD = 8
@@ -80,7 +79,7 @@ class Controller:
         overlap: int,
         observer: Observer,
         files: RunDirectory,
-        received: Sequence[signal.Signals],
+        received: list[signal.Signals],
         callbacks: Sequence[Callback],
     ) -> None:
         self._prepared = prepared
@@ -201,7 +200,7 @@ class Controller:
         if (left := limit - self.books.seconds) <= 0:
             self._turn()
         else:
-            self._at(self._world.clock() + max(left, _LEAST_S), self._watch_limit, limit)
+            self._at(self._world.clock() + max(left, LEAST_S), self._watch_limit, limit)
 
     def _watch_progress(self, notes: int) -> None:
         """See a deadlock where calls are repeated: timers go on for ever, and nothing happens."""
@@ -305,7 +304,7 @@ class Controller:
             self.fail(error)
         except bdb.BdbQuit:
             # Who leaves the debugger means the run, as with Ctrl-C.
-            signal.raise_signal(signal.SIGINT)
+            self._received.append(signal.SIGINT)
             self._halt("interrupted")
             self._end_all()
         # Whatever the user's code raises.

@@ -37,7 +37,7 @@ class Simulation:
         *,
         observer: Observer,
         files: RunDirectory,
-        received: Sequence[signal.Signals],
+        received: list[signal.Signals],
         callbacks: Sequence[Callback],
     ) -> None:
         require(memory_needed(prepared), available())

@@ -66,8 +66,7 @@ class Trace:
         if incarnation <= self._fenced[replica]:
             raise InvariantViolated(f"shard {shard} used {who}, which was declared dead before")
         bound = self._admission.versions if isinstance(self._admission, Bounded) else None
-        if self._admission.round > 1:
-            bound = 0
+        bound = 0 if self._admission.round > 1 else bound
         if bound is not None and reply.staleness > bound:
             raise InvariantViolated(f"shard {shard} used {who}, whose staleness {reply.staleness} is beyond {bound}")
 
