@@ -3,12 +3,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs bench kills stress clean
+.PHONY: help install demo test coverage lint docs bench kills stress clean
 
 help:
 	@echo "make install   build .venv from requirements.lock"
 	@echo "make demo      train the speech net with two replicas for a minute"
 	@echo "make test      lint, then all tests"
+	@echo "make coverage  the pure packages' tests, and that they reach 95 % of the branches"
 	@echo "make lint      ruff, mypy, import-linter, and the site"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     measure training, the parameter server and checkpoints"
@@ -39,6 +40,12 @@ lint: install docs
 # Linting comes first, so that the tests' summary is the last thing printed.
 test: lint
 	$(BIN)/pytest -n 2
+
+PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/chance.py,src/distbelief/errors.py
+
+coverage: install
+	$(BIN)/pytest --quiet --cov --cov-branch --cov-report= tests/server tests/downpour tests/paper tests/conformance tests/test_chance.py
+	$(BIN)/coverage report --include='$(PURE)' --fail-under=95
 
 # Strict: a link that leads nowhere is an error. The variable silences a notice about what comes after mkdocs.
 docs: install
