@@ -239,6 +239,21 @@ def test_a_round_of_more_than_there_are_replicas_is_the_mean_over_these() -> Non
     assert torch.equal(shard.parameters, -2 * ONES)
 
 
+def test_what_a_policy_holds_of_a_single_replica_is_applied_with_the_rest() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class InPairs:
+        round = 2
+        lead = None
+
+        def admit(self, staleness: int, held: int, living: int) -> Decision:
+            return Decision(Verdict.APPLIED if held else Verdict.HELD, "")
+
+    shard = make_shard(torch.zeros(20), SGD(1.0), InPairs(), replicas=1)
+    verdicts = [shard.push(make_push(ONES, n)).verdict for n in (1, 2)]
+    assert verdicts == [Verdict.HELD, Verdict.APPLIED]
+    assert torch.equal(shard.parameters, -2 * ONES)
+
+
 def test_a_round_leaves_nothing_for_the_next() -> None:
     shard = buffered(2, 2)
     for step in range(1, 4):

@@ -137,7 +137,7 @@ class Shard:
             register.begin(slot, push, verdict)
             if verdict is Verdict.HELD:
                 self._hold(push.slices, push.gradients)
-            elif verdict is Verdict.APPLIED and self._full > 1:
+            elif verdict is Verdict.APPLIED and (self._full > 1 or header[HELD]):
                 self._hold(push.slices, push.gradients)
                 self._close_round()
             elif verdict is Verdict.APPLIED and push.slices:
