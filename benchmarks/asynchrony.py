@@ -26,8 +26,8 @@ import distbelief as db
 from benchmarks.journal import Journal
 from benchmarks.measure import RESULTS, machine
 from benchmarks.targets import reached
-from distbelief.data import rows_of
 from distbelief.errors import Diverged
+from distbelief.task.data import rows_of
 
 TARGET = 0.60
 """Validation accuracy, of every eighth frame: what one replica comes to after about 110,000 examples."""

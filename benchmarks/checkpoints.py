@@ -17,11 +17,11 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
-from distbelief import checkpoint
-from distbelief.checkpoint import Draft, Image
 from distbelief.engines.local.server import MappedShards
 from distbelief.engines.server import Server, state_like
-from distbelief.prepare import prepare
+from distbelief.run import checkpoint
+from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.prepare import prepare
 
 REPLICAS = 2
 EVERY_S = 10.0

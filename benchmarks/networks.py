@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import distbelief as db
-from distbelief.data import Rows
+from distbelief.task.data import Rows
 
 RATE = 0.01
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import distbelief as db
 from benchmarks.measure import Comparison, interleave, machine, options, report
 from benchmarks.networks import NETWORKS, RATE
-from distbelief.gradients import CPU, Precision, emulated
+from distbelief.task.gradients import CPU, Precision, emulated
 
 EXAMPLES = 600_000
 POINTS = 0.5

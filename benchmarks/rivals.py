@@ -26,8 +26,8 @@ from torch.optim import Optimizer
 import distbelief as db
 from benchmarks.networks import NETWORKS, RATE, Network
 from benchmarks.slowing import Law, slowed
-from distbelief.data import moved, rows_of
-from distbelief.evaluation import evaluate
+from distbelief.run.evaluation import evaluate
+from distbelief.task.data import moved, rows_of
 
 Name = Literal["plain", "ddp", "torchft"]
 _TIMEOUT_S = 120

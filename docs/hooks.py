@@ -8,7 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from distbelief.cli import main
+from distbelief.cli.commands import main
 
 ROOT = Path(__file__).resolve().parents[1]
 FROM_ROOT = ("README.md", "ARCHITECTURE.md", "PAPER.md", "GUARANTEES.md", "CHANGELOG.md")

@@ -16,8 +16,8 @@ import torch
 import distbelief as db
 from distbelief.engines.server import Server
 from distbelief.errors import DataError, DirectoryError, UsageError
-from distbelief.gradients import FlatModule
-from distbelief.prepare import prepare
+from distbelief.run.prepare import prepare
+from distbelief.task.gradients import FlatModule
 from tests import problems
 
 ROOT = Path(problems.__file__).parent.parent

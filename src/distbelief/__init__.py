@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from distbelief.engines.simulated.laws import Constant, Exponential, Lognormal, Measured, PerReplica, Spread
     from distbelief.engines.simulated.network import Network
     from distbelief.errors import DistBeliefError
-    from distbelief.loading import load
     from distbelief.observe.tensorboard import TensorBoard
-    from distbelief.run import Run
+    from distbelief.run.load import load
+    from distbelief.run.run import Run
+    from distbelief.run.until import Every, Until
     from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
     from distbelief.server.schedules import Cosine, Steps
-    from distbelief.task import Metric, Task, accuracy
+    from distbelief.task.task import Metric, Task, accuracy
     from distbelief.training import train
-    from distbelief.until import Every, Until
 
 __all__ = [
     "SGD",
@@ -70,15 +70,15 @@ _HOMES = {
     "engines.simulated.laws": ("Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"),
     "engines.simulated.network": ("Network",),
     "errors": ("DistBeliefError",),
-    "loading": ("load",),
+    "run.load": ("load",),
     "observe.tensorboard": ("TensorBoard",),
-    "run": ("Run",),
+    "run.run": ("Run",),
     "server.admission": ("Asynchronous", "Bounded", "Buffered", "Paced", "StalenessScaled"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
     "server.schedules": ("Cosine", "Steps"),
-    "task": ("Metric", "Task", "accuracy"),
+    "task.task": ("Metric", "Task", "accuracy"),
     "training": ("train",),
-    "until": ("Every", "Until"),
+    "run.until": ("Every", "Until"),
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m distbelief` is the command line."""
 
-from distbelief.cli import main
+from distbelief.cli.commands import main
 
 main()

@@ -12,26 +12,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distbelief.checkpoint import Checkpoint, newest
-from distbelief.description import describe
-from distbelief.directory import RunDirectory, stored_method
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.local import Local
 from distbelief.engines.local.controller import Controller
 from distbelief.engines.local.process import Workers
-from distbelief.engines.local.signals import requests_raise, requests_to_end
 from distbelief.engines.result import STAMP, Result
+from distbelief.engines.signals import requests_raise, requests_to_end
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.simulation import Simulation
 from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
-from distbelief.gradients import Precision
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
-from distbelief.prepare import Prepared, prepare
-from distbelief.run import FORMAT, Run, identity, quantile
-from distbelief.task import Task
-from distbelief.until import Every, Until
+from distbelief.run.checkpoint import Checkpoint, newest
+from distbelief.run.description import describe
+from distbelief.run.directory import RunDirectory, stored_method
+from distbelief.run.prepare import Prepared, prepare
+from distbelief.run.run import FORMAT, Run, identity, quantile
+from distbelief.run.until import Every, Until
+from distbelief.task.gradients import Precision
+from distbelief.task.task import Task
 
 _DEFAULT_EPOCHS = 10
 

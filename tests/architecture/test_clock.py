@@ -12,7 +12,7 @@ WALL = frozenset(
     CLOCK_REALTIME asctime""".split()
 )
 """Names, of functions and of attributes, by which the time of day is read."""
-ALLOWED = {"directory.py": {"datetime", "strftime"}}
+ALLOWED = {"run/directory.py": {"datetime", "strftime"}}
 """The name of a default directory."""
 
 

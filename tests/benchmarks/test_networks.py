@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from benchmarks.networks import Thinned
-from distbelief.data import ArrayRows, Batched, rows_of
+from distbelief.task.data import ArrayRows, Batched, rows_of
 
 
 def test_a_thinned_set_holds_each_so_manieth_example() -> None:

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from distbelief.data import ArrayRows, Batches
 from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.worker import LeasedWork
@@ -19,6 +18,7 @@ from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Outcome, Verdict, WorkSource
 from distbelief.server.admission import Asynchronous
 from distbelief.server.patience import Patience
+from distbelief.task.data import ArrayRows, Batches
 from tests.replicas import LedgerWork
 
 

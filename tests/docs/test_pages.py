@@ -13,7 +13,7 @@ import click
 import pytest
 
 import distbelief as db
-from distbelief.cli import main
+from distbelief.cli.commands import main
 from distbelief.observe import events as events_module
 from tests import problems
 from tests.architecture.source import ROOT

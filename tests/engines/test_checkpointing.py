@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from distbelief import checkpoint
-from distbelief.checkpoint import Draft, Image
 from distbelief.engines.checkpointing import Checkpoints
-from distbelief.until import Every
+from distbelief.run import checkpoint
+from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.until import Every
 
 
 @pytest.mark.parametrize("every", [Every(seconds=60), Every(examples=60)], ids=["seconds", "examples"])

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 import distbelief as db
 from distbelief import chance
-from distbelief.data import ArrayRows, Batches
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica
-from distbelief.gradients import FlatModule, ModuleGradients
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Adagrad, AdamW, Rule
-from distbelief.task import Task, trainable
+from distbelief.task.data import ArrayRows, Batches
+from distbelief.task.gradients import FlatModule, ModuleGradients
+from distbelief.task.task import Task, trainable
 from tests import problems
 from tests.replicas import LedgerWork
 from tests.shards import make_client, make_shards, vector_of

@@ -13,8 +13,6 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from distbelief.checkpoint import Draft, Image
-from distbelief.directory import RunDirectory
 from distbelief.downpour.ledger import Ledger, last_push
 from distbelief.engines.board import Board, Row
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
@@ -24,10 +22,12 @@ from distbelief.engines.result import Result, Totals, trimmed
 from distbelief.engines.server import Server, missing_state, state_like
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError
-from distbelief.gradients import FlatModule, emulated
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Outcome
-from distbelief.prepare import Prepared
+from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
+from distbelief.task.gradients import FlatModule, emulated
 
 
 class Seat(Protocol):

@@ -12,7 +12,7 @@ from torch import nn
 
 from distbelief.engines.result import STAMP
 from distbelief.errors import UsageError, UserCodeError
-from distbelief.frames import user_frames
+from distbelief.task.tracebacks import user_frames
 
 Event = dict[str, Any]
 """A line of the log of events: "event", "seconds", and what belongs to the event."""

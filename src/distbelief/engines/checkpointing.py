@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
-from distbelief.checkpoint import Draft
-from distbelief.until import Every
+from distbelief.run.checkpoint import Draft
+from distbelief.run.until import Every
 
 _FIRST = 16
 """The first checkpoint comes after this part of the time between two."""

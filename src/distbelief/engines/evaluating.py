@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from distbelief.chance import derive
-from distbelief.data import seeded
 from distbelief.errors import UserCodeError
-from distbelief.evaluation import Abandoned, evaluate
-from distbelief.frames import user_frames
-from distbelief.gradients import FlatModule
-from distbelief.prepare import Prepared
+from distbelief.run.evaluation import Abandoned, evaluate
+from distbelief.run.prepare import Prepared
+from distbelief.task.data import seeded
+from distbelief.task.gradients import FlatModule
+from distbelief.task.tracebacks import user_frames
 
 Row = dict[str, Any]
 _LOOK_S = 0.1

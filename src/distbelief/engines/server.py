@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distbelief.downpour.ledger import LastPush, last_push
 from distbelief.ports import Slice
-from distbelief.prepare import Prepared
+from distbelief.run.prepare import Prepared
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec, Snapshot
 from distbelief.server.layout import Layout

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from distbelief.downpour.method import Downpour
+from distbelief.run.until import Until
 from distbelief.server.rules import Adagrad
-from distbelief.task import Task, accuracy
-from distbelief.until import Until
+from distbelief.task.task import Task, accuracy
 
 
 def digits() -> Task:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from distbelief.errors import TaskError
-from distbelief.task import Task
+from distbelief.task.task import Task
 from distbelief.tasks.digits import digits
 from distbelief.tasks.speech import speech, speech_paper
 

@@ -13,14 +13,14 @@ from torch import nn
 from distbelief.checks import check_whole
 from distbelief.downpour.method import Downpour
 from distbelief.errors import TaskError
+from distbelief.run.until import Until
 from distbelief.server.rules import Adagrad
-from distbelief.task import Task, accuracy
+from distbelief.task.task import Task, accuracy
 from distbelief.tasks import corpus
 from distbelief.tasks.cache import Tell
 from distbelief.tasks.corpus import Recipe
 from distbelief.tasks.frames import INPUTS, Frames
 from distbelief.tasks.phonemes import CONTEXTS, STATES
-from distbelief.until import Until
 
 
 def speech(hours: float = 2, *, seed: int = 0, width: int = 512, layers: int = 4, progress: bool | Tell = True) -> Task:

@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 
-from distbelief.directory import RunDirectory
 from distbelief.downpour.ledger import Reason
 from distbelief.engines.board import Board
 from distbelief.engines.books import Books, flat_at_start
@@ -18,16 +17,17 @@ from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.server import MappedShards, memory_needed
-from distbelief.engines.local.shipping import pack
-from distbelief.engines.local.supervision import Failure, Supervisor
 from distbelief.engines.memory import available, require
 from distbelief.engines.result import Result
 from distbelief.engines.server import Server, shard_specs
+from distbelief.engines.shipping import pack
+from distbelief.engines.supervision import Failure, Supervisor
 from distbelief.errors import DistBeliefError, Diverged, UserCodeError, WorkerDied
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer
 from distbelief.ports import Outcome, Verdict
-from distbelief.prepare import Prepared
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
 from distbelief.server.block import ShardSpec
 
 _TICK_S = 0.1

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from distbelief.data import Rows
 from distbelief.downpour.method import Downpour
-from distbelief.gradients import Precision
 from distbelief.server.block import ShardSpec
 from distbelief.server.layout import Layout
-from distbelief.task import Task
+from distbelief.task.data import Rows
+from distbelief.task.gradients import Precision
+from distbelief.task.task import Task
 
 
 @dataclass(frozen=True)

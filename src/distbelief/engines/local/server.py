@@ -5,7 +5,7 @@ from typing import final
 
 from distbelief.engines.server import shard_specs
 from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
-from distbelief.prepare import Prepared
+from distbelief.run.prepare import Prepared
 
 
 def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:

@@ -17,19 +17,19 @@ from typing import Any, final
 
 import torch
 
-from distbelief.data import Batches
 from distbelief.downpour.replica import DownpourReplica, Progress
 from distbelief.engines.board import Board, Row
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
-from distbelief.engines.local.shipping import unpack
+from distbelief.engines.shipping import unpack
 from distbelief.errors import Diverged
-from distbelief.frames import user_frames
-from distbelief.gradients import FlatModule, ModuleGradients
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
 from distbelief.ports import Lease, Outcome, ShardLink
 from distbelief.server.client import Client
+from distbelief.task.data import Batches
+from distbelief.task.gradients import FlatModule, ModuleGradients
+from distbelief.task.tracebacks import user_frames
 
 _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""

@@ -5,13 +5,13 @@ from typing import final
 
 from torch import Tensor
 
-from distbelief.data import Batches
 from distbelief.engines.board import Board
 from distbelief.engines.simulated.faults import Plan
 from distbelief.engines.simulated.laws import Draw
-from distbelief.gradients import FlatModule, ModuleGradients
 from distbelief.ports import Gradient
-from distbelief.prepare import Prepared
+from distbelief.run.prepare import Prepared
+from distbelief.task.data import Batches
+from distbelief.task.gradients import FlatModule, ModuleGradients
 
 LEAST_S = 1e-6
 """Every batch takes some time, so that time passes whatever the law says."""

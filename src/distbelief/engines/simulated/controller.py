@@ -16,7 +16,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from distbelief.directory import RunDirectory
 from distbelief.downpour.replica import DownpourReplica
 from distbelief.engines.board import Board, Row
 from distbelief.engines.books import Books, flat_at_start
@@ -32,12 +31,13 @@ from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import Deadlock
 from distbelief.engines.simulated.world import World
 from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
-from distbelief.frames import user_frames
 from distbelief.observe.events import Observer
 from distbelief.ports import Outcome
-from distbelief.prepare import Prepared
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
 from distbelief.server.client import Client
 from distbelief.server.shard import Shard
+from distbelief.task.tracebacks import user_frames
 
 _NOTICE_S = 0.1
 """How long it takes until a death is known."""

@@ -8,9 +8,6 @@ from typing import final
 
 import torch
 
-from distbelief.checkpoint import newest
-from distbelief.data import seeded
-from distbelief.directory import RunDirectory
 from distbelief.engines.books import Books
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.memory import available, require
@@ -23,7 +20,10 @@ from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
 from distbelief.observe.events import Observer
-from distbelief.prepare import Prepared
+from distbelief.run.checkpoint import newest
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
+from distbelief.task.data import seeded
 
 
 @final

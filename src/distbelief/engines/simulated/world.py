@@ -11,7 +11,7 @@ from distbelief.engines.simulated.laws import PerReplica, law_of
 from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import UsageError
-from distbelief.prepare import Prepared
+from distbelief.run.prepare import Prepared
 from distbelief.server.patience import Patience
 
 _PATIENCE = Patience(1.0, 30.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from distbelief.errors import DirectoryError, UsageError
 from distbelief.observe.report.log import Event, Log, Point, number, read_log
-from distbelief.run import FORMAT
+from distbelief.run.run import FORMAT
 
 Fields = dict[str, Any]
 

@@ -1,0 +1,305 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
+from distbelief.engines.local.process import Workers
+from distbelief.engines.signals import requests_raise
+from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
+from distbelief.task.tracebacks import user_frames
+
+if TYPE_CHECKING:
+    from distbelief.run.run import Run
+
+_WRONG_USAGE = 2
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="distbelief")
+def main() -> None:
+    """Train PyTorch models on machines that are slow, unlike each other, and die."""
+
+
+@main.command(cls=SectionedCommand, short_help="Train a ready-made task, or one of a Python file.")
+@click.argument("task")
+@click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
+@click.option("--engine", type=click.Choice(["local", "simulated"]), default="local", show_default=True)
+@click.option(
+    "--simulation",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="Laws of time, network and faults of the simulated engine.  [default: 0.1 s a batch, no faults]",
+)
+@click.option("--device", default="auto", show_default=True, help="Where replicas compute: auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
+@click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
+@click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
+@click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
+@click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
+@click.option("--optimizer", type=click.Choice(sorted(RATES)), help="The rule in the shards.  [default: adagrad]")
+@click.option("--lr", type=float, help=f"Its learning rate.  [default: {told_rates()}]")
+@click.option("--momentum", type=float, help="Its momentum (sgd).  [default: 0]")
+@click.option("--weight-decay", type=float, help="Its weight decay.  [default: 0; adamw 0.01]")
+@click.option("--n-fetch", type=int, help="Batches between fetches.  [default: 1]")
+@click.option("--n-push", type=int, help="Batches between pushes; what is pushed is their sum.  [default: 1]")
+@click.option("--warmstart", type=int, help="Examples that one replica works alone at first.  [default: 0]")
+@click.option(
+    "--admission",
+    metavar="POLICY",
+    help="asynchronous; staleness-scaled (the rate is divided by it); bounded:N (what is staler is refused); paced:N "
+    "(nobody is more steps ahead of the slowest); buffered:M (the mean of M pushes is one update).  "
+    "[default: asynchronous]",
+)
+@click.option(
+    "--local-optimizer",
+    type=click.Choice(sorted(RATES)),
+    help="The replica's own step between fetches.  [default: as in the shards]",
+)
+@click.option("--local-lr", type=float, help="Its learning rate.")
+@click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
+@click.option(
+    "--overlap", type=click.Choice(["0", "1"]), help="Batches that fetches and pushes may lag behind.  [default: 0]"
+)
+@click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
+@click.option("--epochs", type=int, help="Passes over the data.  [default: 10, if no end is given]")
+@click.option("--seconds", type=float, help="Time of training.")
+@click.option("--examples", type=int, help="Examples.")
+@click.option("--target", multiple=True, metavar="NAME=VALUE", help="A metric as good as this, as accuracy=0.9.")
+@click.option("--patience", type=int, help="Evaluations in a row that bring nothing better.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint of the directory, or begin. Ends count from the run's beginning.",
+)
+@click.option("--from", "start", type=click.Path(path_type=Path), metavar="DIR", help="Begin with the model of a run.")
+@click.option(
+    "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
+)
+@click.option("--checkpoint-every", callback=often, metavar="OFTEN", help="The same.  [default: 60s, and at the end]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of data, model and chance.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
+    """Train TASK: a ready-made task (digits, speech, speech-paper) or path/to/file.py[:name].
+
+    A task may bring a method and an end of its own, which take the place of the defaults below.
+    """
+    try:
+        # The first replica imports torch while this process does.
+        with requests_raise(), Workers() as workers:
+            workers.start(1)
+            click.echo(_report(_train(workers, task, quiet, flags)))
+    except KeyboardInterrupt as interrupt:
+        click.echo(str(interrupt) or "interrupted before training began", err=True)
+        sys.exit(_INTERRUPTED)
+    # The one place where whatever went wrong, the user's code included, becomes a line and an exit code.
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
+@main.command(short_help="Evaluate a run's model on data of its task.")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "name",
+    type=click.Choice(["test", "validation", "train"]),
+    help="Which of the task's data.  [default: test, else validation]",
+)
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
+    """Evaluate the model of the run in DIRECTORY on data of its task."""
+    try:
+        from distbelief.observe.progress import told
+        from distbelief.run.load import load
+
+        run = load(directory)
+        name = name or run.judged_by
+        click.echo(f"{name}: {told(run.evaluate(name))}")
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
+@main.command(short_help="Write what a run's model says of the rows of a .npy file.")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("inputs", metavar="INPUT.npy", type=click.Path(path_type=Path))
+@click.option("--output", required=True, metavar="OUT.npy", type=click.Path(path_type=Path), help="Where to write.")
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
+    """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
+    try:
+        from distbelief.run.load import load
+
+        run, rows = load(directory), _read(inputs)
+        _check_folder(output)
+        count = _write(output, run.predict(rows))
+        click.echo(f"{count:,} predictions written to {output}")
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
+@main.command(short_help="Write a page about runs: curves, staleness, speeds, deaths, settings.")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    metavar="FILE.html",
+    type=click.Path(path_type=Path),
+    help="Where to write.  [default: report.html in the run's directory, of several runs here]",
+)
+@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+def report(directories: tuple[Path, ...], output: Path | None, verbose: bool) -> None:
+    """Write a page about the run in DIR, or about several runs compared, and its pictures to a folder beside it.
+
+    The page is one file and needs no network. Runs that are at work or were killed are shown as far as they came.
+    """
+    try:
+        from distbelief.observe.report.output import write_report
+
+        click.echo(write_report(directories, output))
+    except Exception as error:  # noqa: BLE001
+        _fail(error, verbose=verbose)
+
+
+@main.command(short_help="Look whether this machine can train, and what is missing.")
+def doctor() -> None:
+    """Look at this machine, train for a moment, and say what is missing and what to do about it.
+
+    Exit code 1 where nothing can be trained, else 0.
+    """
+    from distbelief.cli.doctor import State, examine, shown
+
+    try:
+        findings = shown(examine(Path("runs")))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(any(finding.state is State.WRONG for finding in findings))
+
+
+def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
+    from distbelief.task import taskfile
+    from distbelief.training import Request, fulfil
+
+    try:
+        engine = engine_of(flags)
+    except UsageError as error:
+        # Of a simulation's file, in its own words: not those of flags.
+        raise click.UsageError(str(error)) from error
+    try:
+        until = end(flags)
+        task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
+        method = downpour(task, flags)
+    except UsageError as error:
+        raise click.UsageError(as_flags(str(error))) from error
+    request = Request(
+        task=task,
+        method=method,
+        engine=engine,
+        until=until,
+        directory=flags["directory"],
+        resume=flags["resume"],
+        start=flags["start"],
+        precision=flags["precision"],
+        evaluate_every=flags["evaluate_every"],
+        checkpoint_every=flags["checkpoint_every"],
+        seed=flags["seed"],
+    )
+    return fulfil(request, workers, not quiet)
+
+
+def _report(run: Run) -> str:
+    """What a person wants to know of a run that has ended."""
+    from distbelief.observe.progress import told
+
+    s, staleness = run.summary, run.summary["staleness"]
+    account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
+    simulated = " of simulated time" if "virtual_seconds" in s else ""
+    lines = [
+        f"{s['examples']:,} examples in {s['seconds']:.1f} s{simulated} ({s['examples_per_second']:,.0f}/s), "
+        f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
+        f"account: {account}",
+        f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates "
+        "between fetch and push",
+    ]
+    if s["restarts"] or s["rejected"]:
+        lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}")
+    if s["train_loss"] is not None:
+        lines.append(told({"train_loss": s["train_loss"], **s["metrics"]}))
+    elif s["metrics"]:
+        lines.append(told(s["metrics"]))
+    if s["resumed_at"] == sum(s["account"].values()):
+        lines.append("nothing was left to do: the run had come to this end before; give a later one, such as --epochs")
+    return "\n".join([*lines, f"written to {run.directory}"])
+
+
+def _read(path: Path) -> Any:
+    """The array of a .npy file, mapped."""
+    import numpy as np
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    # What numpy raises of files that are empty, cut short, of objects, or something else altogether.
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as one array of numbers: write it with numpy.save") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays: write the one to predict from with numpy.save")
+    return found
+
+
+def _check_folder(output: Path) -> None:
+    """Before the work of predicting is done: whether there will be a place for it."""
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
+
+
+def _write(path: Path, predictions: Any) -> int:
+    """Write predictions under that very name, and return how many there are."""
+    import numpy as np
+    import torch
+
+    if not isinstance(predictions, torch.Tensor):
+        raise TaskError(
+            f"the model gives {type(predictions[0]).__name__} and not a tensor, for which .npy has no place: "
+            "use distbelief.load(directory).predict(x) in Python"
+        )
+    if predictions.dtype == torch.bfloat16:
+        predictions = predictions.float()
+    try:
+        with path.open("wb") as file:
+            np.save(file, predictions.numpy())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    return len(predictions)
+
+
+def _fail(error: Exception, *, verbose: bool) -> NoReturn:
+    """One line for what we detect ourselves, the user's own frames for what their code raised."""
+    if verbose:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, UsageError | Diverged):
+        message = as_flags(str(error))
+    elif isinstance(error, DistBeliefError):
+        message = str(error)
+    else:
+        click.echo(user_frames(error), err=True, nl=False)
+        message = "".join(traceback.format_exception_only(error)).strip()
+    # As click itself says what was wrong with a flag.
+    click.echo(f"Error: {message}", err=True)
+    if isinstance(error, DistBeliefError) and not isinstance(error, UsageError):
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"Error: {note}", err=True)
+    sys.exit(_WRONG_USAGE if type(error) is UsageError else 1)

@@ -1,0 +1,378 @@
+"""Whether this machine can train: what is there, what is missing, and what to do about it.
+
+Each check is a function of what was found, so that it can be asked about any machine; `examine` looks at this one.
+"""
+
+import errno
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distbelief.engines.cgroups import CGROUPS, PROC, groups
+from distbelief.engines.local import Local, cores
+from distbelief.engines.memory import available, told_bytes
+from distbelief.errors import DistBeliefError
+from distbelief.observe.progress import count
+
+_REPLICA_BYTES = 400 * 10**6
+"""What a process that has imported torch takes, before it holds any model."""
+_ROOM_BYTES = 10**9
+"""Disk from which on nobody needs to think of it: a few checkpoints of a model of average size."""
+_LOADER_BYTES = 256 * 10**6
+"""What batches that are sent by loader processes may take."""
+_FILES = 256
+"""Open files that a run with many replicas can do with."""
+_EXTRAS = (
+    ("espeakng_loader", "synthetic speech (the tasks speech and speech-paper)", "espeakng-loader"),
+    ("matplotlib", "plots in reports", "matplotlib"),
+    ("tensorboard", "TensorBoard", "tensorboard"),
+    ("ray", "clusters", "ray"),
+)
+_EXAMPLES = 320
+"""Of a tiny run: ten batches."""
+
+
+class State(Enum):
+    """How a finding bears on training."""
+
+    FINE = "fine"
+    NOTE = "note"
+    """Training works, but something is slower or missing."""
+    WRONG = "wrong"
+    """Nothing can be trained like this."""
+
+
+class Finding(NamedTuple):
+    """What was looked at, how it is, and a sentence: what was found and, where it is not fine, what to do."""
+
+    name: str
+    state: State
+    told: str
+
+
+_STYLES = {State.FINE: "green", State.NOTE: "yellow", State.WRONG: "red"}
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Look at this machine, for runs that are written under `folder`. The last finding is a run, if one makes sense."""
+    before = list(_ingredients(folder))
+    yield from before
+    if all(finding.state is not State.WRONG for finding in before):
+        yield training(*_try_to_train())
+
+
+def _ingredients(folder: Path) -> Iterator[Finding]:
+    yield python(platform.python_version(), _asked_of_python())
+    found, cuda, devices = _torch()
+    yield torch(found, _least("torch"))
+    replicas = Local().replicas
+    yield processors(cores(), os.cpu_count() or cores(), cpu_quota(), os.environ.get("OMP_NUM_THREADS"))
+    yield memory(available(), _REPLICA_BYTES, replicas)
+    yield shared_memory(_memfd())
+    yield loader_memory(_free(Path("/dev/shm")))
+    runs = _existing(folder)
+    yield disk("runs", runs, _free(runs), os.access(runs, os.W_OK | os.X_OK))
+    temporary = Path(os.environ.get("TMPDIR", "/tmp"))
+    yield disk("temporary files", temporary, _free(temporary), os.access(temporary, os.W_OK | os.X_OK))
+    yield locks(runs, _locking(runs))
+    yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield gpu(cuda, devices, any(Path("/dev").glob("nvidia[0-9]*")))
+    for module, purpose, package in _EXTRAS:
+        yield extra(module, importlib.util.find_spec(module) is not None, purpose, package)
+
+
+def shown(findings: Iterator[Finding]) -> list[Finding]:
+    """Print findings as they come, as lines, or as a table where somebody looks; and return them."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        seen = []
+        for finding in findings:
+            seen.append(finding)
+            console.print(f"{finding.state.value:<5}  {finding.name:<15}  {finding.told}", soft_wrap=True)
+        return seen
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for style in ("cyan", "", ""):
+        table.add_column(style=style)
+    with console.status("looking, and training for a moment"):
+        seen = list(findings)
+    for finding in seen:
+        table.add_row(finding.name, Text(finding.state.value, _STYLES[finding.state]), finding.told)
+    console.print(table)
+    return seen
+
+
+# The checks
+
+
+def python(found: str, least: str) -> Finding:
+    """Python's own version."""
+    if _version(found) < _version(least):
+        return Finding("python", State.WRONG, f"{found} is too old: install Python {least} or newer")
+    return Finding("python", State.FINE, found)
+
+
+def torch(found: str | None, least: str) -> Finding:
+    """Torch, by its version; None where it cannot be imported."""
+    if found is None:
+        return Finding("torch", State.WRONG, f'torch cannot be imported: pip install "torch>={least}"')
+    if _version(found) < _version(least):
+        return Finding("torch", State.WRONG, f'{found} is too old: pip install "torch>={least}"')
+    return Finding("torch", State.FINE, found)
+
+
+def processors(usable: int, there: int, quota: float | None, omp_threads: str | None) -> Finding:
+    """Cores that the process may run on, of those that are there; the cores' worth of time that its group may take."""
+    told = f"{usable} of {there} cores" if usable < there else count(usable, "core")
+    if quota is not None and quota < usable:
+        fitting = max(1, int(quota))
+        return Finding(
+            "cores",
+            State.NOTE,
+            f"{told}, but this container may take the time of {quota:g} only: train with --replicas {fitting} "
+            "--threads 1, or replicas slow each other down",
+        )
+    if omp_threads is not None and not (omp_threads.isdigit() and int(omp_threads)):
+        return Finding("cores", State.NOTE, f"{told}; OMP_NUM_THREADS={omp_threads} is no number of threads: unset it")
+    # Replicas are told their number of threads whatever it says: only evaluations obey it.
+    if omp_threads is not None and int(omp_threads) < usable:
+        return Finding(
+            "cores", State.NOTE, f"{told}, but OMP_NUM_THREADS={omp_threads} keeps evaluations to fewer: unset it"
+        )
+    return Finding("cores", State.FINE, told)
+
+
+def memory(available: int, replica: int, replicas: int) -> Finding:
+    """Memory for the controller and `replicas` replicas, which take `replica` bytes each before they hold a model."""
+    room = available // replica - 1
+    if room < 1:
+        return Finding(
+            "memory",
+            State.WRONG,
+            f"{told_bytes(available)} are free, but a run takes {told_bytes(2 * replica)} before it holds any model: "
+            "end other programs, or raise the container's limit",
+        )
+    if room < replicas:
+        return Finding(
+            "memory",
+            State.NOTE,
+            f"{told_bytes(available)} are free, too little for {count(replicas, 'replica')}: train with --replicas "
+            f"{room}",
+        )
+    return Finding("memory", State.FINE, f"{told_bytes(available)} free")
+
+
+def shared_memory(fault: str | None) -> Finding:
+    """The shards' memory, and the locks in it: what went wrong when some was made, or None."""
+    if fault is not None:
+        return Finding(
+            "shared memory",
+            State.WRONG,
+            f"anonymous shared memory cannot be had ({fault}): shards live in it, so use Linux 5.3 or newer, and a "
+            "sandbox that allows memfd_create and file locks",
+        )
+    return Finding("shared memory", State.FINE, "memfd and its locks work; it is as large as the memory")
+
+
+def loader_memory(free: int | None) -> Finding:
+    """/dev/shm, through which torch's loader processes send their batches; None where it is not there."""
+    if free is None or free < _LOADER_BYTES:
+        size = "is not there" if free is None else f"has {told_bytes(free)}"
+        return Finding(
+            "/dev/shm",
+            State.NOTE,
+            f"it {size}, which matters for data with num_workers above 0 only: start the container with --shm-size=1g",
+        )
+    return Finding("/dev/shm", State.FINE, f"{told_bytes(free)} free")
+
+
+def disk(name: str, folder: Path, free: int | None, writable: bool) -> Finding:
+    """The disk that a folder is on."""
+    if free is None or not writable:
+        mend = "set TMPDIR to a folder that is" if name == "temporary files" else "give one that is as --directory"
+        return Finding(name, State.WRONG, f"{folder} is not writable: {mend}, or work from another place")
+    if free < _ROOM_BYTES:
+        return Finding(
+            name, State.NOTE, f"{told_bytes(free)} free in {folder}: a large model's checkpoints may not fit, make room"
+        )
+    return Finding(name, State.FINE, f"{told_bytes(free)} free in {folder}")
+
+
+def locks(folder: Path, fault: str | None) -> Finding:
+    """Locks of files on the disk of a folder: what went wrong when one was taken, or None."""
+    if fault is not None:
+        return Finding(
+            "file locks",
+            State.WRONG,
+            f"files in {folder} cannot be locked ({fault}), as happens on some network disks: give a --directory on a "
+            "local disk",
+        )
+    return Finding("file locks", State.FINE, f"work in {folder}")
+
+
+def open_files(limit: int) -> Finding:
+    """How many files a process may have open; -1 is any number."""
+    if 0 <= limit < _FILES:
+        return Finding(
+            "open files", State.NOTE, f"a process may have {limit} open, few for many replicas: ulimit -n 4096"
+        )
+    return Finding("open files", State.FINE, "no limit" if limit < 0 else f"{limit:,} a process")
+
+
+def gpu(cuda: str | None, devices: Sequence[tuple[str, int]], driver: bool) -> Finding:
+    """GPUs: torch's version of CUDA, the name and bytes of each that torch sees, and whether a driver shows any."""
+    if devices:
+        return Finding("gpu", State.FINE, ", ".join(f"{name} ({told_bytes(size)})" for name, size in devices))
+    if driver and cuda is None:
+        return Finding(
+            "gpu",
+            State.NOTE,
+            "there is one, but this torch has no CUDA: install the build for your driver, see pytorch.org/get-started",
+        )
+    if driver:
+        return Finding(
+            "gpu",
+            State.NOTE,
+            f"there is one, but torch cannot use it with CUDA {cuda}: update its driver, or install a torch for an "
+            "older CUDA",
+        )
+    return Finding("gpu", State.FINE, "none: replicas compute on the CPU")
+
+
+def extra(module: str, found: bool, purpose: str, package: str) -> Finding:
+    """An optional package."""
+    if not found:
+        return Finding(module, State.NOTE, f"not installed; for {purpose}: pip install {package}")
+    return Finding(module, State.FINE, "installed")
+
+
+def training(seconds: float, fault: str | None) -> Finding:
+    """A tiny run: how long it took, and what went wrong."""
+    if fault is not None:
+        return Finding(
+            "training",
+            State.WRONG,
+            f"a tiny run failed after {seconds:.1f} s ({fault}): "
+            "distbelief train digits --epochs 1 --verbose shows where",
+        )
+    return Finding("training", State.FINE, f"a tiny run took {seconds:.1f} s, processes and set-up included")
+
+
+# This machine
+
+
+def cpu_quota(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
+    """Cores' worth of time that the control groups of this process grant; None without a limit."""
+    quotas = []
+    for folder, version in groups("cpu", proc, cgroups):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        try:
+            quota, period = " ".join((folder / name).read_text().strip() for name in names).split()
+        except OSError:
+            continue
+        if quota not in ("max", "-1"):
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _asked_of_python() -> str:
+    asked = importlib.metadata.metadata("distbelief")["Requires-Python"] or ""
+    return asked.removeprefix(">=")
+
+
+def _least(package: str) -> str:
+    """The oldest version of a package that this one asks for."""
+    asked = (re.fullmatch(rf"{package}>=([\d.]+)", one) for one in importlib.metadata.requires("distbelief") or ())
+    return next((match[1] for match in asked if match), "0")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """2.13.0+cpu is (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def _torch() -> tuple[str | None, str | None, list[tuple[str, int]]]:
+    """Torch's version, that of its CUDA, and the GPUs that it can use."""
+    try:
+        import torch as library
+    except (ImportError, OSError):
+        return None, None, []
+    if not library.cuda.is_available():
+        return str(library.__version__), library.version.cuda, []
+    devices = map(library.cuda.get_device_properties, range(library.cuda.device_count()))
+    return str(library.__version__), library.version.cuda, [(d.name, d.total_memory) for d in devices]
+
+
+def _memfd() -> str | None:
+    """Make shared memory, write to it and lock it; what went wrong."""
+    try:
+        with os.fdopen(os.memfd_create("distbelief-doctor", os.MFD_CLOEXEC), "r+b") as file:
+            file.truncate(resource.getpagesize())
+            file.write(b"1")
+            file.flush()
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except (AttributeError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _locking(folder: Path) -> str | None:
+    """Lock a file in a folder; what went wrong. A folder that cannot be written is another finding's matter."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except OSError as error:
+        return None if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC) else str(error)
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _try_to_train() -> tuple[float, str | None]:
+    """Train a ready-made task for a few batches, and say how many seconds that took, and what went wrong."""
+    from distbelief.downpour.method import Downpour
+    from distbelief.run.until import Until
+    from distbelief.tasks import digits
+    from distbelief.training import train
+
+    began = time.monotonic()
+    fault = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="distbelief-doctor-") as folder:
+            train(
+                digits(),
+                Downpour(replicas=1),
+                until=Until(examples=_EXAMPLES),
+                directory=Path(folder) / "run",
+                progress=False,
+            )
+    except (DistBeliefError, OSError, RuntimeError) as error:
+        fault = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return time.monotonic() - began, fault

@@ -1,0 +1,164 @@
+"""The flags of the command line: how they are taken, shown, spoken of, and what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any, final
+
+import click
+
+from distbelief.errors import UsageError
+from distbelief.run.until import Every, Until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from distbelief.downpour.method import Downpour
+    from distbelief.engines.local import Local
+    from distbelief.engines.simulated import Simulated
+    from distbelief.server.admission import Admission
+    from distbelief.server.rules import Rule
+    from distbelief.task.task import Task
+
+RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
+"""The learning rate of each rule, where neither the task nor the user has one."""
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SECTIONS = {
+    "Method": (
+        "method replicas shards batch_size optimizer lr momentum weight_decay n_fetch n_push warmstart admission "
+        "local_optimizer local_lr clip_norm overlap"
+    ).split(),
+    "Machine": "engine simulation device precision threads".split(),
+    "End, whichever comes first": "epochs examples seconds target patience".split(),
+    "Run": "directory resume start evaluate_every checkpoint_every seed".split(),
+}
+
+
+def often(ctx: click.Context, param: click.Parameter, value: str | None) -> Every | None:
+    """What a person means by how often, in time or in examples: `30s`, `5m`, `1h`, `20000`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)([smh])", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is neither a time, such as 30s or 5m, nor examples, such as 20000")
+    try:
+        return Every(examples=int(match[1])) if match[1] else Every(seconds=float(match[2]) * _UNITS[match[3]])
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@final
+class SectionedCommand(click.Command):
+    """A command whose help shows its many flags by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each subject, and one for what is left."""
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = {p.name: record for p in options if (record := p.get_help_record(ctx)) is not None}
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([records.pop(name) for name in names if name in records])
+        with formatter.section("Other"):
+            formatter.write_dl(list(records.values()))
+
+
+def as_flags(sentence: str) -> str:
+    """A sentence about keywords of Python as one about flags: `n_fetch=1` is --n-fetch 1, and `resume=True` --resume.
+
+    A keyword of one word, such as replicas, is left as the word that it is.
+    """
+    names = "|".join(name for section in _SECTIONS.values() for name in section)
+    sentence = re.sub(rf"(?<![\w-])({names})=True\b", lambda m: _flag(m[1]), sentence)
+    sentence = re.sub(rf"(?<![\w-])({names})=(?=\w)", lambda m: f"{_flag(m[1])} ", sentence)
+    return re.sub(rf"(?<![\w-])({names})(?![\w=-])", lambda m: _flag(m[1]) if "_" in m[1] else m[1], sentence)
+
+
+def told_rates() -> str:
+    """The rates in a line of help."""
+    return ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def end(flags: dict[str, Any]) -> Until | None:
+    """When the run is to end, if the flags say so."""
+    ends = {name: flags[name] for name in ("epochs", "seconds", "examples", "patience") if flags[name] is not None}
+    if flags["target"]:
+        ends["target"] = dict(map(_target, flags["target"]))
+    return Until(**ends) if ends else None
+
+
+def _target(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise UsageError(f"--target takes a metric and its value, such as accuracy=0.9, not {text!r}") from error
+
+
+def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
+    """The method of the run that is resumed, or else the task's own, with what the flags say instead."""
+    from distbelief.downpour.method import Downpour
+    from distbelief.training import own_method
+
+    method = own_method(task, flags["directory"] if flags["resume"] else None)
+    composed = {"optimizer", "local_optimizer", "admission", "overlap"}
+    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
+    changes = {name: flags[name] for name in fields if flags[name] is not None}
+    if flags["overlap"] is not None:
+        changes["overlap"] = int(flags["overlap"])
+    if flags["admission"] is not None:
+        changes["admission"] = _admission(flags["admission"])
+    if flags["local_optimizer"] is not None or flags["local_lr"] is not None:
+        own = {"optimizer": flags["local_optimizer"], "lr": flags["local_lr"]}
+        changes["local_optimizer"] = _rule(method.local_optimizer or method.optimizer, own)
+    return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
+
+
+def engine_of(flags: dict[str, Any]) -> Local | Simulated:
+    """The engine that the flags say."""
+    from distbelief.engines.local import Local
+    from distbelief.engines.simulated import Simulated
+    from distbelief.engines.simulated.tomlfile import read
+
+    if flags["engine"] == "local":
+        if flags["simulation"] is not None:
+            raise UsageError("--simulation is for --engine simulated")
+        return Local(device=flags["device"], threads=flags["threads"])
+    if flags["device"] not in ("auto", "cpu") or flags["threads"] is not None:
+        raise UsageError("the simulated engine computes with one thread of the CPU: leave out --device and --threads")
+    return Simulated() if flags["simulation"] is None else read(flags["simulation"])
+
+
+def _admission(text: str) -> Admission:
+    from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
+
+    name, _, number = text.partition(":")
+    plain: dict[str, Callable[[], Admission]] = {"asynchronous": Asynchronous, "staleness-scaled": StalenessScaled}
+    numbered: dict[str, Callable[[int], Admission]] = {"bounded": Bounded, "paced": Paced, "buffered": Buffered}
+    if name in plain and not number:
+        return plain[name]()
+    if name in numbered and number.isdigit():
+        try:
+            return numbered[name](int(number))
+        except UsageError as error:
+            raise UsageError(f"--admission {text} cannot be: {error}") from error
+    known = ", ".join([*plain, *(f"{name}:N" for name in numbered)])
+    raise UsageError(f"--admission takes one of {known}, such as buffered:2, not {text!r}")
+
+
+def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
+    """The task's own rule, or the one that is asked for, with the numbers that are asked for."""
+    from distbelief.server import rules
+
+    kinds: dict[str, Any] = {"adagrad": rules.Adagrad, "adam": rules.Adam, "adamw": rules.AdamW, "sgd": rules.SGD}
+    if (name := flags["optimizer"]) is not None and not isinstance(rule, kinds[name]):
+        rule = kinds[name](RATES[name])
+    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags.get(n) is not None}
+    fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    if alien := numbers.keys() - fields:
+        raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")
+    return dataclasses.replace(rule, **numbers)  # type: ignore[type-var]

@@ -1,0 +1,299 @@
+"""The files of a run: written while it trains, each whole or not there at all.
+
+    .lock                        held while a run is at work
+    method.json, task.json       what was asked for
+    events.jsonl                 a line for everything that happened
+    checkpoints/                 what the run can go on from (`checkpoint.py`), and best.safetensors
+    model.safetensors            what was reached
+    summary.json                 the same in figures
+
+A run does not end because a file cannot be written: `unwritten` says which ones are missing, and why.
+"""
+
+import errno
+import fcntl
+import itertools
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from distbelief.downpour.method import Downpour
+from distbelief.errors import DirectoryError
+from distbelief.run import checkpoint
+from distbelief.run.checkpoint import Draft
+from distbelief.run.description import revive
+from distbelief.run.run import difference, digest, outline
+
+_LOG = "events.jsonl"
+_METHOD = "method.json"
+_CHECKPOINT = "the last checkpoint"
+_FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "summary.json", _METHOD)
+"""What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
+
+
+def stored_method(path: Path) -> Downpour | None:
+    """The method of the run in a directory; None if there is none.
+
+    Raises `DirectoryError` where it holds a rule or policy of the user's own, or cannot be read.
+    """
+    file = path / _METHOD
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DirectoryError(f"{file} cannot be read ({error}): give the method again") from error
+    method: Downpour = revive({name: value for name, value in content.items() if name != "format"})
+    return method
+
+
+@final
+class RunDirectory:
+    """The directory of a run, for one process at a time; a fresh one under `runs/` where `path` is None.
+
+    Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be written.
+    """
+
+    def __init__(self, path: Path | None, *, resume: bool = False) -> None:
+        self._made = path is None or not path.exists()
+        self.path = _make_fresh() if path is None else path
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
+        self.unwritten: dict[str, str] = {}
+        """Files whose latest state could not be written, and why."""
+        self._written: dict[str, dict[str, Any]] = {}
+        self._holding = threading.Lock()
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+            if (self.path / _METHOD).exists() and not resume:
+                self._lock.close()
+                raise DirectoryError(
+                    f"{self.path} holds a run already: choose another directory, or go on with it (resume=True)"
+                )
+            _remove_halves(self.path, self.checkpoints)
+            self._log = _open_log(self.path / _LOG)
+        except OSError as error:
+            if self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise _unwritable(self.path, error) from error
+
+    def _take_lock(self) -> Any:
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise DirectoryError(f"{self.path} is in use by a run that is at work") from error
+        return lock
+
+    def check_model(self, module: nn.Module) -> None:
+        """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
+        file = self.path / "task.json"
+        if not file.exists():
+            return
+        try:
+            found = json.loads(file.read_text())
+            same, differences = found["digest"] == digest(module), difference(found["tensors"], outline(module))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DirectoryError(f"{file} cannot be read ({error}): remove it to go on with this task") from error
+        if not same:
+            raise DirectoryError(
+                f"{self.path} holds a run of another model ({differences}): choose another directory, or go on with "
+                "that model"
+            )
+
+    def set_aside(self) -> Path | None:
+        """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run."""
+        if not (self.path / _METHOD).exists():
+            return None
+        numbered = (self.path / f"earlier-{number}" for number in itertools.count(1))
+        folder = next(path for path in numbered if not path.exists())
+        try:
+            folder.mkdir()
+            for name in _FILES:
+                if (self.path / name).exists():
+                    (self.path / name).rename(folder / name)
+            self.checkpoints.mkdir()
+            moved, self._log = self._log, _open_log(self.path / _LOG)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        os.close(moved)
+        return folder
+
+    def begin(self, method: dict[str, Any], task: dict[str, Any]) -> None:
+        """Write what was asked for. Raises `DirectoryError` where it cannot: a run that can write nothing is no use."""
+        resumed = (self.path / _METHOD).exists()
+        self.write_json(_METHOD, method)
+        self.write_json("task.json", task)
+        for why in self.unwritten.values():
+            if not resumed:
+                _remove(self.path / _METHOD)
+            raise DirectoryError(f"cannot write to the run directory {self.path}: {why}")
+
+    def event(self, event: str, content: dict[str, Any]) -> None:
+        """Append a line to the log of events."""
+        line = (json.dumps(_plain({"event": event, **content})) + "\n").encode()
+        try:
+            self._hold()
+            _append(self._log, line)
+        except OSError as error:
+            self.unwritten[_LOG] = _why(error)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file."""
+        text = json.dumps(_plain(content), indent=2) + "\n"
+        self._written[name] = content
+        self._put(self.path / name, lambda partial: partial.write_text(text))
+
+    def write_model(self, module: nn.Module, path: Path | None = None) -> None:
+        """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
+        # Tensors that share memory are refused by the format: each name gets a copy.
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()
+        }
+        self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.save(tensors, partial))
+
+    def write_checkpoint(self, draft: Draft) -> Path:
+        """Write a checkpoint. Raises `OSError` where it cannot."""
+        try:
+            self._hold()
+            path = checkpoint.write(self.checkpoints, draft)
+        except OSError as error:
+            self.unwritten[_CHECKPOINT] = _why(error)
+            raise
+        self.unwritten.pop(_CHECKPOINT, None)
+        return path
+
+    def missing(self) -> str:
+        """A sentence on the files that could not be written, and on what remains; nothing if there are none."""
+        if not self.unwritten:
+            return ""
+        reasons: dict[str, list[str]] = {}
+        for name, why in sorted(self.unwritten.items()):
+            reasons.setdefault(why, []).append(name)
+        missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        examples = checkpoint.latest(self.checkpoints)
+        kept = "no checkpoint is left" if examples is None else f"resume goes on after {examples:,} examples"
+        return f"not all of {self.path} could be written ({missing}); {kept}"
+
+    def close(self) -> None:
+        """Close the log, and let others in. A directory in which no run has begun goes, if it was made for this one."""
+        os.close(self._log)
+        if self._made and not (self.path / _METHOD).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+    def _put(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Have a file written beside its place, and put it there when it is whole and on the disk."""
+        name, partial = str(path.relative_to(self.path)), path.with_name(f".{path.name}.partial")
+        try:
+            self._hold()
+            write(partial)
+            checkpoint.sync(partial)
+            partial.replace(path)
+        except OSError as error:
+            _remove(partial)
+            self.unwritten[name] = _why(error)
+        else:
+            self.unwritten.pop(name, None)
+
+    def _hold(self) -> None:
+        """Make the directory again if somebody has removed it. Raises `OSError` if another run's is in its place."""
+        with self._holding:
+            try:
+                if os.path.samestat((self.path / ".lock").stat(), os.fstat(self._lock.fileno())):
+                    return
+            except FileNotFoundError:
+                pass
+            if (self.path / _METHOD).exists():
+                raise OSError(errno.EEXIST, "another run has taken its place")
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = self._take_lock()
+            except DirectoryError as error:
+                raise OSError(errno.EBUSY, "another run has taken its place") from error
+            self._lock.close()
+            self._lock = lock
+            os.close(self._log)
+            self._log = _open_log(self.path / _LOG)
+            self.unwritten[_LOG] = "the directory was removed while the run was at work"
+        for name, content in list(self._written.items()):
+            self.write_json(name, content)
+
+
+def _append(log: int, line: bytes) -> None:
+    """Write a whole line, or nothing of it."""
+    size = os.fstat(log).st_size
+    try:
+        while line:
+            line = line[os.write(log, line) :]
+    except OSError:
+        os.ftruncate(log, size)
+        raise
+
+
+def _open_log(path: Path) -> int:
+    """Open for appending, after the last whole line: a writer that was killed may have left half of one."""
+    log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    content = path.read_bytes()
+    os.ftruncate(log, content.rfind(b"\n") + 1)
+    return log
+
+
+def _remove_halves(*folders: Path) -> None:
+    """Remove what a writer that was killed left half written."""
+    for folder in folders:
+        # Those of the second kind are the library's that writes tensors.
+        for half in [*folder.glob(".*.partial"), *folder.glob(".tmp*")]:
+            _remove(half)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        # Where nothing can be removed, the next run that is resumed there tries again.
+        return
+
+
+def _unwritable(path: Path, error: OSError) -> DirectoryError:
+    return DirectoryError(f"cannot write to the run directory {path}: {_why(error)}")
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: what is not finite is null, and what is no number, text or collection is told as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
+
+
+def _make_fresh() -> Path:
+    """A new directory, named after the time; of two runs that begin at once, each gets its own."""
+    stem = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
+        path = Path("runs") / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return path
+    raise AssertionError("counting has no end")

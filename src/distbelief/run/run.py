@@ -1,0 +1,172 @@
+"""A run that has ended, and what can be done with it."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distbelief import chance
+from distbelief.errors import DataError, DirectoryError, UsageError
+from distbelief.run.evaluation import evaluate
+from distbelief.task.data import ArrayRows, kinds, rows_of
+from distbelief.task.task import Task, predict
+
+FORMAT = 1
+_SETS = ("test", "validation", "train")
+_PREDICTED = 512
+"""Rows that are predicted from at once."""
+_TOLD = 3
+"""Differences between two models that are told of."""
+
+
+@final
+class Run:
+    """A run that has ended.
+
+    `summary`, `history` (one dict an evaluation) and `directory` are as written; `metrics` are those of the last
+    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…".
+    """
+
+    def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
+        self.directory = directory
+        self.summary = summary
+        self._task = task
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict an evaluation."""
+        history: list[dict[str, Any]] = self.summary["history"]
+        return history
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last evaluation's metrics."""
+        metrics: dict[str, float] = self.summary["metrics"]
+        return metrics
+
+    def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
+        """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it.
+
+        "last": as the run ended. "best": as at its best evaluation.
+        """
+        module = self._task.build(self.summary["seed"])
+        module.load_state_dict(self.state_dict(which))
+        return module.eval()
+
+    def state_dict(self, which: Literal["last", "best"] = "last") -> dict[str, Tensor]:
+        """The tensors of that model by name."""
+        if which not in ("last", "best"):
+            raise UsageError(f'which must be "last" or "best", not {which!r}')
+        files = {
+            "last": self.directory / "model.safetensors",
+            "best": self.directory / "checkpoints" / "best.safetensors",
+        }
+        if not files[which].exists():
+            raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
+        return load_file(files[which])
+
+    def evaluate(self, data: Any = None) -> dict[str, float]:
+        """The loss and metrics of the last model on data of any kind that a task takes.
+
+        "test", "validation" and "train" are the task's own; None is its test set, or its validation set where it has
+        no other. Raises `DataError` where the task has no such data.
+        """
+        if data is None or isinstance(data, str):
+            name = self.judged_by if data is None else data
+            if name not in _SETS or getattr(self._task, name) is None:
+                raise DataError(f"the task has no {name} data: it has {', '.join(self._sets)}")
+            data = getattr(self._task, name)
+        rows = rows_of(data, "data", self._task.collate_fn)[0]
+        return evaluate(self._task, self.model(), rows)
+
+    @property
+    def judged_by(self) -> str:
+        """The name of the data that `evaluate` takes if it is given none."""
+        if self._sets[0] == "train":
+            raise DataError('the task has neither test nor validation data: give some, or say "train"')
+        return self._sets[0]
+
+    @property
+    def _sets(self) -> list[str]:
+        return [name for name in _SETS if getattr(self._task, name) is not None]
+
+    def predict(self, x: Any) -> Any:
+        """What the last model says of inputs: a tensor or array, a tuple or dict of them; by parts, joined.
+
+        Raises `DataError` where the model fails on inputs that are not like those it was trained on, else what it
+        raises itself.
+        """
+        rows = ArrayRows(x, "x")
+        if not len(rows):
+            raise DataError("x holds no rows to predict from")
+        model = self.model()
+        try:
+            with torch.inference_mode():
+                parts = [
+                    predict(model, rows.batch(indices))
+                    for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // _PREDICTED))
+                ]
+        except Exception as error:
+            if (why := self._unlike(rows)) is not None:
+                raise DataError(why) from error
+            raise
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else parts
+
+    def _unlike(self, rows: ArrayRows) -> str | None:
+        """What distinguishes rows that the model failed on from those it was trained on; None if nothing is seen."""
+        if self._task.loss is None:
+            return (
+                "the model cannot be called with these rows alone, and how to call it is what the task's step knows: "
+                "call run.model() in Python as step does"
+            )
+        one = np.arange(1)
+        trained = kinds(rows_of(self._task.train, "train", self._task.collate_fn)[0].batch(one)[0], of_each=True)
+        given = kinds(rows.batch(one), of_each=True)
+        return (
+            None
+            if given == trained
+            else f"each row of x is {given}, but the model was trained on rows of {trained}: give x as those"
+        )
+
+    def order(self, epoch: int) -> Tensor:
+        """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`."""
+        return chance.order(self.summary["seed"], epoch, self.summary["examples_per_epoch"])
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"Run({str(self.directory)!r}: {self.summary['examples']:,} examples{', ' if metrics else ''}{metrics})"
+
+
+def identity(module: nn.Module) -> dict[str, Any]:
+    """What is written of a model, so that another one is known as such."""
+    return {"digest": digest(module), "tensors": outline(module)}
+
+
+def digest(module: nn.Module) -> str:
+    """What a model is, as a short name: its parameters' and buffers' names, shapes and kinds."""
+    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in module.state_dict().items()]
+    return hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest()
+
+
+def outline(module: nn.Module) -> dict[str, str]:
+    """A model's parameters and buffers by name, each as kind and shape in words."""
+    return {name: kinds(tensor) for name, tensor in module.state_dict().items()}
+
+
+def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Where two outlines differ, in words: the first few places, and how many more there are."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    places = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names]
+    rest = [f"and {len(places) - _TOLD} more"] if len(places) > _TOLD else []
+    return ", ".join(places[:_TOLD] + rest) or "their tensors come in another order"
+
+
+def quantile(histogram: Tensor, q: float) -> int:
+    """The smallest bin at or below which a fraction `q` of a histogram lies; 0 if it is empty."""
+    below = histogram.cumsum(0)
+    return int(torch.searchsorted(below, torch.tensor(q * float(below[-1])))) if below[-1] else 0

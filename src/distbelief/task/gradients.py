@@ -1,0 +1,147 @@
+"""The user's module as a source of gradients: where modules end and the parameter vector begins."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from distbelief.chance import derive
+from distbelief.ports import Gradient
+from distbelief.server.layout import Layout
+from distbelief.task.data import Batches, moved, seed_everything
+from distbelief.task.task import Task, trainable
+
+CPU = torch.device("cpu")
+Precision = Literal["bf16"]
+
+
+def autocast(device: torch.device, precision: Precision | None) -> torch.autocast:
+    """What a forward pass is computed in: "bf16" where torch finds it safe, else as the parameters are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision is not None)
+
+
+def emulated(device: torch.device, precision: Precision | None) -> bool:
+    """Whether a device has no instructions for a precision, so that it is far slower than float32."""
+    return precision is not None and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class FlatModule:
+    """A module whose trained parameters are views of one flat vector, on a device of choice.
+
+    `moving` names the buffers that training changes; replicas tell each other of these and of no others.
+    Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
+    its frozen parameters and its buffers to itself.
+    """
+
+    def __init__(
+        self, module: nn.Module, layout: Layout, moving: Sequence[str] = (), device: torch.device = CPU
+    ) -> None:
+        names = [name for name, _ in trainable(module)]
+        self.module = module.to(device)
+        # By name, since what moves may become another object.
+        self.parameters = [module.get_parameter(name) for name in names]
+        self.device = device
+        self._names = moving
+        self.layout = layout
+        self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
+        views = layout.views(self.vector)
+        layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
+        self._cast: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for parameter, view in zip(self.parameters, views, strict=True):
+            if parameter.dtype == layout.dtype:
+                parameter.data = view
+            else:
+                self._cast[0].append(parameter.data)
+                self._cast[1].append(view)
+
+    def refresh(self) -> None:
+        """Make the parameters that are no views equal to the vector."""
+        if self._cast[0]:
+            torch._foreach_copy_(*self._cast)
+
+    def take_gradients(self) -> list[Tensor | None]:
+        """Hand over the tensors that autograd made, in the vector's dtype, and leave none behind."""
+        taken: list[Tensor | None] = []
+        for parameter in self.parameters:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and gradient.layout is not torch.strided:
+                gradient = gradient.to_dense()
+            taken.append(gradient)
+        if self._cast[0]:
+            return [None if gradient is None else gradient.to(self.layout.dtype) for gradient in taken]
+        return taken
+
+    def _moving(self) -> list[Tensor]:
+        # Asked for each time: a module may put another tensor in a buffer's place.
+        return [self.module.get_buffer(name) for name in self._names]
+
+    def buffers(self) -> Tensor:
+        """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
+        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def load_buffers_(self, values: Tensor) -> None:
+        """Copy such a vector into the moving buffers."""
+        at = 0
+        for buffer in self._moving():
+            buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
+            at += buffer.numel()
+
+    def mean_buffers(self, rows: Tensor) -> Tensor:
+        """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
+        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving()]
+        return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
+
+
+@final
+class ModuleGradients:
+    """`GradientSource` of a task: forward and backward through the module.
+
+    Dropout, and whatever else the user draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
+    at given parameters, whichever replica computes it. `beside`: compute in a thread, so that fetches and pushes go on
+    meanwhile; on a GPU in a stream of its own.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        flat: FlatModule,
+        batches: Batches,
+        *,
+        seed: int,
+        precision: Precision | None = None,
+        beside: bool = False,
+    ) -> None:
+        self.task = task
+        self.flat = flat
+        self.batches = batches
+        self.seed = seed
+        self.precision = precision
+        self._beside = beside
+        self._stream = torch.cuda.Stream(flat.device) if beside and flat.device.type == "cuda" else None
+
+    async def gradient(self, epoch: int, batch: int) -> Gradient:
+        """The gradient of the batch's mean loss at the present parameters."""
+        if self._beside:
+            return await asyncio.to_thread(self._compute_beside, epoch, batch)
+        return self._compute(epoch, batch)
+
+    def _compute_beside(self, epoch: int, batch: int) -> Gradient:
+        if self._stream is None:
+            return self._compute(epoch, batch)
+        # What the other thread has begun with parameters and past gradients comes first.
+        self._stream.wait_stream(torch.cuda.default_stream(self.flat.device))
+        with torch.cuda.stream(self._stream):
+            return self._compute(epoch, batch)
+
+    def _compute(self, epoch: int, batch: int) -> Gradient:
+        examples = moved(self.batches(epoch, batch), self.flat.device)
+        seed_everything(derive(self.seed, "chance", epoch, batch))
+        self.flat.refresh()
+        with autocast(self.flat.device, self.precision):
+            loss = self.task.forward(self.flat.module, examples).mean
+        loss.backward()
+        # On a GPU, reading the loss waits for the gradients too.
+        return Gradient(self.flat.take_gradients(), loss.item(), self.batches.size(batch))

@@ -1,0 +1,225 @@
+"""What the user brings: a model, a loss, data, and how to judge them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from distbelief.chance import derive
+from distbelief.checks import check_whole
+from distbelief.errors import TaskError, UsageError
+from distbelief.task.data import seeded
+
+if TYPE_CHECKING:
+    from distbelief.downpour.method import Downpour
+    from distbelief.run.until import Until
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A judgement of a batch: its mean, and whether less or more of it is better.
+
+    `fn(prediction, target)` with a loss, `fn(model, batch)` with a step; it returns a number or a scalar tensor.
+    """
+
+    fn: Callable[[Any, Any], float | Tensor]
+    mode: Literal["min", "max"] = "max"
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise UsageError(f"a metric must be a function, not {self.fn!r}")
+        if self.mode not in ("min", "max"):
+            raise UsageError(f'the mode of a metric must be "min" or "max", not {self.mode!r}')
+
+
+def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
+    """The fraction of rows of `prediction` (batch, classes, …) whose largest class is `target` (batch, …)."""
+    return (prediction.argmax(1) == target).double().mean()
+
+
+class Task:
+    """A model and the data it is trained on.
+
+    `model`: a function that builds the module, called under the seed; or a module, which is copied and never changed.
+    Exactly one of `loss(prediction, target)` and `step(model, batch)`; either returns the mean over the batch, or
+    (sum, weight) so that batches of unequal weight add up rightly.
+    `train`, `validation`, `test`: (input, target) of tensors, arrays, memory-mapped arrays or SciPy CSR; input may be a
+    tuple (`model(*x)`) or a dict (`model(**x)`); a map-style Dataset; a DataLoader; or a function that returns any
+    of these. `metrics`: by name, functions or `Metric`s; "loss" is always there.
+    `collate_fn`, `num_workers`: as in `torch.utils.data.DataLoader`, for Datasets.
+
+    Raises `TaskError` where these do not fit each other. The task keeps references, not copies, of the data.
+    """
+
+    suggested_method: Downpour | None = None
+    suggested_until: Until | None = None
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module] | nn.Module,
+        loss: Callable[[Any, Any], Any] | None = None,
+        *,
+        train: Any,
+        validation: Any = None,
+        test: Any = None,
+        step: Callable[[nn.Module, Any], Any] | None = None,
+        metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = {},
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        if not callable(model):
+            raise TaskError(f"model must be a function that returns a module, or a module, not {model!r}")
+        if isinstance(model, type) and issubclass(model, nn.Module) and _needs_arguments(model):
+            raise TaskError(
+                f"model is the class {model.__name__}, whose constructor needs arguments: "
+                f"give a function such as lambda: {model.__name__}(…)"
+            )
+        if (loss is None) == (step is None):
+            raise TaskError("a task needs exactly one of loss(prediction, target) and step(model, batch)")
+        if not callable(loss or step):
+            raise TaskError(f"{'step' if loss is None else 'loss'} must be a function, not {loss or step!r}")
+        if isinstance(loss, type):
+            raise TaskError(f"loss is the class {loss.__name__}: give an instance, {loss.__name__}()")
+        check_whole("num_workers", num_workers, least=0, error=TaskError)
+        if train is None:
+            raise TaskError("train must be data, not None")
+        if "loss" in metrics:
+            raise TaskError('the metric "loss" is always there and cannot be given')
+        self.model = model
+        self.loss = loss
+        self.step = step
+        self.train = train
+        self.validation = validation
+        self.test = test
+        self.metrics = {name: m if isinstance(m, Metric) else Metric(m) for name, m in metrics.items()}
+        self.collate_fn = collate_fn
+        self.num_workers = num_workers
+        self.origin: dict[str, Any] = {}
+        """Where the task came from, if from a file or a name: its path, name and arguments."""
+
+    def suggest(self, *, method: Downpour | None = None, until: Until | None = None) -> Self:
+        """The same task with a method and an end of its own, used where `train` is given none."""
+        task = copy.copy(self)
+        task.suggested_method = method
+        task.suggested_until = until
+        return task
+
+    def with_model(self, module: nn.Module) -> Self:
+        """The same task with a module in the place of its model."""
+        task = copy.copy(self)
+        task.model = module
+        return task
+
+    def placed(self, device: torch.device) -> Self:
+        """The same task, its loss on a device: a loss that is a module may hold tensors, such as weights of classes."""
+        if device.type == "cpu" or not isinstance(self.loss, nn.Module):
+            return self
+        task = copy.copy(self)
+        task.loss = copy.deepcopy(self.loss).to(device)
+        return task
+
+    def mode(self, name: str) -> Literal["min", "max"]:
+        """Whether less or more of a metric is better."""
+        return self.metrics[name].mode if name in self.metrics else "min"
+
+    def without_data(self) -> Self:
+        """The same task without references to its data, to be sent to where the data already are."""
+        task = copy.copy(self)
+        task.train = task.validation = task.test = None
+        return task
+
+    def build(self, seed: int) -> nn.Module:
+        """A fresh module: built under the seed, or copied. The caller owns it.
+
+        Raises `TaskError` where no module comes out. The caller's own random state is left as it was.
+        """
+        if isinstance(self.model, nn.Module):
+            return copy.deepcopy(self.model)
+        with seeded(derive(seed, "model")):
+            module = self.model()
+        if not isinstance(module, nn.Module):
+            raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module")
+        return module
+
+    def forward(self, module: nn.Module, batch: Any) -> Forward:
+        """Run a batch through the module and its loss. With `step` there is no prediction, and None stands for it."""
+        if self.loss is None:
+            assert self.step is not None
+            return _forward(None, self.step(module, batch), "step")
+        x, target = batch
+        prediction = predict(module, x)
+        return _forward(prediction, self.loss(prediction, target), "loss")
+
+
+class Forward(NamedTuple):
+    """A batch's prediction and loss: a sum over `weight`, or the mean over the batch where `weight` is None."""
+
+    prediction: Any
+    loss: Tensor
+    weight: float | Tensor | None
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean loss, a scalar."""
+        return self.loss if self.weight is None else self.loss / self.weight
+
+
+def _forward(prediction: Any, result: Any, name: str) -> Forward:
+    loss, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(
+            f"{name} must return a scalar tensor, the mean over the batch, or (sum, weight); it returned {shape}"
+        )
+    return Forward(prediction, loss.reshape(()), weight)
+
+
+def predict(module: nn.Module, x: Any) -> Any:
+    """The module's output for an input: a tensor, a tuple (`module(*x)`) or a dict (`module(**x)`)."""
+    if isinstance(x, dict):
+        return module(**x)
+    if isinstance(x, tuple | list):
+        return module(*x)
+    return module(x)
+
+
+def _needs_arguments(cls: type[nn.Module]) -> bool:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError:
+        return True
+    return False
+
+
+def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained, by name, each once however often it is used.
+
+    Raises `TaskError` where there is none, or one that is not a real floating-point tensor on the CPU.
+    """
+    found = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not found:
+        raise TaskError(
+            "the model has no trainable parameters: none of its parameters has requires_grad=True"
+            if any(True for _ in module.parameters())
+            else "the model has no parameters to train"
+        )
+    for name, p in found:
+        if isinstance(p, nn.UninitializedParameter):
+            raise TaskError(
+                f"parameter {name} is lazy and has no shape yet: run one batch through the model in model()"
+            )
+        if not p.is_floating_point():
+            raise TaskError(f"parameter {name} is of {p.dtype}; only real floating-point parameters can be trained")
+        if p.device.type != "cpu":
+            raise TaskError(
+                f"parameter {name} is on {p.device}: build the model on the CPU, replicas place it themselves"
+            )
+        if p.numel() == 0:
+            raise TaskError(f"parameter {name} of shape {tuple(p.shape)} is empty")
+    return found

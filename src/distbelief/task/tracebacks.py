@@ -1,0 +1,14 @@
+"""Tracebacks as the user wants to see them."""
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def user_frames(error: BaseException) -> str:
+    """The frames of a traceback that are the user's own code, as text; nothing where none is."""
+    others = (str(Path(__file__).parents[1]), "<frozen", *_LIBRARIES)
+    frames = traceback.extract_tb(error.__traceback__)
+    return "".join(traceback.format_list([f for f in frames if not f.filename.startswith(others)]))

@@ -1,0 +1,89 @@
+"""A task's way to a worker: arrays are shared, not copied, and files are mapped again."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distbelief.engines.shipping import pack, unpack
+from distbelief.errors import TaskError, UsageError
+
+
+def there_and_back(thing: Any) -> Any:
+    memory = pack(thing)
+    return unpack(os.dup(memory.fd))
+
+
+def test_any_kind_of_array_arrives_as_it_was() -> None:
+    big = torch.randn(100, 33)
+    things = {
+        "tensor": big,
+        "half": torch.randn(5000).bfloat16(),
+        "strided": torch.randn(64, 64).t(),
+        "array": np.random.default_rng(0).normal(size=(50, 60)),
+        "fortran": np.asfortranarray(np.arange(10_000.0).reshape(100, 100)),
+        "texts": np.array(["a", "bc"] * 3000),
+        "small": torch.arange(3),
+        "scalar": 7,
+        "function": lambda x: x + 1,
+    }
+    back = there_and_back(things)
+    for name in ("tensor", "half", "strided", "small"):
+        assert torch.equal(back[name], things[name]), name  # type: ignore[arg-type]
+    for name in ("array", "fortran", "texts"):
+        assert np.array_equal(back[name], things[name]), name  # type: ignore[arg-type]
+    assert back["function"](1) == 2
+
+
+def test_what_is_one_object_stays_one() -> None:
+    tensor = torch.randn(5000)
+    first, second = there_and_back([tensor, tensor])
+    assert first is second
+
+
+def test_arrays_are_not_in_the_pickle_and_are_mapped_privately() -> None:
+    tensor = torch.zeros(1 << 20)
+    memory = pack({"x": tensor})
+    assert memory.nbytes < tensor.nbytes + 4096
+    one, other = unpack(os.dup(memory.fd)), unpack(os.dup(memory.fd))
+    one["x"].fill_(1)
+    assert float(other["x"].sum()) == 0
+
+
+def test_a_part_of_a_tensor_does_not_take_the_whole_along() -> None:
+    whole = torch.zeros(64, 1 << 16)
+    memory = pack([whole[:, :100], whole[:2]])
+    assert memory.nbytes < 4 * (64 * 100 + 2 * (1 << 16)) + 4096
+
+
+def test_a_file_that_was_changed_in_memory_alone_is_not_mapped_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(5000, np.float32))
+    copied = np.load(tmp_path / "x.npy", mmap_mode="c")
+    copied += 1
+    assert there_and_back(copied).sum() == 5000
+
+
+def test_what_cannot_be_sent_is_said_in_a_sentence() -> None:
+    with pytest.raises(TaskError, match="the task cannot be sent to other processes: cannot pickle"):
+        pack(threading.Lock())
+
+
+def test_memory_mapped_files_are_mapped_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(100_000, dtype=np.float32).reshape(1000, 100))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    memory = pack([mapped, mapped[10:20]])
+    assert memory.nbytes < 8192
+    whole, part = unpack(os.dup(memory.fd))
+    assert isinstance(whole, np.memmap)
+    assert np.array_equal(whole, mapped)
+    assert np.array_equal(part, mapped[10:20])
+
+
+def test_arrays_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distbelief.engines.shipping.available", lambda: 1 << 20)
+    with pytest.raises(UsageError, match=r"the task's arrays .* are free"):
+        pack(np.zeros(1 << 21, np.uint8))

@@ -1,0 +1,193 @@
+"""The files of a run: whole, or not there at all, and never the end of a run."""
+
+import json
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from distbelief.errors import DirectoryError
+from distbelief.run.directory import RunDirectory
+
+
+def begun(path: Path | None) -> RunDirectory:
+    files = RunDirectory(path)
+    files.begin({}, {"digest": "1"})
+    return files
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The disk is full, until this is undone."""
+    monkeypatch.setattr("distbelief.run.checkpoint.sync", _fail)
+    monkeypatch.setattr("distbelief.run.directory.os.write", _write_ten)
+    return monkeypatch
+
+
+def _fail(path: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
+_write = os.write
+
+
+def _write_ten(fd: int, data: bytes) -> int:
+    """Ten bytes are written, and then no more."""
+    if not data.startswith(b"{"):
+        raise OSError(28, "No space left on device")
+    return _write(fd, data[:10])
+
+
+def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    with pytest.raises(DirectoryError, match="holds a run already"):
+        RunDirectory(tmp_path)
+
+
+def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = set()
+    for _ in range(5):
+        with closing(begun(None)) as files:
+            paths.add(files.path)
+    assert len(paths) == 5
+
+
+@pytest.mark.parametrize("path", [None, "run"])
+def test_where_no_run_has_begun_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RunDirectory(None if path is None else Path(path)).close()
+    assert list(tmp_path.glob("run/*")) == list(tmp_path.glob("runs/*")) == []
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    RunDirectory(tmp_path).close()
+    assert (tmp_path / "notes").exists()
+
+
+def test_what_is_no_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(DirectoryError, match=f"cannot write to the run directory {path}: "):
+            RunDirectory(path)
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_said(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
+    with (
+        closing(RunDirectory(tmp_path / "run")) as files,
+        pytest.raises(DirectoryError, match=r"cannot write to the run directory .*: No space left on device"),
+    ):
+        files.begin({}, {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_when_a_run_is_resumed_leaves_what_was_there(
+    tmp_path: Path, full: pytest.MonkeyPatch
+) -> None:
+    full.undo()
+    begun(tmp_path / "run").close()
+    full.setattr("distbelief.run.checkpoint.sync", _fail)
+    with (
+        closing(RunDirectory(tmp_path / "run", resume=True)) as files,
+        pytest.raises(DirectoryError, match="cannot write to the run directory"),
+    ):
+        files.begin({"kind": "another"}, {})
+    assert json.loads((tmp_path / "run" / "method.json").read_text()) == {}
+
+
+def test_what_is_written_is_json_whatever_it_holds(tmp_path: Path) -> None:
+    with closing(begun(tmp_path / "run")) as files:
+        files.write_json(
+            "summary.json", {"loss": float("nan"), "rates": (1, 2.5), "path": tmp_path, "3": [float("inf")]}
+        )
+        files.event("evaluation", {"loss": float("-inf")})
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert json.loads(text) == {"loss": None, "rates": [1, 2.5], "path": str(tmp_path), "3": [None]}
+    assert "Infinity" not in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_what_cannot_be_written_is_not_half_there_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with closing(begun(run)) as files:
+        files.event("first", {})
+        files.write_json("summary.json", {"a": 1})
+        monkeypatch.setattr("distbelief.run.checkpoint.sync", _fail)
+        monkeypatch.setattr("distbelief.run.directory.os.write", _write_ten)
+        files.event("second", {"much": "x" * 50})
+        files.write_json("summary.json", {"a": 2})
+        files.write_model(nn.Linear(2, 2))
+        assert set(files.unwritten) == {"events.jsonl", "summary.json", "model.safetensors"}
+        assert files.missing() == (
+            f"not all of {run} could be written (events.jsonl, model.safetensors, summary.json: No space left on "
+            "device); no checkpoint is left"
+        )
+        monkeypatch.undo()
+        files.write_model(nn.Linear(2, 2))
+        assert set(files.unwritten) == {"events.jsonl", "summary.json"}
+    assert json.loads((run / "summary.json").read_text()) == {"a": 1}
+    assert [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()] == ["first"]
+    assert not list(run.glob(".*.partial"))
+
+
+def test_what_a_killed_writer_left_half_written_goes(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    (tmp_path / "events.jsonl").write_text('{"event": "whole"}\n{"event": "ha')
+    halves = [tmp_path / ".summary.json.partial", tmp_path / "checkpoints" / ".tmpAb1"]
+    for half in halves:
+        half.touch()
+    with closing(RunDirectory(tmp_path, resume=True)) as files:
+        files.event("next", {})
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["whole", "next"]
+    assert not any(half.exists() for half in halves)
+
+
+def test_a_directory_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with closing(begun(run)) as files:
+        shutil.rmtree(run)
+        files.event("next", {})
+        files.write_model(nn.Linear(2, 2))
+        assert files.unwritten == {"events.jsonl": "the directory was removed while the run was at work"}
+        with pytest.raises(DirectoryError, match="in use"):
+            RunDirectory(run, resume=True)
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "checkpoints", "events.jsonl", "method.json", "model.safetensors", "task.json"
+    }  # fmt: skip
+
+
+def test_another_runs_directory_is_left_to_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with closing(begun(run)) as files:
+        shutil.rmtree(run)
+        begun(run).close()
+        before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+        files.event("next", {})
+        files.write_json("summary.json", {})
+        assert set(files.unwritten.values()) == {"another run has taken its place"}
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_task_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    (tmp_path / "task.json").write_text("[")
+    with closing(RunDirectory(tmp_path, resume=True)) as files, pytest.raises(DirectoryError, match="cannot be read"):
+        files.check_model(nn.Linear(2, 2))
+
+
+def test_tied_tensors_are_written_under_each_name(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    with closing(begun(tmp_path / "run")) as files:
+        files.write_model(module)
+    state = load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(state["0.weight"], state["1.weight"])
+    module.load_state_dict(state)

@@ -1,0 +1,80 @@
+"""What is checked and decided before anything starts."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import distbelief as db
+from distbelief.errors import DataError, TaskError, UsageError
+from distbelief.run.prepare import Prepared, prepare
+from tests import problems
+
+
+def prepared(task: db.Task, **method: Any) -> Prepared:
+    return prepare(
+        task, db.Downpour(**method), until=db.Until(epochs=1), evaluate_every=None, seed=0, replicas=lambda: 3
+    )
+
+
+def test_open_numbers_are_decided() -> None:
+    found = prepared(problems.task())
+    assert (found.replicas, found.method.shards, found.batch_size) == (3, 1, 32)
+    assert prepared(problems.task(), replicas=2, shards=4, batch_size=7).layout.shards == 4
+
+
+def test_a_large_vector_is_cut_into_a_shard_a_replica() -> None:
+    x = torch.randn(32, 1024)
+    task = db.Task(lambda: nn.Linear(1024, 1025), nn.CrossEntropyLoss(), train=(x, torch.zeros(32).long()))
+    assert prepared(task).layout.shards == 3
+
+
+def test_a_loader_says_the_batch_size_unless_the_method_does() -> None:
+    task = problems.task(train=DataLoader(TensorDataset(*problems.points()), batch_size=20))
+    assert prepared(task).batch_size == 20
+    assert prepared(task, batch_size=5).batch_size == 5
+
+
+def test_the_set_that_chooses() -> None:
+    data = problems.points(64)
+    assert list(prepared(problems.task()).sets) == []
+    assert list(prepared(problems.task(test=data)).sets) == [("", "test_")]
+    assert list(prepared(problems.task(test=data, validation=data)).sets) == [("",), ("test_",)]
+
+
+def test_trying_a_batch_leaves_no_trace() -> None:
+    """Neither in the module's buffers nor in the caller's random state."""
+    x, y = problems.points()
+    module = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 4))
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state(), random.getstate()
+    found = prepared(db.Task(module, nn.CrossEntropyLoss(), train=(x, y)))
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert all(torch.equal(a, b) for a, b in zip(found.module.buffers(), module.buffers(), strict=True))
+    assert all(parameter.grad is None for parameter in found.module.parameters())
+
+
+def test_what_does_not_fit_raises_the_users_error_with_the_shapes() -> None:
+    x, y = problems.points()
+    task = db.Task(lambda: nn.Linear(9, 4), nn.CrossEntropyLoss(), train={"x": x, "y": y}, step=None)
+    with pytest.raises(DataError, match="must be a pair"):
+        prepared(task)
+    task = db.Task(lambda: nn.Linear(9, 4), nn.CrossEntropyLoss(), train=(x, y))
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as error:
+        prepared(task)
+    assert error.value.__notes__ == ["on the first batch of train: (float32 (32, 16), int64 (32,))"]
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    task = problems.task(loss=lambda prediction, target: prediction.detach().sum())
+    with pytest.raises(TaskError, match="does not depend on any trainable parameter"):
+        prepared(task)
+
+
+def test_more_shards_than_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="shards do not fit"):
+        prepared(problems.task(), shards=1000)
