@@ -2,23 +2,26 @@
 
 The rules of `ShardLink`, met by every link and tested by one suite:
 
-1.  A call takes effect at most once. If it raises, its outcome is unknown; the sequence number makes a repetition safe,
-    and a repeated push is told what became of the first.
+1.  A call takes effect at most once. If it raises, its outcome is unknown; sequence numbers, terms and command numbers
+    make a repetition safe, and a repeated push is told what became of the first.
 2.  `fetch` takes no lock. The version it returns was read before the copy: some coordinates may be newer, none older.
 3.  `fetch(at_least=v)` answers when the shard has reached v: its version or, where a policy paces the replicas, the
     steps of the slowest living one. Waiting is always this, never a push that blocks.
 4.  `push` answers with a verdict. A replica has at most one push under way at a shard, in the order of its sequence.
-5.  A link that answers at once never suspends the caller: no other task runs between the call and the answer,
+5.  `execute` carries the controller's commands. They may come twice, late, or in another order than they were sent:
+    each command says how a shard knows that it has been overtaken.
+6.  A link that answers at once never suspends the caller: no other task runs between the call and the answer,
     unless `fetch` has to wait for a version.
 
 The rules of `WorkSource`:
 
 1.  `lease` answers with work, or with None when there will be no more.
 2.  Every lease ends in one `done`, or with the death of its holder; never both.
-3.  `done` tells of every batch of the lease in order; what it leaves out at the end was not worked on.
+3.  `done` tells of every batch of the lease in order; what it leaves out at the end was not worked on. It returns when
+    the controller has acknowledged it, so that what is pushed afterwards belongs to a later lease for everybody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -42,6 +45,19 @@ class Verdict(IntEnum):
     def used(self) -> bool:
         """Whether the push moved, or will move, the parameters."""
         return self <= Verdict.HELD
+
+
+class Version(NamedTuple):
+    """How far a shard has come. Versions of a later term are larger, whatever their counts."""
+
+    term: int
+    """Which life of the shard: it begins anew with each restoration, and with each resumption of the run."""
+    updates: int
+    """Applied so far; where a policy paces the replicas and this is waited for, steps."""
+
+
+ORIGIN = Version(0, 0)
+"""What every shard has reached."""
 
 
 class Lease(NamedTuple):
@@ -87,7 +103,7 @@ class Push(NamedTuple):
     replica: int
     incarnation: int
     sequence: int
-    version: int
+    version: Version
     """The shard's version that the gradient was computed from."""
     work: Work
     slices: tuple[Slice, ...]
@@ -102,9 +118,73 @@ class Reply(NamedTuple):
     reason: str
     staleness: int
     """Updates that the shard applied between the fetch and this push."""
-    version: int
-    at_least: int
+    version: Version
+    at_least: Version
     """What the pusher's next fetch should wait for."""
+
+
+class PushRecord(NamedTuple):
+    """The last push of a replica that a shard knows of."""
+
+    sequence: int
+    work: Work
+    verdict: Verdict
+    whole: bool
+    """False if its pusher died while applying it."""
+
+
+class Snapshot(NamedTuple):
+    """A shard at one instant: the integers of its block, and its vectors by name. Owns its tensors."""
+
+    numbers: Tensor
+    vectors: dict[str, Tensor]
+
+
+class SetLiving(NamedTuple):
+    """Command: which replicas hold leases. A round that is full with these is closed.
+
+    A shard takes no command of an earlier `number` than the last one's, nor the same again.
+    """
+
+    number: int
+    replicas: frozenset[int]
+    alone: bool
+    """Whether one of them makes a warm start."""
+
+
+class Fence(NamedTuple):
+    """Command: take nothing more from an incarnation, nor from those before it. Answered with its `PushRecord`."""
+
+    replica: int
+    incarnation: int
+
+
+class Capture(NamedTuple):
+    """Command: copy slices of vectors, by the vectors' names, into tensors of the sender's. Changes nothing.
+
+    Answered with a `Snapshot` that holds the integers alone.
+    """
+
+    into: Mapping[str, Sequence[tuple[Slice, Tensor]]]
+
+
+class Restore(NamedTuple):
+    """Command: become what was snapshot from a shard of an equal spec, in a later term.
+
+    What was computed in another term is refused from then on, and nobody waits for what was to come in one before.
+    A shard that has come to `term` already takes no notice.
+    """
+
+    term: int
+    snapshot: Snapshot
+    fenced: tuple[int, ...]
+    """The newest incarnation of each replica that is dead: what the snapshot does not know."""
+    living: SetLiving
+
+
+Command = SetLiving | Fence | Capture | Restore
+Answer = PushRecord | Snapshot | None
+"""What `Fence` and `Capture` are answered with."""
 
 
 class Gradient(NamedTuple):
@@ -118,15 +198,18 @@ class Gradient(NamedTuple):
 
 
 class ShardLink(Protocol):
-    """How a client reaches one shard."""
+    """How a client or the controller reaches one shard."""
 
     answers_at_once: bool
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Copy the shard's parameters into `into` (flat, the shard's length) and return their version."""
 
     async def push(self, push: Push) -> Reply:
         """Offer a gradient."""
+
+    async def execute(self, command: Command) -> Answer:
+        """Have a command of the controller's obeyed."""
 
 
 class WorkSource(Protocol):

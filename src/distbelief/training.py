@@ -1,12 +1,13 @@
 """Training: where a task, a method and an engine meet."""
 
+import functools
 import gc
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ParamSpec, final
 
 import torch
 from safetensors.torch import load_file
@@ -14,13 +15,10 @@ from torch import Tensor
 
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
+from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
-from distbelief.engines.local.controller import Controller
-from distbelief.engines.local.process import Workers
 from distbelief.engines.result import STAMP, Result
 from distbelief.engines.signals import requests_raise, requests_to_end
-from distbelief.engines.simulated import Simulated
-from distbelief.engines.simulated.simulation import Simulation
 from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
@@ -34,69 +32,12 @@ from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
 
 _DEFAULT_EPOCHS = 10
+P = ParamSpec("P")
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Request:
-    """What `train` was asked for, its kinds checked. The fields are `train`'s own arguments."""
-
-    task: Task
-    method: Downpour | None = None
-    engine: Local | Simulated | None = None
-    until: Until | None = None
-    directory: Path | None = None
-    resume: bool = False
-    start: Run | str | Path | Mapping[str, Tensor] | None = None
-    evaluate_every: Every | None = None
-    checkpoint_every: Every | None = None
-    callbacks: Sequence[Callback] = ()
-    precision: Precision | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        kinds: dict[str, type | tuple[type, ...]] = {
-            "task": Task,
-            "method": Downpour,
-            "engine": (Local, Simulated),
-            "until": Until,
-            "evaluate_every": Every,
-            "checkpoint_every": Every,
-            "seed": int,
-        }
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if (value is None and name not in ("task", "seed")) or (
-                isinstance(value, kind) and not isinstance(value, bool)
-            ):
-                continue
-            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            wrong = f"{name} must be of type {names}, not {value!r}"
-            raise (TaskError if name == "task" else UsageError)(wrong)
-        if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
-            raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
-        if self.precision not in (None, "bf16"):
-            raise UsageError(f'precision must be None or "bf16", not {self.precision!r}')
-        if self.resume and self.directory is None:
-            raise UsageError("resume needs the directory of the run to go on with")
-
-
-def train(
-    task: Task,
-    method: Downpour | None = None,
-    *,
-    engine: Local | Simulated | None = None,
-    until: Until | None = None,
-    directory: str | Path | None = None,
-    resume: bool = False,
-    start: Run | str | Path | Mapping[str, Tensor] | None = None,
-    evaluate_every: Every | None = None,
-    checkpoint_every: Every | None = None,
-    callbacks: Sequence[Callback] = (),
-    precision: Precision | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Run:
     """Train a task to the end and return the run.
 
     `method`: if None, that of the run that is resumed, else the task's own, else `Downpour()`. `until`: the task's own
@@ -112,36 +53,87 @@ def train(
     what it raises later, `Diverged`, `WorkerDied`; `NotWritten` where files could not be written; `KeyboardInterrupt`
     after Ctrl-C, SIGTERM or SIGHUP. Once training has begun, what was reached by then is written first.
     """
-    request = Request(
-        task=task,
-        method=method,
-        engine=engine,
-        until=until,
-        directory=None if directory is None else Path(directory),
-        resume=resume,
-        start=start,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
-        callbacks=callbacks,
-        precision=precision,
-        seed=seed,
-    )
-    with requests_raise(), Workers() as workers:
-        return fulfil(request, workers, progress)
+
+    task: Task
+    method: Downpour | None = None
+    _: KW_ONLY
+    engine: Engine | None = None
+    until: Until | None = None
+    directory: str | Path | None = None
+    resume: bool = False
+    start: Run | str | Path | Mapping[str, Tensor] | None = None
+    evaluate_every: Every | None = None
+    checkpoint_every: Every | None = None
+    callbacks: Sequence[Callback] = ()
+    precision: Precision | None = None
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "task": Task,
+            "method": Downpour,
+            "until": Until,
+            "evaluate_every": Every,
+            "checkpoint_every": Every,
+            "seed": int,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if (value is None and name not in ("task", "seed")) or (
+                isinstance(value, kind) and not isinstance(value, bool)
+            ):
+                continue
+            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            wrong = f"{name} must be of type {names}, not {value!r}"
+            raise (TaskError if name == "task" else UsageError)(wrong)
+        if self.engine is not None and not hasattr(type(self.engine), "open"):
+            raise UsageError(f"engine must be an engine such as Local() or Simulated(), not {self.engine!r}")
+        if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
+            raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
+        if self.precision not in (None, "bf16"):
+            raise UsageError(f'precision must be None or "bf16", not {self.precision!r}')
+        if self.resume and self.directory is None:
+            raise UsageError("resume needs the directory of the run to go on with")
+
+    @property
+    def on(self) -> Engine:
+        """The engine that is meant."""
+        return self.engine or Local()
+
+    @property
+    def path(self) -> Path | None:
+        """The directory that is meant; None: a fresh one."""
+        return None if self.directory is None else Path(self.directory)
 
 
-def fulfil(request: Request, workers: Workers, progress: bool) -> Run:
-    """Do what was asked, with processes that may have been started ahead."""
+def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
+    """A function that does what is asked for by the same arguments: they are listed, and told of, in one place."""
+
+    @functools.wraps(request, assigned=("__doc__",))
+    def train(*arguments: P.args, **named: P.kwargs) -> Run:
+        asked = request(*arguments, **named)
+        with requests_raise(), asked.on.open() as session:
+            return fulfil(asked, session)
+
+    return train
+
+
+train = _as_function(Request)
+
+
+def fulfil(request: Request, session: Session) -> Run:
+    """Do what was asked, in a session of the engine that it asks for."""
     # Where the user's code runs in this process, it may want the terminal for a debugger.
-    watch = watching(progress, redrawn=not isinstance(request.engine, Simulated))
+    watch = watching(request.progress, redrawn=not request.on.in_this_process)
     if not request.resume:
-        prepared = _prepared(request, None, workers)
-        with closing(RunDirectory(request.directory)) as files:
-            return _train(request, prepared, workers, files, watch)
-    # The directory first: nobody else is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory(request.directory, resume=True)) as files:
+        prepared = _prepared(request, None, session)
+        with closing(RunDirectory(request.path)) as files:
+            return _train(request, prepared, session, files, watch)
+    # The directory first: no other run is to write a checkpoint between our look at them and our own.
+    with closing(RunDirectory(request.path, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
-        return _train(request, _prepared(request, resumed, workers), workers, files, watch, complaints)
+        return _train(request, _prepared(request, resumed, session), session, files, watch, complaints)
 
 
 def own_method(task: Task, resumed: Path | None) -> Downpour:
@@ -159,11 +151,10 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
     return stored or task.suggested_method or Downpour()
 
 
-def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
-    task, engine = request.task, request.engine or Local()
-    method = request.method or own_method(task, request.directory if request.resume else None)
-    if isinstance(engine, Local):
-        workers.start(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+def _prepared(request: Request, resumed: Checkpoint | None, session: Session) -> Prepared:
+    task, engine = request.task, request.on
+    method = request.method or own_method(task, request.path if request.resume else None)
+    session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     return prepare(
         task,
         method,
@@ -182,7 +173,7 @@ def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) ->
 def _train(
     request: Request,
     prepared: Prepared,
-    workers: Workers,
+    session: Session,
     files: RunDirectory,
     watch: AbstractContextManager[Observer],
     complaints: Sequence[str] = (),
@@ -190,50 +181,23 @@ def _train(
     files.check_model(prepared.module)
     # From here on a request to end waits for its moment: what was reached is written first.
     with requests_to_end() as received, watch as seen:
-        engine = _engine(request, prepared, workers, files, observer=_Both(files, seen), received=received)
-        with closing(engine):
+        observer = _Both(files, seen)
+        driver = session.driver(
+            prepared, observer=observer, files=files, received=received, callbacks=request.callbacks
+        )
+        with closing(driver):
             earlier = files.set_aside() if request.resume and prepared.resumed is None else None
             files.begin(
                 {"format": FORMAT, **describe(prepared.method)},
                 {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
             )
             if request.resume:
-                engine.books.tell_resumed(complaints, earlier)
-            result = engine.run()
-        # An engine and what it lent its methods to refer to each other, and to the memory of the shards.
-        del engine
+                driver.record.tell_resumed(complaints, earlier)
+            result = driver.run()
+        # A driver and what it lent its methods to refer to each other, and to the memory of the shards.
+        del driver
         gc.collect()
         return _finish(request, prepared, result, files, received)
-
-
-def _engine(
-    request: Request,
-    prepared: Prepared,
-    workers: Workers,
-    files: RunDirectory,
-    *,
-    observer: Observer,
-    received: list[signal.Signals],
-) -> Controller | Simulation:
-    """What brings the run to life."""
-    shared: dict[str, Any] = {
-        "observer": observer,
-        "files": files,
-        "received": received,
-        "callbacks": request.callbacks,
-    }
-    match request.engine or Local():
-        case Simulated() as engine:
-            return Simulation(prepared, engine, **shared)
-        case Local() as engine:
-            return Controller(
-                prepared,
-                devices=engine.devices,
-                threads=engine.threads_each(prepared.replicas),
-                overlap=prepared.method.overlap or 0,
-                workers=workers,
-                **shared,
-            )
 
 
 def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -259,7 +223,7 @@ def _finish(
     summary = {
         "format": FORMAT,
         "method": type(prepared.method).__name__,
-        "engine": describe(request.engine or Local()),
+        "engine": describe(request.on),
         "stopped_by": result.stopped_by,
         "examples": used,
         "updates": totals.updates,

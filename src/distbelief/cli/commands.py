@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
-from distbelief.engines.local.process import Workers
 from distbelief.engines.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
 from distbelief.task.tracebacks import user_frames
 
 if TYPE_CHECKING:
+    from distbelief.engines.engine import Engine, Session
     from distbelief.run.run import Run
 
 _WRONG_USAGE = 2
@@ -96,10 +96,11 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
     A task may bring a method and an end of its own, which take the place of the defaults below.
     """
     try:
+        engine = _engine(flags)
         # The first replica imports torch while this process does.
-        with requests_raise(), Workers() as workers:
-            workers.start(1)
-            click.echo(_report(_train(workers, task, quiet, flags)))
+        with requests_raise(), engine.open() as session:
+            session.expect(1)
+            click.echo(_report(_train(engine, session, task, quiet, flags)))
     except KeyboardInterrupt as interrupt:
         click.echo(str(interrupt) or "interrupted before training began", err=True)
         sys.exit(_INTERRUPTED)
@@ -185,15 +186,18 @@ def doctor() -> None:
     sys.exit(any(finding.state is State.WRONG for finding in findings))
 
 
-def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
-    from distbelief.task import taskfile
-    from distbelief.training import Request, fulfil
-
+def _engine(flags: dict[str, Any]) -> Engine:
     try:
-        engine = engine_of(flags)
+        return engine_of(flags)
     except UsageError as error:
         # Of a simulation's file, in its own words: not those of flags.
         raise click.UsageError(str(error)) from error
+
+
+def _train(engine: Engine, session: Session, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
+    from distbelief.task import taskfile
+    from distbelief.training import Request, fulfil
+
     try:
         until = end(flags)
         task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
@@ -212,8 +216,9 @@ def _train(workers: Workers, name: str, quiet: bool, flags: dict[str, Any]) -> R
         evaluate_every=flags["evaluate_every"],
         checkpoint_every=flags["checkpoint_every"],
         seed=flags["seed"],
+        progress=not quiet,
     )
-    return fulfil(request, workers, not quiet)
+    return fulfil(request, session)
 
 
 def _report(run: Run) -> str:

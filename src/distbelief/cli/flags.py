@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from distbelief.downpour.method import Downpour
-    from distbelief.engines.local import Local
-    from distbelief.engines.simulated import Simulated
+    from distbelief.engines.engine import Engine
     from distbelief.server.admission import Admission
     from distbelief.server.rules import Rule
     from distbelief.task.task import Task
@@ -118,7 +117,7 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
     return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
 
 
-def engine_of(flags: dict[str, Any]) -> Local | Simulated:
+def engine_of(flags: dict[str, Any]) -> Engine:
     """The engine that the flags say."""
     from distbelief.engines.local import Local
     from distbelief.engines.simulated import Simulated

@@ -6,75 +6,20 @@
     policy), or partial (its pusher died when some shards had it). None of these is leased again: a batch that is late
     once will be late again, and would starve its replica.
 4.  Epochs follow each other without a pause; an epoch may end after the next has begun.
+5.  Where portions have become smaller, near the end of the run, a holder has one lease at a time: a slow replica that
+    held a second one would keep the others waiting for it.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from enum import Enum
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
+from distbelief.allocation import Account, Grant, LastPush, Reason
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Lease, Outcome, Verdict
-from distbelief.server.block import Standing
 
 _PORTION = 32
 """Batches in a portion, at most."""
-
-
-@dataclass
-class Account:
-    """What became of an epoch's examples."""
-
-    used: int = 0
-    refused: int = 0
-    dropped: int = 0
-    partial: int = 0
-
-    @property
-    def total(self) -> int:
-        """Examples accounted for."""
-        return self.used + self.refused + self.dropped + self.partial
-
-    def __add__(self, other: "Account") -> "Account":
-        return Account(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-class Reason(Enum):
-    """Why a request for work was answered as it was."""
-
-    GRANTED = "here is work"
-    GATHERING = "not all replicas are here, and this policy begins with all"
-    WARM_START = "one replica works alone until the warm start is over"
-    OUTSTANDING = "all is leased, but a holder may die"
-    FINISHED = "there will be no more work"
-
-
-class Grant(NamedTuple):
-    """The answer to a request: a lease, or why there is none (now, or for good if FINISHED)."""
-
-    lease: Lease | None
-    reason: Reason
-
-
-class LastPush(NamedTuple):
-    """The last push of a dead replica, over all shards."""
-
-    standing: Standing
-    used: bool
-    partial: bool
-    """Begun at some shard, and not ended at all."""
-
-
-def last_push(standings: Sequence[Standing | None]) -> LastPush | None:
-    """What the shards know of a dead replica's last push; one standing a shard, None where it never pushed."""
-    known = [standing for standing in standings if standing is not None]
-    if not known:
-        return None
-    newest = max(standing.sequence for standing in known)
-    begun = [standing for standing in known if standing.sequence == newest]
-    partial = len(begun) < len(standings) or not all(standing.whole for standing in begun)
-    return LastPush(begun[0], any(standing.verdict.used for standing in begun), partial)
 
 
 @final
@@ -120,7 +65,7 @@ class Ledger:
         return {holder for _, holder in self._leases.values()}
 
     @property
-    def warming_up(self) -> bool:
+    def alone(self) -> bool:
         """Whether one holder works alone."""
         return self.total.total < self._warmstart
 
@@ -161,37 +106,58 @@ class Ledger:
             return Grant(None, Reason.FINISHED)
         if len(self._asked) < self._quorum:
             return Grant(None, Reason.GATHERING)
-        if self.warming_up:
+        if self.alone:
             if self._alone is None:
                 self._alone = holder
             if self._alone != holder:
                 return Grant(None, Reason.WARM_START)
-        if (waiting := self._waiting) is not None:
-            portion = waiting
-            self._released.remove(waiting)
-        elif not self._exhausted:
-            portion = self._next()
-        else:
+        if (waiting := self._waiting) is None and self._exhausted:
             return Grant(None, Reason.OUTSTANDING if self._leases else Reason.FINISHED)
+        if holder in self.holders and self._size < _PORTION:
+            return Grant(None, Reason.AHEAD)
+        portion = self._next() if waiting is None else self._again(waiting)
         self._number += 1
         lease = portion._replace(number=self._number)
         self._leases[lease.number] = lease, holder
         self._leased += self.size(lease.start, lease.stop)
         return Grant(lease, Reason.GRANTED)
 
-    def _next(self) -> Lease:
-        left = self.batches - self._batch
-        ahead = None if self._epochs is None else left + (self._epochs - 1 - self._epoch) * self.batches
+    @property
+    def _ahead(self) -> int | None:
+        """Batches that have never been leased and are to be; None: without end."""
+        ahead = None
+        if self._epochs is not None:
+            ahead = (self._epochs - self._epoch) * self.batches - self._batch
         if self._limit is not None:
             allowed = -(-self._remaining // self.batch_size)
-            left, ahead = min(left, allowed), allowed if ahead is None else min(ahead, allowed)
+            ahead = allowed if ahead is None else min(ahead, allowed)
+        return ahead
+
+    @property
+    def _size(self) -> int:
+        """Batches in a portion at this place of the run."""
+        ahead = self._ahead
+        return _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self._replicas)))
+
+    def _next(self) -> Lease:
+        left = self.batches - self._batch
+        if (ahead := self._ahead) is not None:
+            left = min(left, ahead)
         if (alone := self._warmstart - self.total.total - self._leased) > 0:
             left = min(left, -(-alone // self.batch_size))
-        size = _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self._replicas)))
-        stop = self._batch + min(left, size)
+        stop = self._batch + min(left, self._size)
         lease = Lease(0, self._epoch, self._batch, stop)
         self._epoch, self._batch = (self._epoch, stop) if stop < self.batches else (self._epoch + 1, 0)
         return lease
+
+    def _again(self, released: Lease) -> Lease:
+        """What was released, as far as the limit allows."""
+        self._released.remove(released)
+        if self._limit is None:
+            return released
+        stop = min(released.stop, released.start - (-self._remaining // self.batch_size))
+        self._release(released._replace(start=stop))
+        return released._replace(stop=stop)
 
     def done(self, number: int, outcomes: Sequence[Outcome]) -> None:
         """A lease has ended; what its outcomes leave out was not worked on, and is leased again."""
@@ -217,10 +183,10 @@ class Ledger:
         spent = Account()
         for number in self.leases_of(holder):
             lease = self._end(number)
-            if last is None or last.standing.work.lease != number:
+            if last is None or last.record.work.lease != number:
                 self._release(lease)
                 continue
-            work = last.standing.work
+            work = last.record.work
             before = self.size(lease.start, work.start) - work.refused - work.dropped
             here = Account(used=before, refused=work.refused, dropped=work.dropped)
             if last.partial:

@@ -1,12 +1,19 @@
 """Downpour SGD as a value: every choice of the method, checked where it is made."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, final
 
+from torch import Tensor
+
+from distbelief.allocation import Replica
 from distbelief.checks import check_whole
+from distbelief.downpour.ledger import Ledger
 from distbelief.errors import UsageError
+from distbelief.ports import GradientSource, WorkSource
 from distbelief.server.admission import Admission, Asynchronous
+from distbelief.server.client import Client
 from distbelief.server.rules import Adagrad, Rule
 
 
@@ -68,3 +75,42 @@ class Downpour:
     def local_rule(self) -> Rule | None:
         """The rule of the local step, or None where a fetch replaces the parameters before they are used again."""
         return None if self.n_fetch == 1 else self.local_optimizer or self.optimizer
+
+    def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Ledger:
+        """Who hands out the data of a run with these numbers of `replicas` and `batch_size`, which are decided."""
+        assert isinstance(self.replicas, int) and self.batch_size is not None
+        return Ledger(
+            examples=examples,
+            batch_size=self.batch_size,
+            replicas=self.replicas,
+            epochs=epochs,
+            limit=limit,
+            warmstart=self.warmstart,
+            quorum=self.replicas if self.admission.round > 1 else 1,
+        )
+
+    def replica(
+        self,
+        *,
+        client: Client,
+        source: GradientSource,
+        work: WorkSource,
+        parameters: Tensor,
+        overlap: int,
+        stopping: Callable[[], bool],
+        watch: Callable[[Any], None],
+    ) -> Replica:
+        """One copy of the model, at work by this method."""
+        # Not at the top, since a replica's module needs this one.
+        from distbelief.downpour.replica import DownpourReplica
+
+        return DownpourReplica(
+            self,
+            client=client,
+            source=source,
+            work=work,
+            parameters=parameters,
+            overlap=overlap,
+            stopping=stopping,
+            watch=watch,
+        )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
-from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Work, WorkSource
+from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
 from distbelief.server.client import Client, HandOver, Parcel, verdict_of
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
@@ -76,9 +76,9 @@ class DownpourReplica:
         self.watch = watch
         self._overlap = overlap
         self._staging = torch.empty_like(parameters) if overlap else parameters
-        self._fetching: asyncio.Task[tuple[int, ...]] | None = None
+        self._fetching: asyncio.Task[tuple[Version, ...]] | None = None
         self._pushing: asyncio.Task[None] | None = None
-        self._versions: tuple[int, ...] = ()
+        self._versions: tuple[Version, ...] = ()
         self._hand_over = HandOver(method.clip_norm)
         rule = method.local_rule
         self._local = None if rule is None else LocalStep(rule, client.layout, parameters)

@@ -12,6 +12,7 @@ from distbelief.server.client import Client
 class Row(NamedTuple):
     """What one replica has done since its start."""
 
+    steps: float = 0
     examples: float = 0
     losses: float = 0
     """Batches whose loss was finite."""
@@ -28,9 +29,8 @@ class Row(NamedTuple):
     def of(cls, progress: Progress, client: Client) -> "Row":
         """What a replica at work has done."""
         p = progress
-        return cls(
-            p.examples, p.losses, p.loss, p.pushes, p.rejected, p.staleness, client.fetched_bytes, client.pushed_bytes
-        )
+        bytes_moved = client.fetched_bytes, client.pushed_bytes
+        return cls(p.steps, p.examples, p.losses, p.loss, p.pushes, p.rejected, p.staleness, *bytes_moved)
 
     def plus(self, other: "Row") -> "Row":
         """Field by field."""
@@ -77,6 +77,10 @@ class Board:
         start = self._rows + replica * _FIELDS
         for field, value in enumerate(row):
             self._cells[start + field] = value
+
+    def steps(self, replica: int) -> int:
+        """Batches that a replica has worked on."""
+        return int(self._cells[self._rows + replica * _FIELDS])
 
     def read(self, replica: int) -> Row:
         """A replica's row."""

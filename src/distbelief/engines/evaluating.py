@@ -24,13 +24,12 @@ _LOOK_S = 0.1
 
 @final
 class Evaluations:
-    """Evaluates each epoch, or as often as was asked for, and keeps the history.
+    """Evaluates what the server holds, and keeps the history.
 
     Beside training only the set that chooses is evaluated; the test set, where it only reports, is left for the end.
-    One evaluation runs at a time; what becomes due meanwhile is done once, afterwards. `fetch` copies the server's
-    parameters into the module's vector and returns the buffers that belong to them; `tell` is given each new row, and
-    whether it is the best so far, while the module still holds what was evaluated. Without `beside`, training stands
-    still meanwhile.
+    One evaluation runs at a time. `fetch` copies the server's parameters into the module's vector and returns the
+    buffers that belong to them; `keep` writes the module where it is the best so far; `tell` is given each new row, and
+    whether it is the best. Without `beside`, training stands still meanwhile.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class Evaluations:
         flat: FlatModule,
         *,
         fetch: Callable[[], Tensor],
+        keep: Callable[[], object],
         tell: Callable[[Row, bool], None],
         beside: bool = True,
     ) -> None:
@@ -49,25 +49,25 @@ class Evaluations:
         self._task = prepared.task.placed(flat.device)
         self._flat = flat
         self._fetch = fetch
+        self._keep = keep
         self._tell = tell
         self._beside = beside
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
-        self._running: Future[dict[str, float]] | None = None
-        self._stamp: Row = {}
-        self._begun: int | None = None
+        self._running: Future[tuple[Row, bool]] | None = None
         self._abandoned = threading.Event()
 
-    def turn(self, stamp: Row, epochs: int) -> None:
-        """Begin an evaluation if one is due, and record one that has ended. `epochs` is how many have ended."""
-        if self._running is not None and self._running.done():
-            self._record()
-        due = self._due(stamp, epochs)
-        self._begun = due if self._begun is None else self._begun
-        if self._prepared.sets and self._running is None and due > self._begun:
-            self._begun, self._stamp = due, stamp
-            self._running = self._pool.submit(self._evaluate, self._fetch(), threads=1, everything=False)
-            if not self._beside:
-                self._record()
+    def begin(self, stamp: Row) -> None:
+        """Begin an evaluation; none must be under way."""
+        self._running = self._pool.submit(self._evaluate, stamp, self._fetch(), threads=1, everything=False)
+        if not self._beside:
+            wait([self._running])
+
+    def turn(self) -> bool:
+        """Record an evaluation that has ended; whether one has."""
+        if self._running is None or not self._running.done():
+            return False
+        self._record()
+        return True
 
     def finish(self, stamp: Row | None, impatient: Callable[[], bool]) -> None:
         """Make a last evaluation, of everything and with all cores, unless there is no stamp for it, or no patience."""
@@ -81,8 +81,7 @@ class Evaluations:
             raise
         buffers = self._fetch()
         if self._prepared.sets and stamp is not None:
-            self._stamp = stamp
-            self._running = self._pool.submit(self._evaluate, buffers, torch.get_num_threads(), everything=True)
+            self._running = self._pool.submit(self._evaluate, stamp, buffers, torch.get_num_threads(), everything=True)
             self._wait(impatient)
         self._load(buffers)
 
@@ -114,18 +113,11 @@ class Evaluations:
         """End the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _due(self, stamp: Row, epochs: int) -> int:
-        """How many evaluations should have been begun by now."""
-        every = self._prepared.evaluate_every
-        if every is None:
-            return epochs
-        return int(stamp["examples"] // every.examples if every.examples else stamp["seconds"] // (every.seconds or 1))
-
     def _record(self) -> None:
         assert self._running is not None
         ended, self._running = self._running, None
         try:
-            row = {**self._stamp, **ended.result()}
+            row, best = ended.result()
         except Abandoned:
             return
         # Whatever the user's metrics and data raise.
@@ -134,22 +126,24 @@ class Evaluations:
             raise UserCodeError(
                 f"an evaluation failed{where} with {error!r}\n\n{user_frames(error)}".rstrip()
             ) from error
+        self.history.append(row)
+        self._tell(row, best)
+
+    def _is_best(self, row: Row) -> bool:
         name, mode = self._prepared.judge
         sign = 1 if mode == "max" else -1
-        better = all(sign * row[name] > sign * before[name] for before in self.history)
-        self.history.append(row)
-        self._tell(row, better)
+        return all(sign * row[name] > sign * before[name] for before in self.history)
 
     def _load(self, buffers: Tensor) -> None:
         self._flat.refresh()
         self._flat.load_buffers_(buffers)
 
-    def _evaluate(self, buffers: Tensor, threads: int, *, everything: bool) -> dict[str, float]:
+    def _evaluate(self, stamp: Row, buffers: Tensor, threads: int, *, everything: bool) -> tuple[Row, bool]:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
         torch.set_num_threads(threads)
         began = time.monotonic()
         self._load(buffers)
-        found = {}
+        row = dict(stamp)
         for prefixes, rows in self._prepared.sets.items():
             if "" not in prefixes and not everything:
                 continue
@@ -162,6 +156,9 @@ class Evaluations:
                     self._prepared.evaluation_batch,
                     self._abandoned.is_set,
                 )
-            found.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
+            row.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         self.seconds += time.monotonic() - began
-        return found
+        # In this thread: while the best model is written, the controller answers replicas.
+        if best := self._is_best(row):
+            self._keep()
+        return row, best

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distbelief.downpour.ledger import Account
+from distbelief.allocation import Account
 from distbelief.errors import DistBeliefError
 
 STAMP = ("epoch", "examples", "updates", "seconds")

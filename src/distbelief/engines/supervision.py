@@ -2,11 +2,12 @@
 
 from typing import Literal, NamedTuple, final
 
-from distbelief.errors import Diverged, UserCodeError, WorkerDied
-from distbelief.observe.events import how_ended
+from distbelief.errors import DistBeliefError, Diverged, UserCodeError, WorkerDied
 
 _DEATHS = 5
-"""Deaths in a row, with no portion finished by anyone between them, after which the run ends."""
+"""Deaths in a row, with no push used between them, after which the run ends."""
+_ONE_EVENT_S = 1.0
+"""Deaths that are no further apart have one cause, such as a machine that was taken away, and count once."""
 
 
 class Failure(NamedTuple):
@@ -21,33 +22,33 @@ class Failure(NamedTuple):
 
 @final
 class Supervisor:
-    """Told of deaths and of work done; raises when replacing has become pointless."""
+    """Told of deaths and of work done; says when replacing has become pointless."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[str, str]] = set()
         self._in_a_row = 0
+        self._counted_at = float("-inf")
 
     def worked(self) -> None:
-        """A portion was finished."""
+        """A push was used."""
         self._in_a_row = 0
 
-    def died(self, status: int, failure: Failure | None) -> None:
-        """A replica ended early; returns if it is to be replaced.
+    def died(self, now: float, how: str, failure: Failure | None) -> DistBeliefError | None:
+        """A replica ended early at `now`, in seconds; None if it is to be replaced, else why the run ends.
 
-        Raises `Diverged` at once, `UserCodeError` if this error was seen before, and `WorkerDied` after several
-        deaths without any work between.
+        `Diverged` at once, `UserCodeError` for a failure that was seen before, and `WorkerDied` after several deaths
+        without any work between. `how` tells of the death in words, where the replica did not.
         """
-        self._in_a_row += 1
+        if now - self._counted_at > _ONE_EVENT_S:
+            self._in_a_row += 1
+            self._counted_at = now
         if failure is not None:
             if failure.kind_of == "diverged":
-                raise Diverged(failure.error)
+                return Diverged(failure.error)
             if (failure.error, failure.frames) in self._seen:
-                raise UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
+                return UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
             self._seen.add((failure.error, failure.frames))
-        if self._in_a_row == _DEATHS:
-            how = _how(status) if failure is None else f"failed with {failure.error}\n\n{failure.frames}".rstrip()
-            raise WorkerDied(f"{_DEATHS} replicas died in a row before they finished any work; the last one {how}")
-
-
-def _how(status: int) -> str:
-    return f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
+        if self._in_a_row < _DEATHS:
+            return None
+        what = how if failure is None else f"failed with {failure.error}\n\n{failure.frames}".rstrip()
+        return WorkerDied(f"{_DEATHS} times in a row replicas died before they finished any work; the last one {what}")

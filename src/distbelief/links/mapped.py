@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from distbelief.ports import Push, Reply
+from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Version
 from distbelief.server.block import ShardSpec
 from distbelief.server.shard import Shard
 
@@ -124,7 +124,7 @@ class MappedLink:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Copy the parameters out; sleeps until the shard has come so far."""
         while self._shard.reached < at_least:
             await asyncio.sleep(_POLL_S)
@@ -133,3 +133,7 @@ class MappedLink:
     async def push(self, push: Push) -> Reply:
         """Run the push here."""
         return self._shard.push(push)
+
+    async def execute(self, command: Command) -> Answer:
+        """Obey here."""
+        return self._shard.execute(command)

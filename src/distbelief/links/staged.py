@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from distbelief.ports import Push, Reply, ShardLink
+from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, ShardLink, Version
 
 
 @final
@@ -27,7 +27,7 @@ class StagedLink:
         self._parameters = torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
         self._gradient = torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Fetch to the host, then copy to the device."""
         version = await self._link.fetch(self._parameters, at_least)
         into.copy_(self._parameters, non_blocking=True)
@@ -41,6 +41,10 @@ class StagedLink:
             host.copy_(gradient, non_blocking=True)
         self._wait()
         return await self._link.push(push._replace(gradients=staged))
+
+    async def execute(self, command: Command) -> Answer:
+        """Pass a command on."""
+        return await self._link.execute(command)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -31,7 +31,7 @@ class ReplicaStatus:
 
     replica: int
     state: str
-    """starting, working, waiting, done or dead."""
+    """starting, ready, working, waiting, silent, done or dead."""
     examples_per_second: float = 0.0
     staleness: int = 0
     restarts: int = 0

@@ -75,6 +75,17 @@ class Prepared:
         return [] if self.resumed is None else list(self.resumed.state["history"])
 
     @property
+    def term(self) -> int:
+        """The term of the shards as the run begins or goes on: later than all there have been."""
+        return 0 if self.resumed is None else self.resumed.state["term"] + 1
+
+    @property
+    def incarnations(self) -> list[int]:
+        """How many incarnations of each replica there have been."""
+        before = [] if self.resumed is None else self.resumed.state["incarnations"]
+        return [before[replica] if replica < len(before) else 0 for replica in range(self.replicas)]
+
+    @property
     def batch_size(self) -> int:
         """Examples a batch."""
         assert self.method.batch_size is not None

@@ -4,12 +4,10 @@ header | histogram of staleness | replica slots | parameters | rule state … | 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from distbelief.ports import Verdict, Work
+from distbelief.ports import PushRecord, Snapshot, Verdict, Work
 from distbelief.server.admission import Admission
 from distbelief.server.rules import Rule
 
@@ -17,29 +15,18 @@ from distbelief.server.rules import Rule
 VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST, SLOWEST = range(8)
 # Of the update under way: the slot it is for (or 0, or NOBODY), then what will be true once it has ended.
 APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES, NEXT_CLOCK = range(8, 15)
-ALONE = 15
+ALONE, TERM, COMMAND = range(15, 18)
+"""Whether one replica makes a warm start, the shard's term, and the number of the last `SetLiving`."""
 NOBODY = -1
-HEADER = 16
+HEADER = 24
 BINS = 4096
 # Slot fields, then two records of work, verdict and version, used in turn so that one is always whole.
 INCARNATION, SEQUENCE, BEGUN, FENCED, CLOCK, LIVES, RECORDS = range(7)
 RECORD = len(Work._fields) + 2
-GENERATION = 1 << 40
-"""A version is the number of updates, and this for each time that the shard was restored."""
 NEVER = 1 << 62
-"""What nobody waits for: the clock of the slowest where nobody lives."""
+"""What no fetch waits for: the clock of the slowest where no replica lives."""
 SLOT = RECORDS + 2 * RECORD
 PAGE = 4096
-
-
-class Standing(NamedTuple):
-    """The last push of a replica that a shard knows of."""
-
-    sequence: int
-    work: Work
-    verdict: Verdict
-    whole: bool
-    """False if its pusher died while applying it."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +57,12 @@ class ShardSpec:
         return 8 * self.numbers + len(self.vectors) * self.elements * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A shard at one instant. Owns its tensors."""
-
-    numbers: Tensor
-    vectors: dict[str, Tensor]
-
-    @property
-    def updates(self) -> int:
-        """Updates applied."""
-        return int(self.numbers[VERSION]) % GENERATION
-
-    @property
-    def examples(self) -> int:
-        """Examples in the updates."""
-        return int(self.numbers[EXAMPLES])
-
-    def standing(self, replica: int, incarnation: int) -> Standing | None:
-        """The last push of this incarnation that the snapshot holds, or None."""
-        return standing_in(self.numbers.numpy().data, replica, incarnation)
-
-
-def updates_between(since: int, version: int) -> int:
-    """Updates that a shard applied after one version and up to another; 0 where it was restored to before the first."""
-    return max(0, version % GENERATION - since % GENERATION)
-
-
 def slot_of(replica: int) -> int:
     """Where a replica's slot begins, in integers from the block's start."""
     return HEADER + BINS + replica * SLOT
 
 
-def standing_in(numbers: memoryview, replica: int, incarnation: int) -> Standing | None:
+def record_in(numbers: memoryview, replica: int, incarnation: int) -> PushRecord | None:
     """The last push of an incarnation that a block's integers tell of, or None."""
     slot = slot_of(replica)
     sequence = numbers[slot + SEQUENCE]
@@ -110,4 +70,24 @@ def standing_in(numbers: memoryview, replica: int, incarnation: int) -> Standing
         return None
     record = slot + RECORDS + (sequence & 1) * RECORD
     *work, verdict, _ = numbers[record : record + RECORD].tolist()
-    return Standing(sequence, Work(*work), Verdict(abs(verdict)), verdict > 0)
+    return PushRecord(sequence, Work(*work), Verdict(abs(verdict)), verdict > 0)
+
+
+def record_of(snapshot: Snapshot, replica: int, incarnation: int) -> PushRecord | None:
+    """The last push of an incarnation that a snapshot holds, or None."""
+    return record_in(snapshot.numbers.numpy().data, replica, incarnation)
+
+
+def updates_of(snapshot: Snapshot) -> int:
+    """Updates that a snapshot holds."""
+    return int(snapshot.numbers[VERSION])
+
+
+def examples_of(snapshot: Snapshot) -> int:
+    """Examples in the updates that a snapshot holds."""
+    return int(snapshot.numbers[EXAMPLES])
+
+
+def in_pushes(snapshot: Snapshot) -> int:
+    """Examples in all pushes that were used, those of the open round included."""
+    return int(snapshot.numbers[EXAMPLES] + snapshot.numbers[HELD_EXAMPLES])

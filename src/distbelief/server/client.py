@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from distbelief.ports import Gradient, Push, Reply, ShardLink, Slice, Verdict, Work
+from distbelief.ports import ORIGIN, Gradient, Push, Reply, ShardLink, Slice, Verdict, Version, Work
 from distbelief.server.layout import Layout
 from distbelief.server.patience import Patience, insist
 
@@ -18,7 +18,7 @@ class Parcel(NamedTuple):
     """A gradient that has been handed over: nobody changes it any more."""
 
     tensors: list[Tensor | None]
-    versions: tuple[int, ...]
+    versions: tuple[Version, ...]
     """Of each shard, at the fetch that the oldest gradient in it was computed from."""
     finite: bool
 
@@ -34,9 +34,9 @@ class HandOver:
 
     clip_norm: float | None = None
     tensors: list[Tensor | None] = field(default_factory=list)
-    versions: tuple[int, ...] = ()
+    versions: tuple[Version, ...] = ()
 
-    def accrue(self, gradient: Gradient, versions: tuple[int, ...]) -> None:
+    def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
         if not self.tensors:
             self.tensors, self.versions = gradient.tensors, versions
@@ -91,15 +91,15 @@ class Client:
         self.sequence = 0
         self.fetched_bytes = 0
         self.pushed_bytes = 0
-        self._at_least = [0] * len(links)
+        self._at_least = [ORIGIN] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
         self._in_turn = all(link.answers_at_once for link in links)
 
-    async def fetch(self, into: Tensor) -> tuple[int, ...]:
+    async def fetch(self, into: Tensor) -> tuple[Version, ...]:
         """Copy all parameters into a flat vector; returns each shard's version."""
-        versions = [0] * len(self.links)
+        versions = [ORIGIN] * len(self.links)
 
         async def one(shard: int) -> None:
             part = self.layout.part(into, shard)
@@ -108,8 +108,8 @@ class Client:
             self.fetched_bytes += part.nbytes
 
         # Where it may have to wait first, so that what others hold is not old by then.
-        await self._at_each([shard for shard in self._turn if self._at_least[shard]], one)
-        await self._at_each([shard for shard in self._turn if not self._at_least[shard]], one)
+        await self._at_each([shard for shard in self._turn if self._at_least[shard] > ORIGIN], one)
+        await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
         return tuple(versions)
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
@@ -131,7 +131,7 @@ class Client:
         # Who was turned away at a shard is missing in its round, and must not wait for another shard's: those who wait
         # there for that round may be whom the other one waits for.
         turned_away = not all(reply.verdict.used for reply in told)
-        self._at_least = [0 if turned_away else reply.at_least for reply in told]
+        self._at_least = [ORIGIN if turned_away else reply.at_least for reply in told]
         return told
 
     async def _at_each(self, shards: Sequence[int], one: Callable[[int], Coroutine[None, None, None]]) -> None:

@@ -4,46 +4,12 @@ It is the integers at the head of the shard's block, changed so that a death bet
 mended. The shard's lock is held by whoever calls; what only reads one integer needs none.
 """
 
-from collections.abc import Iterable
 from typing import final
 
 from distbelief.errors import InvariantViolated
-from distbelief.ports import Push, Reply, Verdict
-from distbelief.server.block import (
-    APPLYING,
-    BEGUN,
-    BINS,
-    CLOCK,
-    EXAMPLES,
-    FENCED,
-    GENERATION,
-    HEADER,
-    HELD,
-    HELD_EXAMPLES,
-    INCARNATION,
-    LIVES,
-    LIVING,
-    NEVER,
-    NEXT_CLOCK,
-    NEXT_EXAMPLES,
-    NEXT_HELD,
-    NEXT_HELD_EXAMPLES,
-    NEXT_PUSHES,
-    NEXT_VERSION,
-    NOBODY,
-    PUSHES,
-    RECORD,
-    RECORDS,
-    SEQUENCE,
-    SLOWEST,
-    STALEST,
-    VERSION,
-    ShardSpec,
-    Standing,
-    slot_of,
-    standing_in,
-    updates_between,
-)
+from distbelief.ports import ORIGIN, Push, PushRecord, Reply, SetLiving, Verdict, Version
+from distbelief.server import block
+from distbelief.server.block import ShardSpec
 
 SEEN = "seen before"
 """The reason of a reply that tells again what became of a push."""
@@ -59,11 +25,16 @@ class Register:
         self._round = spec.admission.round
         self.lead = spec.admission.lead
 
+    @property
+    def version(self) -> Version:
+        """The term, and the updates applied."""
+        return Version(self.numbers[block.TERM], self.numbers[block.VERSION])
+
     def slot(self, replica: int) -> int:
         """Where a replica's slot begins."""
         if not 0 <= replica < self._replicas:
             raise InvariantViolated(f"replica {replica} has no slot among {self._replicas}")
-        return slot_of(replica)
+        return block.slot_of(replica)
 
     def answered(self, slot: int, push: Push) -> Reply | None:
         """The answer to a push that is not to be looked at again, or None where it is new.
@@ -71,141 +42,146 @@ class Register:
         The last one of a replica is told again what became of it: the answer may have been lost on its way.
         """
         numbers = self.numbers
-        incarnation = numbers[slot + INCARNATION]
-        if push.incarnation < incarnation or push.incarnation <= numbers[slot + FENCED]:
-            return Reply(Verdict.DUPLICATE, "its incarnation has been replaced", 0, numbers[VERSION], 0)
-        seen = numbers[slot + SEQUENCE] if push.incarnation == incarnation else 0
+        incarnation = numbers[slot + block.INCARNATION]
+        if push.incarnation < incarnation or push.incarnation <= numbers[slot + block.FENCED]:
+            return Reply(Verdict.DUPLICATE, "its incarnation has been replaced", 0, self.version, ORIGIN)
+        seen = numbers[slot + block.SEQUENCE] if push.incarnation == incarnation else 0
         if push.sequence > seen:
             return None
         if push.sequence < seen:
-            return Reply(Verdict.DUPLICATE, "seen before, and another one since", 0, numbers[VERSION], 0)
-        record = slot + RECORDS + (push.sequence & 1) * RECORD
-        verdict, version = Verdict(abs(numbers[record + RECORD - 2])), numbers[record + RECORD - 1]
-        staleness = updates_between(push.version, version)
-        return Reply(verdict, SEEN, staleness, numbers[VERSION], self.at_least(slot, verdict, version))
+            return Reply(Verdict.DUPLICATE, "seen before, and another one since", 0, self.version, ORIGIN)
+        record = slot + block.RECORDS + (push.sequence & 1) * block.RECORD
+        verdict, count = Verdict(abs(numbers[record + block.RECORD - 2])), numbers[record + block.RECORD - 1]
+        staleness = max(0, count - push.version.updates)
+        return Reply(verdict, SEEN, staleness, self.version, self.at_least(slot, verdict, count))
 
-    def at_least(self, slot: int, verdict: Verdict, version: int) -> int:
-        """What a replica's next fetch waits for, after a push before which the shard was at `version`."""
+    def at_least(self, slot: int, verdict: Verdict, count: int) -> Version:
+        """What a replica's next fetch waits for, after a push before which the shard had applied `count` updates."""
         if self.lead is not None:
-            return max(0, self.numbers[slot + CLOCK] - self.lead)
-        return version + 1 if verdict is Verdict.HELD else 0
+            return Version(self.numbers[block.TERM], max(0, self.numbers[slot + block.CLOCK] - self.lead))
+        return Version(self.numbers[block.TERM], count + 1) if verdict is Verdict.HELD else ORIGIN
 
     def begin(self, slot: int, push: Push, verdict: Verdict) -> None:
         """Write down what is about to be done with a push, and what will be true afterwards."""
         numbers = self.numbers
-        if numbers[slot + INCARNATION] != push.incarnation:
-            numbers[slot + SEQUENCE] = numbers[slot + BEGUN] = 0
-            numbers[slot + INCARNATION] = push.incarnation
-        record = slot + RECORDS + (push.sequence & 1) * RECORD
-        for field, value in enumerate((*push.work, verdict, numbers[VERSION])):
+        if numbers[slot + block.INCARNATION] != push.incarnation:
+            numbers[slot + block.SEQUENCE] = numbers[slot + block.BEGUN] = 0
+            numbers[slot + block.INCARNATION] = push.incarnation
+        record = slot + block.RECORDS + (push.sequence & 1) * block.RECORD
+        for field, value in enumerate((*push.work, verdict, numbers[block.VERSION])):
             numbers[record + field] = value
         applied, used = verdict is Verdict.APPLIED, verdict.used
-        examples = numbers[HELD_EXAMPLES] + (push.work.examples if used else 0)
-        numbers[NEXT_VERSION] = numbers[VERSION] + applied
-        numbers[NEXT_EXAMPLES] = numbers[EXAMPLES] + (examples if applied else 0)
-        numbers[NEXT_HELD] = 0 if applied else numbers[HELD] + (verdict is Verdict.HELD)
-        numbers[NEXT_HELD_EXAMPLES] = 0 if applied else examples
-        numbers[NEXT_PUSHES] = numbers[PUSHES] + used
-        numbers[NEXT_CLOCK] = numbers[slot + CLOCK] + push.work.stop - push.work.start
-        numbers[slot + BEGUN] = push.sequence
-        numbers[APPLYING] = slot
+        examples = numbers[block.HELD_EXAMPLES] + (push.work.examples if used else 0)
+        numbers[block.NEXT_VERSION] = numbers[block.VERSION] + applied
+        numbers[block.NEXT_EXAMPLES] = numbers[block.EXAMPLES] + (examples if applied else 0)
+        numbers[block.NEXT_HELD] = 0 if applied else numbers[block.HELD] + (verdict is Verdict.HELD)
+        numbers[block.NEXT_HELD_EXAMPLES] = 0 if applied else examples
+        numbers[block.NEXT_PUSHES] = numbers[block.PUSHES] + used
+        numbers[block.NEXT_CLOCK] = numbers[slot + block.CLOCK] + push.work.stop - push.work.start
+        numbers[slot + block.BEGUN] = push.sequence
+        numbers[block.APPLYING] = slot
 
     def begin_closing(self) -> None:
         """Write down that the open round is about to be closed, for nobody's push."""
         numbers = self.numbers
-        numbers[NEXT_VERSION] = numbers[VERSION] + 1
-        numbers[NEXT_EXAMPLES] = numbers[EXAMPLES] + numbers[HELD_EXAMPLES]
-        numbers[NEXT_HELD] = numbers[NEXT_HELD_EXAMPLES] = 0
-        numbers[NEXT_PUSHES] = numbers[PUSHES]
-        numbers[APPLYING] = NOBODY
+        numbers[block.NEXT_VERSION] = numbers[block.VERSION] + 1
+        numbers[block.NEXT_EXAMPLES] = numbers[block.EXAMPLES] + numbers[block.HELD_EXAMPLES]
+        numbers[block.NEXT_HELD] = numbers[block.NEXT_HELD_EXAMPLES] = 0
+        numbers[block.NEXT_PUSHES] = numbers[block.PUSHES]
+        numbers[block.APPLYING] = block.NOBODY
 
     def commit(self) -> None:
         """End what is under way; repeating it changes nothing."""
         numbers = self.numbers
-        slot = numbers[APPLYING]
-        numbers[VERSION] = numbers[NEXT_VERSION]
-        numbers[EXAMPLES] = numbers[NEXT_EXAMPLES]
-        numbers[HELD] = numbers[NEXT_HELD]
-        numbers[HELD_EXAMPLES] = numbers[NEXT_HELD_EXAMPLES]
-        numbers[PUSHES] = numbers[NEXT_PUSHES]
+        slot = numbers[block.APPLYING]
+        numbers[block.VERSION] = numbers[block.NEXT_VERSION]
+        numbers[block.EXAMPLES] = numbers[block.NEXT_EXAMPLES]
+        numbers[block.HELD] = numbers[block.NEXT_HELD]
+        numbers[block.HELD_EXAMPLES] = numbers[block.NEXT_HELD_EXAMPLES]
+        numbers[block.PUSHES] = numbers[block.NEXT_PUSHES]
         if slot > 0:
-            numbers[slot + SEQUENCE] = numbers[slot + BEGUN]
-            numbers[slot + CLOCK] = numbers[NEXT_CLOCK]
+            numbers[slot + block.SEQUENCE] = numbers[slot + block.BEGUN]
+            numbers[slot + block.CLOCK] = numbers[block.NEXT_CLOCK]
             if self.lead is not None:
-                numbers[SLOWEST] = self._slowest()
-        numbers[APPLYING] = 0
+                numbers[block.SLOWEST] = self._slowest()
+        numbers[block.APPLYING] = 0
 
     def recover(self) -> None:
         """End a push whose pusher died inside it, and mark it as torn."""
         numbers = self.numbers
-        if slot := numbers[APPLYING]:
+        if slot := numbers[block.APPLYING]:
             if slot > 0:
-                verdict = slot + RECORDS + (numbers[slot + BEGUN] & 1) * RECORD + RECORD - 2
+                verdict = slot + block.RECORDS + (numbers[slot + block.BEGUN] & 1) * block.RECORD + block.RECORD - 2
                 numbers[verdict] = -abs(numbers[verdict])
             self.commit()
 
     def count_staleness(self, staleness: int) -> None:
         """A push of this staleness was used."""
         numbers = self.numbers
-        numbers[HEADER + min(staleness, BINS - 1)] += 1
-        numbers[STALEST] = max(numbers[STALEST], staleness)
+        numbers[block.HEADER + min(staleness, block.BINS - 1)] += 1
+        numbers[block.STALEST] = max(numbers[block.STALEST], staleness)
 
-    def set_living(self, replicas: Iterable[int]) -> bool:
-        """Tell which replicas hold leases; True if the open round is full with these.
+    def set_living(self, command: SetLiving) -> bool:
+        """Take note of which replicas hold leases; True if the open round is full with these.
 
-        Who begins to live is put where the slowest of the others is, if that is further: it holds nobody up for what
-        it has not done before. Where there are no others, all are put where the furthest of them is.
+        A replica that begins to live is put where the slowest of the others is, if that is further: it holds no other
+        up for what it has not done before. Where there are no others, all are put where the furthest of them is.
         """
-        numbers, living = self.numbers, set(replicas)
+        numbers = self.numbers
+        if command.number <= numbers[block.COMMAND]:
+            return False
+        numbers[block.COMMAND] = command.number
+        numbers[block.ALONE] = command.alone
         if self.lead is not None:
-            self._set_paced({self.slot(replica) for replica in living})
-        numbers[LIVING] = len(living)
-        return 0 < numbers[HELD] >= min(self._round, len(living))
+            self._set_paced({self.slot(replica) for replica in command.replicas})
+        numbers[block.LIVING] = len(command.replicas)
+        return 0 < numbers[block.HELD] >= min(self._round, len(command.replicas))
 
     def _set_paced(self, living: set[int]) -> None:
         numbers = self.numbers
-        for slot in map(slot_of, range(self._replicas)):
-            numbers[slot + LIVES] &= slot in living
-        there = [numbers[slot + CLOCK] for slot in living if numbers[slot + LIVES]]
+        for slot in map(block.slot_of, range(self._replicas)):
+            numbers[slot + block.LIVES] &= slot in living
+        there = [numbers[slot + block.CLOCK] for slot in living if numbers[slot + block.LIVES]]
         # Where nobody is, they begin together.
-        slowest = min(there) if there else max((numbers[slot + CLOCK] for slot in living), default=0)
+        slowest = min(there) if there else max((numbers[slot + block.CLOCK] for slot in living), default=0)
         for slot in living:
-            if not numbers[slot + LIVES]:
-                numbers[slot + CLOCK] = max(numbers[slot + CLOCK], slowest)
-                numbers[slot + LIVES] = 1
-        numbers[SLOWEST] = self._slowest()
+            if not numbers[slot + block.LIVES]:
+                numbers[slot + block.CLOCK] = max(numbers[slot + block.CLOCK], slowest)
+                numbers[slot + block.LIVES] = 1
+        numbers[block.SLOWEST] = self._slowest()
 
     def _slowest(self) -> int:
         """The steps of the slowest living replica."""
-        numbers, slots = self.numbers, map(slot_of, range(self._replicas))
-        return min((numbers[slot + CLOCK] for slot in slots if numbers[slot + LIVES]), default=NEVER)
+        numbers, slots = self.numbers, map(block.slot_of, range(self._replicas))
+        return min((numbers[slot + block.CLOCK] for slot in slots if numbers[slot + block.LIVES]), default=block.NEVER)
 
-    def fence(self, replica: int, incarnation: int) -> Standing | None:
+    def fence(self, replica: int, incarnation: int) -> PushRecord | None:
         """The last push that this incarnation began, or None; nothing more is taken from it."""
         numbers, slot = self.numbers, self.slot(replica)
         # Dead between its own mark and the header's: nothing was changed, so it had not begun.
-        numbers[slot + BEGUN] = numbers[slot + SEQUENCE]
-        numbers[slot + FENCED] = max(numbers[slot + FENCED], incarnation)
-        return standing_in(numbers, replica, incarnation)
+        numbers[slot + block.BEGUN] = numbers[slot + block.SEQUENCE]
+        numbers[slot + block.FENCED] = max(numbers[slot + block.FENCED], incarnation)
+        return block.record_in(numbers, replica, incarnation)
 
-    def begin_generation(self, generation: int) -> None:
-        """Versions and steps go on from where none has been before."""
+    def begin_term(self, term: int) -> None:
+        """Go on in a term in which all replicas begin in step."""
         numbers = self.numbers
-        numbers[VERSION] = generation * GENERATION + numbers[VERSION] % GENERATION
-        if self.lead is not None:
-            for replica in range(self._replicas):
-                numbers[slot_of(replica) + CLOCK] = generation * GENERATION
-            numbers[SLOWEST] = self._slowest()
+        numbers[block.TERM], numbers[block.COMMAND] = term, 0
+        for replica in range(self._replicas):
+            numbers[block.slot_of(replica) + block.CLOCK] = 0
+        numbers[block.SLOWEST] = self._slowest()
 
     def faults(self) -> list[str]:
         """What is not as it must be."""
         numbers = self.numbers
-        slots = [slot_of(replica) for replica in range(self._replicas)]
+        slots = [block.slot_of(replica) for replica in range(self._replicas)]
         faults = {
-            "a sequence differs from what was begun": any(numbers[s + SEQUENCE] != numbers[s + BEGUN] for s in slots),
-            "negative counts": min(numbers[:APPLYING].tolist()) < 0,
-            "more held than a round takes": numbers[HELD] >= max(2, self._round),
-            "more updates than pushes": numbers[VERSION] % GENERATION > numbers[PUSHES],
-            "another slowest than by the clocks": self.lead is not None and numbers[SLOWEST] != self._slowest(),
+            "a sequence differs from what was begun": any(
+                numbers[s + block.SEQUENCE] != numbers[s + block.BEGUN] for s in slots
+            ),
+            "negative counts": min(numbers[: block.APPLYING].tolist()) < 0,
+            "more held than a round takes": numbers[block.HELD] >= max(2, self._round),
+            "more updates than pushes": numbers[block.VERSION] > numbers[block.PUSHES],
+            "another slowest than by the clocks": self.lead is not None and numbers[block.SLOWEST] != self._slowest(),
         }
         return [fault for fault, true in faults.items() if true]

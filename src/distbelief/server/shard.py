@@ -14,39 +14,38 @@ The rules of a push:
 So a death leaves no push of which it is unknown whether it began, and none is ever applied twice.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from distbelief.errors import InvariantViolated
-from distbelief.ports import Push, Reply, Slice, Verdict
-from distbelief.server.admission import Decision
-from distbelief.server.block import (
-    ALONE,
-    BINS,
-    EXAMPLES,
-    GENERATION,
-    HEADER,
-    HELD,
-    LIVING,
-    PUSHES,
-    SLOWEST,
-    STALEST,
-    VERSION,
-    ShardSpec,
+from distbelief.ports import (
+    Answer,
+    Capture,
+    Command,
+    Fence,
+    Push,
+    PushRecord,
+    Reply,
+    Restore,
+    SetLiving,
+    Slice,
     Snapshot,
-    Standing,
-    updates_between,
+    Verdict,
+    Version,
 )
+from distbelief.server import block
+from distbelief.server.admission import Decision
+from distbelief.server.block import ShardSpec
 from distbelief.server.register import Register
 from distbelief.server.schedules import rate
 
 # Sets of slices whose views are kept: one, but for models that leave out parameters by turns.
 _CUTS = 64
-_RESTORED = Decision(Verdict.TOO_OLD, "computed before the shard was restored")
+_OTHER_TERM = Decision(Verdict.TOO_OLD, "computed in another term of the shard")
 
 
 @final
@@ -64,93 +63,118 @@ class Shard:
         self.vectors = dict(zip(spec.vectors, flat.split(spec.elements), strict=True))
         self.parameters = self.vectors["parameters"]
         self._full = max(1, min(spec.admission.round, spec.replicas))
-        self._reached = VERSION if spec.admission.lead is None else SLOWEST
+        self._reached = block.VERSION if spec.admission.lead is None else block.SLOWEST
         self._state = tuple(self.vectors[name] for name in spec.rule.state)
         self._step = torch.zeros(())
+        self._obey: dict[type, Callable[[Any], Any]] = {
+            Push: self._push,
+            SetLiving: self._set_living,
+            Fence: self._fence,
+            Capture: self._capture,
+            Restore: self._restore,
+        }
         self._cut: dict[tuple[Slice, ...], tuple[list[Tensor], ...]] = {}
 
     def initialise_(
-        self, parameters: Tensor, state: Mapping[str, Tensor] = {}, *, version: int = 0, examples: int = 0
+        self,
+        parameters: Tensor,
+        state: Mapping[str, Tensor] = {},
+        *,
+        updates: int = 0,
+        examples: int = 0,
+        term: int = 0,
     ) -> None:
         """Fill a new shard: parameters and rule state (flat, copied), fresh where not given.
 
-        `version` and `examples` are what it had reached when these were taken, for schedules and for Adam's step.
+        `updates` and `examples` are what it had reached when these were taken, for schedules and for Adam's step.
         """
         for name, value in self.spec.vectors.items():
             self.vectors[name].fill_(value)
         for name, vector in state.items():
             self.vectors[name].copy_(vector)
         self.parameters.copy_(parameters)
-        self._header[VERSION] = self._header[PUSHES] = version
-        self._header[EXAMPLES] = examples
-        self._register.set_living(())
+        self._header[block.VERSION] = self._header[block.PUSHES] = updates
+        self._header[block.EXAMPLES] = examples
+        self._register.begin_term(term)
 
     @property
-    def version(self) -> int:
-        """Updates applied so far, and `GENERATION` for each restoration, so that it only grows."""
-        return self._header[VERSION]
+    def version(self) -> Version:
+        """The shard's term, and the updates applied so far; a push that was refused or is held does not count."""
+        return self._register.version
 
     @property
-    def updates(self) -> int:
-        """Updates applied so far; a push that was refused or is held does not count."""
-        return self._header[VERSION] % GENERATION
-
-    @property
-    def reached(self) -> int:
+    def reached(self) -> Version:
         """What fetches wait for: the version; where a policy paces them, the steps of the slowest living replica."""
-        return self._header[self._reached]
+        return Version(self._header[block.TERM], self._header[self._reached])
 
     @property
     def pushes(self) -> int:
         """Pushes that moved, or will move, the parameters."""
-        return self._header[PUSHES]
+        return self._header[block.PUSHES]
+
+    @property
+    def living(self) -> int:
+        """How many replicas hold leases, as far as the shard has been told."""
+        return self._header[block.LIVING]
 
     @property
     def staleness(self) -> Tensor:
         """Histogram of the staleness of used pushes, int64; the last bin holds all that are staler."""
-        return self._numbers[HEADER : HEADER + BINS].clone()
+        return self._numbers[block.HEADER : block.HEADER + block.BINS].clone()
 
     @property
     def stalest(self) -> int:
         """The largest staleness of a used push."""
-        return self._header[STALEST]
+        return self._header[block.STALEST]
 
-    def fetch(self, into: Tensor) -> int:
+    def fetch(self, into: Tensor) -> Version:
         """Copy the parameters out, without a lock; returns the version read before the copy."""
-        version = self._header[VERSION]
+        version = self._register.version
         into.copy_(self.parameters)
         return version
 
     def push(self, push: Push) -> Reply:
         """Admit a gradient and apply it, hold it, or refuse it. At most once for a (replica, incarnation, sequence)."""
+        reply: Reply = self._execute(push)
+        return reply
+
+    def execute(self, command: Command) -> Answer:
+        """Obey a command of the controller's."""
+        answer: Answer = self._execute(command)
+        return answer
+
+    def _execute(self, command: Push | Command) -> Any:
+        """The one way by which a shard changes: one command after the other, each under the lock."""
         with self.lock:
-            register, header = self._register, self._header
-            register.recover()
-            slot = register.slot(push.replica)
-            if (answered := register.answered(slot, push)) is not None:
-                return answered
-            version = header[VERSION]
-            staleness, decision = version - push.version, _RESTORED
-            if staleness < GENERATION // 2:
-                decision = self.spec.admission.admit(staleness, header[HELD], header[LIVING])
-            verdict, reason, scale = decision
-            register.begin(slot, push, verdict)
-            if verdict is Verdict.HELD:
-                self._hold(push.slices, push.gradients)
-            elif verdict is Verdict.APPLIED and (self._full > 1 or header[HELD]):
-                self._hold(push.slices, push.gradients)
-                self._close_round()
-            elif verdict is Verdict.APPLIED and push.slices:
-                self._update(push.slices, push.gradients, scale)
-            register.commit()
-            if verdict.used:
-                register.count_staleness(staleness)
-            at_least = register.at_least(slot, verdict, version)
-            return Reply(verdict, reason, updates_between(push.version, version), header[VERSION], at_least)
+            self._register.recover()
+            return self._obey[type(command)](command)
+
+    def _push(self, push: Push) -> Reply:
+        register, header = self._register, self._header
+        slot = register.slot(push.replica)
+        if (answered := register.answered(slot, push)) is not None:
+            return answered
+        count, (term, computed_at) = header[block.VERSION], push.version
+        staleness, decision = max(0, count - computed_at), _OTHER_TERM
+        if term == header[block.TERM]:
+            decision = self.spec.admission.admit(staleness, header[block.HELD], header[block.LIVING])
+        verdict, reason, scale = decision
+        register.begin(slot, push, verdict)
+        if verdict is Verdict.HELD:
+            self._hold(push.slices, push.gradients)
+        elif verdict is Verdict.APPLIED and (self._full > 1 or header[block.HELD]):
+            self._hold(push.slices, push.gradients)
+            self._close_round()
+        elif verdict is Verdict.APPLIED and push.slices:
+            self._update(push.slices, push.gradients, scale)
+        register.commit()
+        if verdict.used:
+            register.count_staleness(staleness)
+        return Reply(verdict, reason, staleness, register.version, register.at_least(slot, verdict, count))
 
     def _hold(self, slices: Sequence[Slice], gradients: Sequence[Tensor]) -> None:
         total = self.vectors["round"]
-        if self._header[HELD] == 0:
+        if self._header[block.HELD] == 0:
             total.zero_()
         if slices:
             torch._foreach_add_([total[s.start : s.stop] for s in slices], list(gradients))
@@ -160,7 +184,7 @@ class Shard:
         # the whole that the learning rate was chosen for. So an epoch moves the parameters as far, whoever is there,
         # and the few pushes that are left at the end of a run do no harm.
         # The one who makes a warm start is a whole of its own.
-        mean = self.vectors["round"].div_(1 if self._header[ALONE] else self._full)
+        mean = self.vectors["round"].div_(1 if self._header[block.ALONE] else self._full)
         self._update((Slice(0, self.spec.elements),), (mean,), 1.0)
 
     def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float) -> None:
@@ -170,60 +194,47 @@ class Shard:
                 self._cut.clear()
             self._cut[slices] = tuple([v[s.start : s.stop] for s in slices] for v in (self.parameters, *self._state))
         parameters, *state = self._cut[slices]
-        self._step.fill_(self._header[VERSION] % GENERATION + 1)
-        lr = rate(self.spec.rule.lr, self._header[EXAMPLES])
+        self._step.fill_(self._header[block.VERSION] + 1)
+        lr = rate(self.spec.rule.lr, self._header[block.EXAMPLES])
         self.spec.rule.update_(parameters, gradients, state, self._step, scale * lr)
 
-    def set_living(self, replicas: Iterable[int], *, alone: bool = False) -> None:
-        """Tell which replicas hold leases; a round that now is full is closed. `alone`: one makes a warm start."""
-        with self.lock:
-            self._register.recover()
-            self._header[ALONE] = alone
-            if self._register.set_living(replicas):
-                self._register.begin_closing()
-                self._close_round()
-                self._register.commit()
+    def _set_living(self, command: SetLiving) -> None:
+        if self._register.set_living(command):
+            self._register.begin_closing()
+            self._close_round()
+            self._register.commit()
 
-    def fence(self, replica: int, incarnation: int) -> Standing | None:
-        """The last push that this incarnation began here, or None. From now on nothing is taken from it.
+    def _fence(self, command: Fence) -> PushRecord | None:
+        return self._register.fence(command.replica, command.incarnation)
 
-        Called when its process is dead; messages of it may still be under way.
-        """
-        with self.lock:
-            self._register.recover()
-            return self._register.fence(replica, incarnation)
+    def _capture(self, command: Capture) -> Snapshot:
+        for name, targets in command.into.items():
+            for part, target in targets:
+                # Not torch's copy, whose threads wait for each other on cores that are busy training.
+                target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
+        return Snapshot(self._numbers.clone(), {})
+
+    def _restore(self, command: Restore) -> None:
+        if command.term <= self._header[block.TERM]:
+            return
+        self._numbers.copy_(command.snapshot.numbers)
+        for name, vector in command.snapshot.vectors.items():
+            self.vectors[name].copy_(vector)
+        self._register.begin_term(command.term)
+        for replica, incarnation in enumerate(command.fenced):
+            self._register.fence(replica, incarnation)
+        self._set_living(command.living)
 
     def snapshot(self) -> Snapshot:
         """A copy of everything, taken under the lock."""
-        with self.lock:
-            self._register.recover()
-            return Snapshot(self._numbers.clone(), {name: vector.clone() for name, vector in self.vectors.items()})
-
-    def copy_out(self, into: Mapping[str, Sequence[tuple[Slice, Tensor]]]) -> Snapshot:
-        """Copy slices of vectors, given by the vectors' names, into tensors; the snapshot holds the account alone."""
-        with self.lock:
-            self._register.recover()
-            for name, targets in into.items():
-                for part, target in targets:
-                    # Not torch's copy, whose threads wait for each other on cores that are busy training.
-                    target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
-            return Snapshot(self._numbers.clone(), {})
-
-    def restore_(self, snapshot: Snapshot, generation: int) -> None:
-        """Become what was snapshot from a shard of an equal spec, and begin a generation.
-
-        What was computed in another generation is refused, and nobody waits for what was to come in one before. Who
-        was fenced after the snapshot must be fenced again.
-        """
-        with self.lock:
-            self._numbers.copy_(snapshot.numbers)
-            for name, vector in snapshot.vectors.items():
-                self.vectors[name].copy_(vector)
-            self._register.begin_generation(generation)
+        vectors = {name: torch.empty_like(vector) for name, vector in self.vectors.items()}
+        whole = Slice(0, self.spec.elements)
+        answer = self._execute(Capture({name: [(whole, vector)] for name, vector in vectors.items()}))
+        return Snapshot(answer.numbers, vectors)
 
     def check(self) -> None:
         """Raise `InvariantViolated` unless the account of the shard is consistent."""
         with self.lock:
             self._register.recover()
             if found := self._register.faults():
-                raise InvariantViolated(f"shard at version {self.version}: {'; '.join(found)}")
+                raise InvariantViolated(f"shard at {self.version}: {'; '.join(found)}")

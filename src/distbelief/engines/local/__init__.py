@@ -1,12 +1,17 @@
 """The local engine: replicas are processes, shards are shared memory, and there is no server process."""
 
+from __future__ import annotations
+
 import os
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from distbelief.checks import check_whole
 from distbelief.errors import UsageError
+
+if TYPE_CHECKING:
+    from distbelief.engines.local.session import LocalSession
 
 _MOST_REPLICAS = 4
 
@@ -54,6 +59,17 @@ class Local:
         """How many replicas "auto" stands for: one a GPU, or one a core, 4 at most."""
         devices = self.devices
         return min(_MOST_REPLICAS, cores()) if devices == ("cpu",) else len(devices)
+
+    @property
+    def in_this_process(self) -> bool:
+        """Replicas are processes of their own."""
+        return False
+
+    def open(self) -> LocalSession:
+        """Begin a session, whose workers may be started before torch is imported here."""
+        from distbelief.engines.local.session import LocalSession
+
+        return LocalSession(self)
 
     def threads_each(self, replicas: int) -> int:
         """Threads of each of several replicas."""

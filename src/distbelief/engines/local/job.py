@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from distbelief.downpour.method import Downpour
+from distbelief.run.prepare import Prepared
 from distbelief.server.block import ShardSpec
 from distbelief.server.layout import Layout
 from distbelief.task.data import Rows
@@ -34,3 +35,24 @@ class Job:
     replicas: int
     buffers: int
     """Elements in the module's buffers."""
+
+
+def job_of(prepared: Prepared, specs: list[ShardSpec], devices: tuple[str, ...], threads: int, buffers: int) -> Job:
+    """What the workers of a run are told."""
+    return Job(
+        task=prepared.task.without_data(),
+        rows=prepared.rows,
+        batch_size=prepared.batch_size,
+        workers=prepared.workers,
+        method=prepared.method,
+        layout=prepared.layout,
+        specs=specs,
+        moving=prepared.moving,
+        seed=prepared.seed,
+        devices=devices,
+        precision=prepared.precision,
+        threads=threads,
+        overlap=prepared.method.overlap or 0,
+        replicas=prepared.replicas,
+        buffers=buffers,
+    )

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Self, final
+from typing import final
 
 from distbelief.engines.local.channel import Channel
 
@@ -48,6 +48,8 @@ class WorkerProcess:
         theirs.close()
         self.pidfd = os.pidfd_open(self._process.pid)
         """Readable when the process has ended."""
+        self.who = (-1, 0)
+        """The replica and the incarnation that it was made."""
 
     @property
     def ended(self) -> bool:
@@ -91,7 +93,7 @@ class WorkerProcess:
 
 @final
 class Workers:
-    """Processes that were started before it was known what for. Ended with the block, if nobody took them."""
+    """Processes that were started before it was known what for."""
 
     def __init__(self) -> None:
         self._idle: list[WorkerProcess] = []
@@ -105,10 +107,8 @@ class Workers:
         """A process, which the caller owns: the one that was started first, or a new one."""
         return self._idle.pop(0) if self._idle else WorkerProcess()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End those that no run took."""
         for process in self._idle:
             process.kill()
             process.reap()

@@ -9,63 +9,27 @@ import signal
 import socket
 import sys
 import threading
-import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
-from distbelief.downpour.replica import DownpourReplica, Progress
+from distbelief.downpour.lease_client import LeaseClient
 from distbelief.engines.board import Board, Row
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
+from distbelief.engines.local.requests import ChannelRequests
+from distbelief.engines.replica import assemble, failure_of
 from distbelief.engines.shipping import unpack
-from distbelief.errors import Diverged
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
-from distbelief.ports import Lease, Outcome, ShardLink
-from distbelief.server.client import Client
+from distbelief.ports import ShardLink
 from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
-from distbelief.task.tracebacks import user_frames
 
 _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
-
-
-@final
-class LeasedWork:
-    """`WorkSource` over the channel. One lease is asked for ahead, so that a replica need not wait for the next."""
-
-    def __init__(self, channel: Channel, batches: Batches) -> None:
-        self._channel = channel
-        self._batches = batches
-        self._asked = False
-        self._over = False
-
-    async def lease(self) -> Lease | None:
-        """The next portion; it was usually sent while the last was worked on."""
-        if self._over:
-            return None
-        if not self._asked:
-            self._ask()
-        message = self._channel.receive()
-        if message is None or message["lease"] is None:
-            self._over = True
-            return None
-        self._ask()
-        lease = Lease(*message["lease"])
-        self._batches.expect(lease.epoch, lease.start, lease.stop)
-        return lease
-
-    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
-        """Account for a lease."""
-        self._channel.send("done", lease=lease.number, outcomes=outcomes)
-
-    def _ask(self) -> None:
-        self._asked = self._channel.send("lease")
 
 
 def main() -> None:
@@ -84,7 +48,7 @@ def main() -> None:
         _work(channel, message)
     # Whatever the user's code raises is the controller's to judge.
     except Exception as error:  # noqa: BLE001
-        channel.send("failed", **_describe(error))
+        channel.send("failed", **failure_of(error)._asdict())
         sys.exit(1)
 
 
@@ -111,17 +75,32 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     if device.type != "cpu":
         parts = [job.layout.part(flat.vector, shard) for shard in range(len(links))]
         links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
-    client = Client(job.layout, links, replica=replica, incarnation=incarnation)
+    asyncio.run(_run(channel, job, device, board, flat, links, replica, incarnation))
+
+
+async def _run(
+    channel: Channel,
+    job: Job,
+    device: torch.device,
+    board: Board,
+    flat: FlatModule,
+    links: list[ShardLink],
+    replica: int,
+    incarnation: int,
+) -> None:
     batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
 
-    def watch(p: Progress) -> None:
-        board.write(replica, Row.of(p, client))
+    def publish(row: Row) -> None:
+        board.write(replica, row)
         if job.buffers:
             board.buffers[replica] = flat.buffers()
 
-    downpour = DownpourReplica(
+    await assemble(
         job.method,
-        client=client,
+        job.layout,
+        links,
+        replica=replica,
+        incarnation=incarnation,
         source=ModuleGradients(
             job.task.placed(device),
             flat,
@@ -131,23 +110,12 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
             # A GPU computes by itself: meanwhile this process can move bytes.
             beside=job.overlap > 0 and device.type != "cpu",
         ),
-        work=LeasedWork(channel, batches),
+        work=LeaseClient(ChannelRequests(channel), lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,
         overlap=job.overlap,
         stopping=lambda: board.stopping,
-        watch=watch,
-    )
-    asyncio.run(downpour.run())
-
-
-def _describe(error: Exception) -> dict[str, Any]:
-    """An error for the controller: its kind, its sentence, and the frames of the user's own code."""
-    diverged = isinstance(error, Diverged)
-    return {
-        "kind_of": "diverged" if diverged else "user",
-        "error": str(error) if diverged else "".join(traceback.format_exception_only(error)).strip()[:2000],
-        "frames": user_frames(error)[-8000:],
-    }
+        publish=publish,
+    ).run()
 
 
 if __name__ == "__main__":

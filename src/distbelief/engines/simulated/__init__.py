@@ -1,13 +1,18 @@
 """The simulated engine: the product's own replicas, shards and ledger in virtual time, in one process, from a seed."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from distbelief.engines.simulated.faults import Fault, Plan
 from distbelief.engines.simulated.laws import Law, Lognormal, law_of
 from distbelief.engines.simulated.network import Network
 from distbelief.errors import UsageError
+
+if TYPE_CHECKING:
+    from distbelief.engines.simulated.session import SimulatedSession
 
 
 @final
@@ -38,6 +43,17 @@ class Simulated:
             raise UsageError(f'faults must be a list such as [Death("replica 0", at=10.0)], not {self.faults!r}')
         object.__setattr__(self, "faults", tuple(self.faults))
         Plan(self.faults)
+
+    @property
+    def in_this_process(self) -> bool:
+        """All of it is in one process."""
+        return True
+
+    def open(self) -> SimulatedSession:
+        """Begin a session."""
+        from distbelief.engines.simulated.session import SimulatedSession
+
+        return SimulatedSession(self)
 
     @property
     def devices(self) -> tuple[str, ...]:

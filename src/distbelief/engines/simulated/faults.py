@@ -160,6 +160,11 @@ class Plan:
         return any(death.machine.startswith("shard") for death in self.deaths)
 
     @property
+    def silences(self) -> bool:
+        """Whether a machine may say nothing for a while, and be alive."""
+        return bool(self.cuts) or any(isinstance(fault, Pause) for fault in self.faults)
+
+    @property
     def loses_messages(self) -> bool:
         """Whether a call may never be answered."""
         return bool(self.cuts) or self.loses_shards

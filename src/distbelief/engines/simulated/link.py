@@ -1,17 +1,21 @@
-"""Calls over the wire: how a simulated replica reaches the shards and the controller."""
+"""Calls over the wire: how simulated replicas and the controller reach shards, and replicas the controller."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from distbelief.engines.simulated.hosts import SMALL, Answer, ShardHost
 from distbelief.engines.simulated.network import Wire
-from distbelief.ports import Push, Reply
+from distbelief.ports import ORIGIN, Answer, Capture, Command, Lease, Outcome, Push, Reply, Version
+from distbelief.server import host
+from distbelief.server.host import SMALL, ShardHost, scatter
+from distbelief.server.patience import Patience, insist
+
+CONTROLLER = "controller"
 
 
-async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Callable[[Answer], object]) -> Any:
+async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
     """Send a message, have it served at the other machine, and wait for the answer.
 
     The message arrives even if the caller is dead by then; if it is lost, or the answer is, the caller waits for ever.
@@ -39,20 +43,71 @@ class SimulatedLink:
         self._wire = wire
         self._machine = machine
         self._host = host
+        self._target = machine_of(host)
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Ask, wait, and copy what arrives."""
-        host = self._host
-        version, copy = await call(
-            self._wire, self._machine, host.machine, SMALL, lambda answer: host.fetch(at_least, self._machine, answer)
-        )
+        host, machine = self._host, self._machine
+        version, copy = await self._call(SMALL, lambda answer: host.fetch(at_least, machine, answer))
         into.copy_(copy)
-        return int(version)
+        return Version(*version)
 
     async def push(self, push: Push) -> Reply:
         """Send, and wait for the answer."""
         host, nbytes = self._host, sum(gradient.nbytes for gradient in push.gradients)
-        reply: Reply = await call(
-            self._wire, self._machine, host.machine, nbytes, lambda answer: host.push(push, answer)
-        )
+        reply: Reply = await self._call(nbytes, lambda answer: host.push(push, answer))
         return reply
+
+    async def execute(self, command: Command) -> Answer:
+        """Send, wait for the answer, and put what was captured into its place."""
+        host = self._host
+        answer: Answer = await self._call(SMALL, lambda answer: host.execute(command, answer))
+        return scatter(answer, command) if isinstance(command, Capture) else answer
+
+    async def _call(self, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
+        return await call(self._wire, self._machine, self._target, nbytes, serve)
+
+
+def machine_of(host: ShardHost) -> str:
+    """The name of the machine that a shard's host is on."""
+    return f"shard {host.number}"
+
+
+class Listener(Protocol):
+    """Who hears requests for work, on the controller's machine."""
+
+    def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
+        """A replica asks for work."""
+
+    def done(
+        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
+    ) -> None:
+        """A replica accounts for a lease."""
+
+
+@final
+class SimulatedRequests:
+    """`Requests` of one incarnation, by messages to the controller."""
+
+    def __init__(
+        self, wire: Wire, listener: Listener, replica: int, incarnation: int, patience: Patience | None
+    ) -> None:
+        self._wire = wire
+        self._listener = listener
+        self._who = replica, incarnation
+        self._machine = f"replica {replica}"
+        self._patience = patience
+
+    def lease(self, number: int) -> asyncio.Task[Lease | None]:
+        """Ask for work."""
+        return self._call(lambda answer: self._listener.lease(*self._who, number, answer))
+
+    def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Task[None]:
+        """Account for a lease."""
+        return self._call(lambda answer: self._listener.done(*self._who, number, lease, outcomes, answer))
+
+    def _call(self, serve: Callable[[host.Answer], object]) -> asyncio.Task[Any]:
+        async def ask() -> Any:
+            return await insist(self._patience, lambda: call(self._wire, self._machine, CONTROLLER, SMALL, serve))
+
+        return asyncio.create_task(ask())

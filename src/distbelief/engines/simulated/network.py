@@ -100,6 +100,17 @@ class Wire:
             else:
                 loop.call_at(loop.time() + latency, self._arrive, target, deliver)
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether every message arrives at once."""
+        return self._network is _IDEAL and self.plan is _NOTHING_HAPPENS
+
+    def calm(self) -> None:
+        """From now on every message arrives, at once, whatever the network and the plan were."""
+        self.down.clear()
+        self.plan, self._network, self._disturbed = _NOTHING_HAPPENS, _IDEAL, False
+        self._latency = lambda: 0.0
+
     def close(self) -> None:
         """Nothing that is under way arrives any more."""
         self._closed = True

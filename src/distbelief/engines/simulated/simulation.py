@@ -8,14 +8,14 @@ from typing import final
 
 import torch
 
-from distbelief.engines.books import Books
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.memory import available, require
+from distbelief.engines.record import RunRecord
 from distbelief.engines.result import Result
-from distbelief.engines.server import shard_specs
+from distbelief.engines.shards import memory_needed
 from distbelief.engines.simulated import Simulated
-from distbelief.engines.simulated.controller import Controller
-from distbelief.engines.simulated.ledger import CONTROLLER
+from distbelief.engines.simulated.driver import SimulatedDriver
+from distbelief.engines.simulated.link import CONTROLLER
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
@@ -40,20 +40,20 @@ class Simulation:
         received: list[signal.Signals],
         callbacks: Sequence[Callback],
     ) -> None:
-        require(memory_needed(prepared), available())
+        require(memory_needed(prepared, models_here=True), available())
         self._prepared = prepared
         self._files = files
         self._world = World(engine, prepared)
         self._observer = observer
         self._received = received
         self._callbacks = callbacks
-        self._controller = self._begin(prepared)
+        self._driver = self._begin(prepared)
         self._lost: Deadlock | None = None
 
     @property
-    def books(self) -> Books:
-        """Those of the present controller."""
-        return self._controller.books
+    def record(self) -> RunRecord:
+        """That of the present life of the controller."""
+        return self._driver.record
 
     def run(self) -> Result:
         """Train to the end.
@@ -67,23 +67,23 @@ class Simulation:
                 try:
                     simulate(self._lives(), seed=world.seed)
                 except Deadlock as error:
-                    self._controller.stuck(error)
+                    world.stop_clock()
+                    simulate(self._driver.wind_up(error), seed=world.seed)
                 if self._lost is not None:
                     raise self._lost
-                result = self._controller.result()
+                result = self._driver.result()
         finally:
             torch.set_num_threads(threads)
         return dataclasses.replace(result, virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
 
     def close(self) -> None:
         """End the threads."""
-        self._controller.close()
+        self._driver.close()
 
-    def _begin(self, prepared: Prepared) -> Controller:
-        return Controller(
+    def _begin(self, prepared: Prepared) -> SimulatedDriver:
+        return SimulatedDriver(
             prepared,
             self._world,
-            overlap=prepared.method.overlap or 0,
             observer=self._observer,
             files=self._files,
             received=self._received,
@@ -92,16 +92,16 @@ class Simulation:
 
     async def _lives(self) -> None:
         self._world.loop = asyncio.get_running_loop()
-        while (death := await self._controller.live()) is not None:
+        while (death := await self._driver.live()) is not None:
             self._world.trace.note("death of controller")
-            self._controller.books.tell("machine", machine=CONTROLLER, there=False)
+            self._driver.record.tell("machine", machine=CONTROLLER, there=False)
             if death.back is None:
                 self._lost = Deadlock(
                     f"no progress is possible after {death.at:g} s: the controller is dead for good; "
                     "what it had written down can be resumed"
                 )
                 return
-            self._controller.close()
+            self._driver.close()
             await asyncio.sleep(death.back)
             self._resume()
         # Whatever was cancelled has ended once any time has passed, which is no part of the run.
@@ -117,16 +117,6 @@ class Simulation:
         if resumed is None:
             prepared.module.load_state_dict(prepared.task.build(prepared.seed).state_dict())
         self._world.trace.begin_life()
-        self._controller = self._begin(prepared)
-        self._controller.books.tell("machine", machine=CONTROLLER, there=True)
-        self._controller.books.tell_resumed(complaints, None)
-
-
-def memory_needed(prepared: Prepared) -> dict[str, int]:
-    """Bytes that a run takes at the least, by what they are for."""
-    vector = prepared.layout.length * prepared.layout.dtype.itemsize
-    return {
-        "parameters and optimizer state": sum(spec.nbytes for spec in shard_specs(prepared)),
-        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
-        f"parameters and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas,
-    }
+        self._driver = self._begin(prepared)
+        self._driver.record.tell("machine", machine=CONTROLLER, there=True)
+        self._driver.record.tell_resumed(complaints, None)

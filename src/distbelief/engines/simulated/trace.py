@@ -7,10 +7,12 @@ things happen is what a seed decides.
 import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import final
 
+from distbelief.allocation import Account
 from distbelief.errors import InvariantViolated
-from distbelief.ports import Push, Reply
+from distbelief.ports import ORIGIN, Command, Push, Reply, Restore, SetLiving, Version
 from distbelief.server.admission import Admission, Bounded
 from distbelief.server.register import SEEN
 
@@ -29,8 +31,10 @@ class Trace:
         self._admission = admission
         self._used: defaultdict[tuple[int, int, int], int] = defaultdict(int)
         self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
-        self._versions: defaultdict[int, int] = defaultdict(int)
+        self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
         self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._living: dict[int, SetLiving] = {}
+        self._counts_living = admission.round > 1 or admission.lead is not None
         self._examples = 0
         self._restored = False
 
@@ -51,7 +55,7 @@ class Trace:
         """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""
         replica, incarnation, sequence = push.replica, push.incarnation, push.sequence
         verdict = reply.verdict.name.lower()
-        self.note("push", shard, replica, incarnation, sequence, verdict, reply.staleness, reply.version)
+        self.note("push", shard, replica, incarnation, sequence, verdict, reply.staleness, *reply.version)
         self.saw(shard, reply.version)
         if not reply.verdict.used or reply.reason == SEEN:
             return
@@ -65,16 +69,51 @@ class Trace:
             self._examples += push.work.examples
         if incarnation <= self._fenced[replica]:
             raise InvariantViolated(f"shard {shard} used {who}, which was declared dead before")
+        if push.version.term != reply.version.term:
+            raise InvariantViolated(f"shard {shard} used {who}, which was computed in another term")
+        living = self._living[shard].replicas if shard in self._living else frozenset()
+        if self._counts_living and living and replica not in living:
+            raise InvariantViolated(f"shard {shard} used {who}, and did not count it among the living")
         bound = self._admission.versions if isinstance(self._admission, Bounded) else None
         bound = 0 if self._admission.round > 1 else bound
         if bound is not None and reply.staleness > bound:
             raise InvariantViolated(f"shard {shard} used {who}, whose staleness {reply.staleness} is beyond {bound}")
 
-    def saw(self, shard: int, version: int) -> None:
+    def saw(self, shard: int, version: Version) -> None:
         """A version of a shard was told to somebody. Raises `InvariantViolated` if it is older than one before."""
         if version < self._versions[shard]:
             raise InvariantViolated(f"shard {shard} went back from version {self._versions[shard]} to {version}")
         self._versions[shard] = version
+
+    def obeyed(self, shard: int, command: Command, living: int) -> None:
+        """A shard has obeyed a command, or has seen that it was overtaken; it then counts so many `living`.
+
+        Raises `InvariantViolated` where these are not those of the newest command.
+        """
+        self.note("command", shard, type(command).__name__)
+        if isinstance(command, Restore):
+            command = command.living
+        if isinstance(command, SetLiving) and (
+            shard not in self._living or command.number > self._living[shard].number
+        ):
+            self._living[shard] = command
+        if shard in self._living and living != len(self._living[shard].replicas):
+            raise InvariantViolated(f"shard {shard} counts {living} living: it has obeyed what was overtaken")
+
+    def captured(self, held: Sequence[int], total: Account) -> None:
+        """A checkpoint is about to be written; `held`: the examples that each shard has used, by its snapshot.
+
+        Raises `InvariantViolated` where the account in it does not belong to these snapshots: a run that goes on from
+        it would lose examples, or use them again.
+        """
+        self.note("checkpoint", total.total)
+        if self._restored:
+            return
+        if max(held) > total.used + total.partial:
+            raise InvariantViolated(f"a checkpoint accounts for {total}, and a shard in it holds {max(held)} examples")
+        # One of several shards may lack what reached another before that was copied, or what it refused.
+        if len(held) == 1 and held[0] < total.used:
+            raise InvariantViolated(f"a checkpoint accounts for {total}, and a shard in it holds {min(held)} examples")
 
     def fenced(self, replica: int, incarnation: int) -> None:
         """Every shard has been told that an incarnation is dead."""
@@ -89,7 +128,7 @@ class Trace:
         """A controller begins, with shards and incarnations of its own."""
         self._examples = 0
         self._restored = False
-        for kept in (self._used, self._counted, self._versions, self._fenced):
+        for kept in (self._used, self._counted, self._versions, self._fenced, self._living):
             kept.clear()
 
     def check(self, used: int, partial: int) -> None:

@@ -1,43 +1,35 @@
-"""The books of a run: what an engine's controller keeps, evaluates, writes and tells, whatever brings replicas to life.
+"""The record of a run: what it has done so far, what is evaluated, written and told of it.
 
-The controller owns time, replicas and messages; what it hears of these it enters here.
+The controller decides; what it wants kept arrives here.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from distbelief.downpour.ledger import Ledger, last_push
+from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
 from distbelief.engines.board import Board, Row
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
+from distbelief.engines.controller import Controller
 from distbelief.engines.evaluating import Evaluations
+from distbelief.engines.replicas import ReplicaSlot
 from distbelief.engines.result import Result, Totals, trimmed
-from distbelief.engines.server import Server, missing_state, state_like
+from distbelief.engines.shards import Shards, missing_state, state_like
 from distbelief.engines.speeds import Speeds
-from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError
+from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
-from distbelief.ports import Outcome
+from distbelief.ports import Capture, Snapshot
 from distbelief.run.checkpoint import Draft, Image
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
+from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
-
-
-class Seat(Protocol):
-    """The place of one replica, whoever sits on it."""
-
-    replica: int
-    incarnation: int
-    state: str
-    worked: bool
-    """Whether it came to its natural end and had worked until then."""
 
 
 def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
@@ -50,80 +42,77 @@ def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
     return flat
 
 
-def ledger_at_start(prepared: Prepared) -> Ledger:
-    """The data from their beginning, or from where the run that is resumed stood."""
-    together = prepared.method.admission.round > 1
-    ledger = Ledger(
-        examples=len(prepared.rows),
-        batch_size=prepared.batch_size,
-        replicas=prepared.replicas,
-        epochs=prepared.until.epochs,
-        limit=prepared.until.examples,
-        warmstart=prepared.method.warmstart,
-        quorum=prepared.replicas if together else 1,
+def controller_of(prepared: Prepared) -> Controller:
+    """The controller of a run: at its beginning, or where the run that is resumed stood."""
+    method, until, resumed = prepared.method, prepared.until, prepared.resumed
+    allocator = method.allocator(len(prepared.rows), epochs=until.epochs, limit=until.examples)
+    if resumed is not None:
+        allocator.restore_(resumed.state["ledger"])
+    return Controller(
+        allocator,
+        incarnations=prepared.incarnations,
+        term=prepared.term,
+        counts_living=method.admission.round > 1 or method.admission.lead is not None,
+        evaluate_every=prepared.evaluate_every,
+        checkpoint_every=prepared.checkpoint_every,
+        evaluates=bool(prepared.sets),
+        seconds_limit=until.seconds,
+        seconds_before=0.0 if resumed is None else resumed.state["totals"]["seconds"],
     )
-    if prepared.resumed is not None:
-        ledger.restore_(prepared.resumed.state["ledger"])
-    return ledger
 
 
 @final
-class Books:
-    """What is kept of one run.
+class RunRecord:
+    """What is kept of one run. `clock` is in seconds.
 
-    `clock` is in seconds. `hear` reads what replicas have said by now, and `outcomes_of` waits for the account of a
-    lease that a replica is known to have sent. Without `beside`, training stands still during evaluations and
-    checkpoints.
+    Without `beside`, training stands still during evaluations and checkpoints.
     """
 
     def __init__(
         self,
         prepared: Prepared,
-        seats: Sequence[Seat],
+        controller: Controller,
         *,
         flat: FlatModule,
-        server: Server,
+        shards: Shards,
         board: Board,
         observer: Observer,
         files: RunDirectory,
         callbacks: Sequence[Callback],
         clock: Callable[[], float],
-        hear: Callable[[], None],
-        outcomes_of: Callable[[int], Sequence[Outcome]],
         beside: bool,
     ) -> None:
         self._prepared = prepared
-        self._seats = seats
+        self._controller = controller
         self._flat = flat
-        self._server = server
+        self._shards = shards
         self._board = board
         self._observer = observer
         self._files = files
         self._clock = clock
-        self._hear = hear
-        self._outcomes_of = outcomes_of
         resumed = prepared.resumed
         self._past = Totals() if resumed is None else Totals(**resumed.state["totals"])
         board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
-        self.ledger = ledger_at_start(prepared)
-        self._evaluations = Evaluations(prepared, flat, fetch=self._fetch, tell=self._tell_evaluation, beside=beside)
+        self._evaluations = Evaluations(
+            prepared,
+            flat,
+            fetch=self._fetch,
+            keep=lambda: files.write_model(flat.module, files.best),
+            tell=lambda row, best: self.tell("evaluation", **row, best=best),
+            beside=beside,
+        )
         like = state_like(prepared.layout, prepared.method.optimizer)
         self._image = Image({**like, "buffers": flat.buffers()})
         self._checkpoints = Checkpoints(
-            files.write_checkpoint,
-            prepared.checkpoint_every,
-            capture=self._capture,
-            tell=lambda content: self.tell("checkpoint", **content),
-            beside=beside,
+            files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
         self.callbacks = Callbacks(callbacks, LiveRun(files.path, self._evaluations.history, self._model))
         self._speeds = Speeds(prepared.replicas)
         self._retired = Row()
-        self._resumed_at = self.ledger.total.total
+        self._worked: set[int] = set()
+        """Replicas that came to their natural end, and had worked until then."""
+        self._resumed_at = controller.allocator.total.total
         self._born = clock()
-        self._began: float | None = None
-        self._ended = 0.0
-        self._living: tuple[set[int], bool] = set(), False
         self._next_progress = 0.0
 
     def close(self) -> None:
@@ -166,61 +155,79 @@ class Books:
             earlier=None if earlier is None else str(earlier),
         )
 
-    def leased(self) -> None:
-        """A replica is given work."""
-        if self._began is None:
-            self._began = self._clock()
+    def keep(self, action: Action) -> None:
+        """Keep what the controller wants kept."""
+        match action:
+            case Left(replica):
+                self._left(replica)
+            case Lost():
+                self._lost(action)
+            case Evaluate():
+                self._evaluations.begin(self._stamp())
+            case WriteCheckpoint():
+                self._write(action)
+            case _:
+                raise InvariantViolated(f"{action} is nothing to keep")
 
-    def done(self, lease: int, outcomes: Sequence[Outcome]) -> None:
-        """A replica accounts for a lease."""
-        self.ledger.done(lease, outcomes)
-        self._ended = self._clock()
+    def started(self, replica: int, incarnation: int, pid: int | None) -> None:
+        """A replica was started."""
+        self._worked.discard(replica)
+        self.tell("replica", replica=replica, incarnation=incarnation, pid=pid)
 
-    def count_living(self) -> None:
-        """Tell the shards which replicas hold leases, if that has changed."""
-        living = set() if self.ledger.stopped else self.ledger.holders
-        alone = self.ledger.warming_up
-        if (living, alone) != self._living:
-            self._living = living, alone
-            self._server.set_living(living, alone=alone)
+    def _left(self, replica: int) -> None:
+        if self._retire(replica).examples:
+            self._worked.add(replica)
 
-    def left(self, seat: Seat) -> Row:
-        """Nobody sits on a seat any more: keep what was done there. Returns it."""
-        row = self._board.read(seat.replica)
+    def _lost(self, lost: Lost) -> None:
+        self._retire(lost.replica)
+        if lost.partial:
+            self._shards.count_partial(lost.records)
+        self.tell(
+            "died",
+            replica=lost.replica,
+            incarnation=lost.incarnation,
+            status=lost.status,
+            error=lost.error,
+            account=vars(lost.account),
+        )
+        self._board.buffers[lost.replica] = self._buffers()
+
+    def _retire(self, replica: int) -> Row:
+        """Keep what an incarnation has done. Returns it."""
+        row = self._board.read(replica)
         self._retired = self._retired.plus(row)
-        self._board.write(seat.replica, Row())
-        self._speeds.restart(seat.replica)
+        self._board.write(replica, Row())
+        self._speeds.restart(replica)
         return row
 
-    def died(self, seat: Seat, **how: Any) -> None:
-        """A replica is dead that has left its seat early: account for its leases, by what the shards know of it."""
-        account = self.ledger.died(seat.replica, self._server.died(seat.replica, seat.incarnation))
-        if account.total:
-            self._ended = self._clock()
-        self.tell("died", replica=seat.replica, incarnation=seat.incarnation, **how, account=vars(account))
-        self._board.buffers[seat.replica] = self._buffers()
+    def attend(self) -> None:
+        """Look after everything that has a time of its own, and hear what callbacks wish.
 
-    def turn(self) -> str | None:
-        """Evaluate and write what is due; why the run should end by its limit of time or its evaluations, or None."""
-        limit = self._prepared.until.seconds
-        if self._began is not None and limit and self.seconds >= limit:
-            return "seconds"
-        self._evaluations.turn(self._stamp(), self.ledger.epochs_ended)
-        self._checkpoints.turn(self._examples, self.seconds)
-        return self._evaluations.verdict()
+        Raises `UserCodeError` for what metrics, data and callbacks of the user's raise.
+        """
+        controller, now = self._controller, self._clock()
+        controller.tick(now, self.examples, [self._board.steps(slot.replica) for slot in controller.slots])
+        if self._checkpoints.turn():
+            controller.written()
+        if self._evaluations.turn():
+            controller.evaluated(now, self._evaluations.verdict())
+        self.callbacks.call()
+        if controller.stopped_by is None and (wish := self.callbacks.run.stopped_by) is not None:
+            controller.stop(now, wish)
 
     # Evaluation
 
     def _buffers(self) -> Tensor:
         """The module's buffers: of the replicas that have worked and not died, where what they hold is finite."""
-        worked = [seat.replica for seat in self._seats if seat.worked or self._board.read(seat.replica).examples]
+        slots = range(self._prepared.replicas)
+        worked = [replica for replica in slots if replica in self._worked or self._board.read(replica).examples]
         rows = self._board.buffers[worked]
         rows = rows[torch.isfinite(rows).all(1)]
         return self._flat.mean_buffers(rows if len(rows) else self._board.buffers[:1])
 
     def _fetch(self) -> Tensor:
         """Copy the server's parameters into the controller's module; returns the buffers that belong to them."""
-        self._server.fetch(self._flat.vector)
+        self._shards.fetch(self._flat.vector)
         return self._buffers()
 
     def _model(self) -> nn.Module:
@@ -229,89 +236,87 @@ class Books:
         module = prepared.task.build(prepared.seed)
         module.load_state_dict(self._flat.module.state_dict())
         flat = FlatModule(module, prepared.layout, prepared.moving)
-        self._server.fetch(flat.vector)
+        self._shards.fetch(flat.vector)
         flat.refresh()
         flat.load_buffers_(self._buffers())
         return module.eval()
 
-    def _tell_evaluation(self, row: dict[str, Any], best: bool) -> None:
-        if best:
-            self._files.write_model(self._flat.module, self._files.best)
-        self.tell("evaluation", **row, best=best)
-
     # Checkpoints
 
-    def _capture(self) -> Draft:
-        """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
-        self._hear()
-        snapshots = self._server.copy_out(self._image.tensors)
-        ledger = copy.deepcopy(self.ledger)
-        # All of them before anything more is heard: whoever has died by then is replaced by another incarnation.
-        pushes = [
-            last_push([snapshot.standing(seat.replica, seat.incarnation) for snapshot in snapshots])
-            for seat in self._seats
-        ]
-        for seat, last in zip(self._seats, pushes, strict=True):
-            for number in ledger.leases_of(seat.replica):
-                # The snapshot holds a push of a later lease, so this one was accounted for, in a message not yet read.
-                if last is not None and number < last.standing.work.lease:
-                    ledger.done(number, self._outcomes_of(number))
-            ledger.died(seat.replica, last)
+    @functools.cached_property
+    def captures(self) -> list[Capture]:
+        """The commands that copy each shard into the image of the next checkpoint."""
+        return self._shards.captures(self._image.tensors)
+
+    def capturing(self) -> None:
+        """A checkpoint begins: the image is about to change."""
+        self._checkpoints.capturing()
+
+    def _write(self, checkpoint: WriteCheckpoint) -> None:
+        snapshots = [snapshot for snapshot in checkpoint.snapshots if isinstance(snapshot, Snapshot)]
         self._image.tensors["buffers"].copy_(self._buffers())
-        return Draft(
-            ledger.total.total,
-            self._image,
-            {
-                "seed": self._prepared.seed,
-                "data": self._prepared.data,
-                "ledger": ledger.state(),
-                "totals": asdict(self._totals()),
-                "version": max(snapshot.updates for snapshot in snapshots),
-                "examples": max(snapshot.examples for snapshot in snapshots),
-                "history": list(self._evaluations.history),
-            },
-        )
+        state = {
+            "seed": self._prepared.seed,
+            "data": self._prepared.data,
+            "term": self._controller.term,
+            "incarnations": [slot.incarnation for slot in self._controller.slots],
+            "ledger": checkpoint.state,
+            "totals": asdict(self._totals()),
+            "version": max(map(updates_of, snapshots)),
+            "examples": max(map(examples_of, snapshots)),
+            "history": list(self._evaluations.history),
+        }
+        self._checkpoints.begin(Draft(checkpoint.total.total, self._image, state))
+
+    def _write_last(self) -> None:
+        """Write what the run has come to, with no replica left."""
+        self._checkpoints.finish()
+        self.capturing()
+        allocator = self._controller.allocator
+        self._write(WriteCheckpoint(self._shards.execute_each(self.captures), allocator.total, allocator.state()))
+        self._checkpoints.finish()
 
     # What is seen
 
     @property
     def seconds(self) -> float:
         """Over the run's life."""
-        return self._past.seconds + (0.0 if self._began is None else self._clock() - self._began)
+        return self._controller.watch.seconds(self._clock())
 
     @property
     def _updates(self) -> int:
-        return self._past.updates + self._server.updates
+        return self._past.updates + self._shards.updates
 
     @property
-    def _examples(self) -> int:
+    def examples(self) -> int:
+        """Used over the run's life, by what replicas have told on the board."""
         return self._resumed_at + int(self._sums.examples)
 
     @property
     def _sums(self) -> Row:
         """The board's rows of all replicas, the dead ones' included, added up."""
-        rows = (self._board.read(seat.replica) for seat in self._seats)
+        rows = map(self._board.read, range(self._prepared.replicas))
         return functools.reduce(Row.plus, rows, self._retired)
 
     def _totals(self) -> Totals:
         past, sums = self._past, self._sums
-        staleness = self._server.staleness.sum(0)
+        staleness = self._shards.staleness.sum(0)
         staleness[: len(past.staleness)] += torch.tensor(past.staleness, dtype=torch.int64)
         return Totals(
             self._updates,
-            past.seconds + (max(self._ended, self._began) - self._began if self._began is not None else 0.0),
-            past.restarts + sum(max(0, seat.incarnation - 1) for seat in self._seats),
+            self._controller.watch.worked,
+            past.restarts + sum(max(0, slot.starts - 1) for slot in self._controller.slots),
             past.rejected + int(sums.rejected),
             trimmed(staleness),
-            max(past.stalest, self._server.stalest),
+            max(past.stalest, self._shards.stalest),
             past.fetched_bytes + int(sums.fetched_bytes),
             past.pushed_bytes + int(sums.pushed_bytes),
         )
 
     def _stamp(self) -> dict[str, Any]:
         return {
-            "epoch": round(self._examples / self.ledger.examples, 3),
-            "examples": self._examples,
+            "epoch": round(self.examples / self._controller.allocator.examples, 3),
+            "examples": self.examples,
             "updates": self._updates,
             "seconds": round(self.seconds, 3),
         }
@@ -325,11 +330,11 @@ class Books:
     def show(self, progress_s: float) -> None:
         """Let it be seen how the run stands, and tell of its progress once in so many seconds."""
         now = self._clock()
-        for seat in self._seats:
-            self._speeds.update(now, seat.replica, self._board.read(seat.replica))
+        for replica in range(self._prepared.replicas):
+            self._speeds.update(now, replica, self._board.read(replica))
         status = self._status()
         self._observer.status(status)
-        if now >= self._next_progress and self._began is not None:
+        if now >= self._next_progress and self._controller.watch.began is not None:
             self._next_progress = now + progress_s
             self.tell(
                 "progress",
@@ -348,44 +353,48 @@ class Books:
             )
 
     def _status(self) -> Status:
-        until, examples = self._prepared.until, self._examples
+        until, examples, now = self._prepared.until, self.examples, self._clock()
         fractions = [
             self.seconds / until.seconds if until.seconds else 0.0,
             examples / until.examples if until.examples else 0.0,
-            examples / (until.epochs * self.ledger.examples) if until.epochs else 0.0,
+            examples / (until.epochs * self._controller.allocator.examples) if until.epochs else 0.0,
         ]
         replicas = tuple(
             ReplicaStatus(
-                seat.replica,
-                seat.state,
-                self._speeds.examples_per_second(seat.replica),
-                int(self._board.read(seat.replica).staleness),
-                seat.incarnation - 1,
+                slot.replica,
+                self._shown(slot, now),
+                self._speeds.examples_per_second(slot.replica),
+                int(self._board.read(slot.replica).staleness),
+                max(0, slot.starts - 1),
             )
-            for seat in self._seats
+            for slot in self._controller.slots
         )
         return Status(
             self.seconds,
             examples,
             self._updates,
-            examples / self.ledger.examples,
+            examples / self._controller.allocator.examples,
             self._speeds.loss(),
             sum(replica.examples_per_second for replica in replicas),
             min(1.0, max(fractions)),
             replicas,
         )
 
-    def result(
-        self, stopped_by: str | None, error: DistBeliefError | None, *, hurried: bool, impatient: Callable[[], bool]
-    ) -> Result:
+    def _shown(self, slot: ReplicaSlot, now: float) -> str:
+        if slot.silent(now):
+            return "silent"
+        return "waiting" if slot.state in ("ready", "working") and self._controller.waits(slot.replica) else slot.state
+
+    def result(self, *, hurried: bool, impatient: Callable[[], bool]) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
-        account, totals = self.ledger.total, self._totals()
+        controller, allocator = self._controller, self._controller.allocator
+        account, totals, error = allocator.total, self._totals(), controller.error
         used = account.used + account.partial
         limit = self._prepared.until.examples
-        stopped_by = stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
-        stamp = {"epoch": round(used / self.ledger.examples, 3), "examples": used}
+        stopped_by = controller.stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
+        stamp = {"epoch": round(used / allocator.examples, 3), "examples": used}
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
-        if error is None and not self._server.finite:
+        if error is None and not self._shards.finite:
             error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
         wanted = error is None and not hurried
         if wanted and self._prepared.sets:
@@ -394,25 +403,29 @@ class Books:
             self._evaluations.finish(stamp if wanted else None, impatient)
         except UserCodeError as failure:
             error = error or failure
-        self._checkpoints.finish()
+        self._write_last()
         self.tell("stopped", **stamp, stopped_by=stopped_by)
         try:
             self.callbacks.call()
         except UserCodeError as failure:
             error = error or failure
-        self.ledger.check()
-        self._server.check()
-        if not self.ledger.finished:
-            raise InvariantViolated("the run ended with leases outstanding")
+        self._check()
         return Result(
             account,
             totals,
             stopped_by,
             self._speeds.loss(),
-            (self._began or self._born) - self._born,
+            (controller.watch.began or self._born) - self._born,
             self._evaluations.seconds,
             self._evaluations.history,
-            [trimmed(shard) for shard in self._server.staleness],
+            [trimmed(shard) for shard in self._shards.staleness],
             None if self._prepared.resumed is None else self._prepared.resumed.examples,
             error,
         )
+
+    def _check(self) -> None:
+        allocator = self._controller.allocator
+        allocator.check()
+        self._shards.check()
+        if not allocator.finished:
+            raise InvariantViolated("the run ended with leases outstanding")

@@ -3,20 +3,9 @@
 from collections.abc import Callable
 from typing import final
 
-from distbelief.engines.server import shard_specs
+from distbelief.engines.shards import shard_specs
 from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.run.prepare import Prepared
-
-
-def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:
-    """Bytes that a run takes at the least, by what they are for; `models_here`: replicas compute in this memory."""
-    vector = prepared.layout.length * prepared.layout.dtype.itemsize
-    always = {
-        "parameters and optimizer state": shards_bytes(shard_specs(prepared)),
-        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
-    }
-    models = {f"models and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas}
-    return always | models if models_here else always
 
 
 @final

@@ -1,20 +1,30 @@
-"""The parameter server as the controller sees it: all shards of a run, wherever their memory lies."""
+"""All shards of a run, as its record sees them: what they hold, how far they are, where a checkpoint of them goes."""
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from distbelief.downpour.ledger import LastPush, last_push
-from distbelief.ports import Slice
+from distbelief.ports import Answer, Capture, Command, PushRecord, Slice
 from distbelief.run.prepare import Prepared
 from distbelief.server.admission import Asynchronous
-from distbelief.server.block import ShardSpec, Snapshot
+from distbelief.server.block import ShardSpec
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
 from distbelief.server.shard import Shard
+
+
+def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:
+    """Bytes that a run takes at the least, by what they are for; `models_here`: replicas compute in this memory."""
+    vector = prepared.layout.length * prepared.layout.dtype.itemsize
+    always = {
+        "parameters and optimizer state": sum(spec.nbytes for spec in shard_specs(prepared)),
+        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
+    }
+    models = {f"models and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas}
+    return always | models if models_here else always
 
 
 def shard_specs(prepared: Prepared) -> list[ShardSpec]:
@@ -32,8 +42,8 @@ def shard_specs(prepared: Prepared) -> list[ShardSpec]:
 
 
 @final
-class Server:
-    """The controller's side of the shards, which it fills as the run begins. The caller owns their memory."""
+class Shards:
+    """The shards of a run, which it fills as the run begins. The caller owns their memory."""
 
     def __init__(self, prepared: Prepared, vector: Tensor, shards: Sequence[Shard]) -> None:
         method, self._layout = prepared.method, prepared.layout
@@ -48,7 +58,8 @@ class Server:
         examples: int = 0 if resumed is None else resumed.state["examples"]
         for number, shard in enumerate(self._shards):
             parts = {name: self._layout.part(flat, number) for name, flat in state.items()}
-            shard.initialise_(self._layout.part(vector, number), parts, version=self._version, examples=examples)
+            start = self._layout.part(vector, number)
+            shard.initialise_(start, parts, updates=self._version, examples=examples, term=prepared.term)
 
     @property
     def updates(self) -> int:
@@ -71,27 +82,20 @@ class Server:
         for number, shard in enumerate(self._shards):
             shard.fetch(self._layout.part(into, number))
 
-    def set_living(self, replicas: Collection[int], *, alone: bool) -> None:
-        """Tell every shard which replicas hold leases, and whether one of them makes a warm start."""
-        for shard in self._shards:
-            shard.set_living(replicas, alone=alone)
+    def count_partial(self, records: Sequence[PushRecord | None]) -> None:
+        """A dead replica's last push is at some shards and not at others: it is no update of the run."""
+        newest = max(record.sequence for record in records if record is not None)
+        for number, record in enumerate(records):
+            if record is not None and record.sequence == newest and record.verdict.used:
+                self._partial[number] += 1
 
-    def died(self, replica: int, incarnation: int) -> LastPush | None:
-        """What the shards know of a dead replica's last push; they take no more from it."""
-        standings = [shard.fence(replica, incarnation) for shard in self._shards]
-        last = last_push(standings)
-        if last is not None and last.partial:
-            for number, standing in enumerate(standings):
-                if standing is not None and standing.sequence == last.standing.sequence and standing.verdict.used:
-                    self._partial[number] += 1
-        return last
+    def captures(self, into: Mapping[str, Tensor]) -> list[Capture]:
+        """The commands that copy every shard to where it belongs in "VECTOR/NAME" tensors."""
+        return [Capture(self._targets(into, number)) for number in range(len(self._shards))]
 
-    def copy_out(self, into: Mapping[str, Tensor]) -> list[Snapshot]:
-        """Copy every shard to where it belongs in "VECTOR/NAME" tensors, each under its lock for its own copy alone.
-
-        Returns the shards' accounts at these instants.
-        """
-        return [shard.copy_out(self._targets(into, number)) for number, shard in enumerate(self._shards)]
+    def execute_each(self, commands: Sequence[Command]) -> list[Answer]:
+        """Have each shard obey a command of its own, here and now."""
+        return [shard.execute(command) for shard, command in zip(self._shards, commands, strict=True)]
 
     def _targets(self, into: Mapping[str, Tensor], shard: int) -> dict[str, list[tuple[Slice, Tensor]]]:
         names = [entry.name for entry in self._layout.entries]

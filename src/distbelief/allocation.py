@@ -1,0 +1,165 @@
+"""Who gets which work: the one place where the methods differ for the controller, and the values that it needs.
+
+The rules of `Allocator`, by which the methods differ for the controller:
+
+1.  `lease` answers at once: a lease, or why there is none. A holder may have several.
+2.  A lease ends in `done` or in `died`, which is given what the shards know of the holder's last push.
+3.  Once `stop` was called nothing more is given out. When `finished`, nothing will be, and no lease is outstanding.
+4.  `state` is a value, for an allocator without leases; `restore_` goes on from it.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from distbelief.ports import GradientSource, Lease, Outcome, PushRecord, WorkSource
+
+
+@dataclass
+class Account:
+    """What became of examples."""
+
+    used: int = 0
+    refused: int = 0
+    dropped: int = 0
+    partial: int = 0
+
+    @property
+    def total(self) -> int:
+        """Examples accounted for."""
+        return self.used + self.refused + self.dropped + self.partial
+
+    def __add__(self, other: "Account") -> "Account":
+        return Account(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Reason(Enum):
+    """Why a request for work was answered as it was."""
+
+    GRANTED = "here is work"
+    GATHERING = "not all replicas are here, and this policy begins with all"
+    WARM_START = "one replica works alone until the warm start is over"
+    AHEAD = "near the end nobody is given a second lease"
+    OUTSTANDING = "all is leased, but a holder may die"
+    FINISHED = "there will be no more work"
+
+
+class Grant(NamedTuple):
+    """The answer to a request: a lease, or why there is none (now, or for good if FINISHED)."""
+
+    lease: Lease | None
+    reason: Reason
+
+
+class LastPush(NamedTuple):
+    """The last push of a dead replica, over all shards."""
+
+    record: PushRecord
+    used: bool
+    partial: bool
+    """Begun at some shard, and not ended at all."""
+
+
+def last_push(records: Sequence[PushRecord | None]) -> LastPush | None:
+    """What the shards know of a dead replica's last push; one record a shard, None where it never pushed."""
+    known = [record for record in records if record is not None]
+    if not known:
+        return None
+    newest = max(record.sequence for record in known)
+    begun = [record for record in known if record.sequence == newest]
+    partial = len(begun) < len(records) or not all(record.whole for record in begun)
+    return LastPush(begun[0], any(record.verdict.used for record in begun), partial)
+
+
+class Allocator(Protocol):
+    """Who gets which work, what an account or a death means, and whether it is over."""
+
+    total: Account
+    examples: int
+    """In an epoch."""
+    epochs_ended: int
+
+    @property
+    def holders(self) -> Collection[int]:
+        """Who holds leases."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether one holder makes a warm start."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is given out."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all work is done, or the run was stopped, and every lease has ended."""
+
+    def ask(self, holder: int) -> None:
+        """Somebody wants work. Where several do at once, all of them ask before the first is answered."""
+
+    def lease(self, holder: int) -> Grant:
+        """Work for a holder, or why there is none."""
+
+    def done(self, number: int, outcomes: Sequence[Outcome]) -> None:
+        """A lease has ended."""
+
+    def died(self, holder: int, last: LastPush | None) -> Account:
+        """A holder is dead; returns what its last leases came to."""
+
+    def leave(self, holder: int) -> None:
+        """Count no longer on a holder that has not come yet."""
+
+    def stop(self) -> None:
+        """Give out nothing more."""
+
+    def state(self) -> Any:
+        """Where the work stands, of an allocator without leases."""
+
+    def restore_(self, state: Any) -> None:
+        """Go on from where another allocator of the same work stood."""
+
+    def check(self) -> None:
+        """Raise `InvariantViolated` unless all work is in exactly one place."""
+
+
+class Replica(Protocol):
+    """One copy of the model at work."""
+
+    async def run(self) -> None:
+        """Work until there is no more."""
+
+
+class Method(Protocol):
+    """An optimisation method as a value, with numbers in the place of "auto" and None."""
+
+    @property
+    def optimizer(self) -> Any:
+        """The rule in the shards."""
+
+    @property
+    def admission(self) -> Any:
+        """Their policy."""
+
+    @property
+    def overlap(self) -> int | None:
+        """Batches that fetches and pushes may lag behind."""
+
+    def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Allocator:
+        """Who hands out the work of a run over so many examples."""
+
+    def replica(
+        self,
+        *,
+        client: Any,
+        source: GradientSource,
+        work: WorkSource,
+        parameters: Tensor,
+        overlap: int,
+        stopping: Callable[[], bool],
+        watch: Callable[[Any], None],
+    ) -> Replica:
+        """One copy of the model; `watch` is given its progress after each step."""

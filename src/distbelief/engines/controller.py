@@ -1,0 +1,307 @@
+"""The controller: it is told what happened and when, and answers with what is to be done.
+
+It hands out work, watches replicas and replaces them, says what is due, and ends the run. An engine's driver carries
+messages, time and deaths to it, and its actions to where they belong; nothing else decides.
+
+1.  Every call is given the present time in seconds. `take` hands over the actions that have come up, in their order.
+2.  What is told twice, late, or of an incarnation that is over has no effect.
+3.  A replica that is dead is fenced at every shard before its leases are released, and before it is replaced.
+4.  While snapshots are taken the allocator stands still, and what would change it waits: the checkpoint's parameters
+    and its account belong to one instant.
+5.  Where the admission policy counts the living, a lease is granted when every shard knows its holder.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import final
+
+from distbelief.allocation import Allocator, last_push
+from distbelief.downpour.lease_server import LeaseServer
+from distbelief.engines import actions
+from distbelief.engines.due import Due
+from distbelief.engines.outstanding import Outstanding
+from distbelief.engines.replicas import ReplicaSlot
+from distbelief.engines.stopwatch import Stopwatch
+from distbelief.engines.supervision import Failure, Supervisor
+from distbelief.errors import DistBeliefError
+from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
+from distbelief.run.until import Every
+from distbelief.server.block import record_of
+
+GRACE_S = 30.0
+"""How long replicas may take for the batch they are in, at the end of a run."""
+REQUESTED_GRACE_S = 5.0
+"""The same where the run was asked to end: a machine that is taken away gives little time."""
+LEAVE_S = 5.0
+"""How long a replica may take to end when it has nothing more to do: threads of the user's may never end."""
+
+
+@final
+class Controller:
+    """One run's. `counts_living`: the admission policy counts the living. `incarnations`: those there have been before.
+
+    `seconds_before`: of the run that this one goes on from. `error` is what ended the run early.
+    """
+
+    def __init__(
+        self,
+        allocator: Allocator,
+        *,
+        incarnations: Sequence[int],
+        term: int,
+        counts_living: bool,
+        evaluate_every: Every | None,
+        checkpoint_every: Every,
+        evaluates: bool = True,
+        seconds_limit: float | None = None,
+        seconds_before: float = 0.0,
+    ) -> None:
+        self.allocator = allocator
+        self.slots = [ReplicaSlot(replica, before) for replica, before in enumerate(incarnations)]
+        self.term = term
+        self.stopped_by: str | None = None
+        self.error: DistBeliefError | None = None
+        self.watch = Stopwatch(seconds_before)
+        self._limit = seconds_limit
+        self._due = Due(evaluate_every, checkpoint_every, evaluates=evaluates)
+        self._leases = LeaseServer(allocator, counts_living=counts_living)
+        self._supervisor = Supervisor()
+        self._used = 0
+        self._kill_at = math.inf
+        self._outstanding = Outstanding()
+        self._actions: list[actions.Action] = []
+
+    # What is seen
+
+    def take(self) -> list[actions.Action]:
+        """What is to be done now."""
+        taken, self._actions = self._actions, []
+        return taken
+
+    @property
+    def over(self) -> bool:
+        """Whether every replica has ended and has been accounted for."""
+        return not any(slot.alive or slot.fencing for slot in self.slots)
+
+    @property
+    def wakes_at(self) -> float:
+        """When `tick` will next end something, if it is called then; infinite if nothing is planned."""
+        waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
+        times = [self._kill_at, *waiting] if waiting else [math.inf]
+        if self._limit is not None and self.watch.began is not None and self.stopped_by is None:
+            times.append(self.watch.began + self._limit - self.watch.before)
+        return min(times)
+
+    @property
+    def has_latecomers(self) -> bool:
+        """Whether `tick` will end replicas that are still starting, since there is no more work."""
+        return self.allocator.finished and any(slot.alive and slot.state == "starting" for slot in self.slots)
+
+    def waits(self, replica: int) -> bool:
+        """Whether a replica has nothing to do until it is given work."""
+        return self._leases.waits(replica) and replica not in self.allocator.holders
+
+    # What happens
+
+    def begin(self, now: float) -> None:
+        """The run begins."""
+        for slot in self.slots:
+            self._start(now, slot)
+
+    def requested(self, now: float, replica: int, incarnation: int, number: int) -> None:
+        """A replica asks for work, for the `number`-th time."""
+        if (slot := self._slot(replica, incarnation)) is None:
+            return
+        slot.heard(now)
+        slot.state = "ready" if slot.state == "starting" else slot.state
+        if (again := self._leases.request(replica, incarnation, number)) is not None:
+            self._actions.append(again)
+        self._outstanding.when_still(self._grant, now)
+
+    def accounted(
+        self, now: float, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
+    ) -> None:
+        """A replica accounts for a lease, for the `number`-th time."""
+        if (slot := self._slot(replica, incarnation)) is not None:
+            slot.heard(now)
+            self._outstanding.when_still(self._account, now, slot, incarnation, number, lease, outcomes)
+
+    def failed(self, now: float, replica: int, incarnation: int, failure: Failure) -> None:
+        """A replica says why it is about to end."""
+        if (slot := self._slot(replica, incarnation)) is not None:
+            slot.failure = failure
+            slot.leave_by(now + LEAVE_S)
+
+    def closing(self, now: float, replica: int, incarnation: int) -> None:
+        """A replica will say nothing more."""
+        if (slot := self._slot(replica, incarnation)) is not None:
+            slot.leave_by(now + LEAVE_S)
+
+    def ended(self, now: float, replica: int, incarnation: int, status: int | None, how: str) -> None:
+        """A replica has ended, or is held to be dead; `how` in words, `status` that of its process."""
+        if (slot := self._slot(replica, incarnation)) is None:
+            return
+        slot.alive = False
+        if slot.state == "done" and replica not in self.allocator.holders:
+            self._actions.append(actions.Left(replica))
+            return
+        slot.state, slot.fencing = "dead", True
+        self._leases.shut(replica)
+        fenced = partial(self._outstanding.when_still, self._fenced, slot, status, how, now)
+        self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
+
+    def gone(self, replica: int) -> None:
+        """A replica that was to be started will never be there."""
+        slot = self.slots[replica]
+        slot.alive, slot.state = False, "dead"
+        self.allocator.leave(replica)
+
+    def returned(self, shard: int) -> None:
+        """A shard's machine is back, without the shard."""
+        self.term += 1
+        fenced = tuple(slot.incarnation - slot.alive for slot in self.slots)
+        self._actions.append(actions.RestoreShard(shard, self.term, fenced, self._leases.living))
+
+    def executed(self, now: float, number: int, answers: Sequence[Answer]) -> None:
+        """Every shard has obeyed a command, or has been copied."""
+        self._outstanding.executed(now, number, answers)
+
+    def evaluated(self, now: float, verdict: str | None) -> None:
+        """An evaluation has ended; why the run should end by what it found, or None."""
+        self._due.evaluating = False
+        if verdict is not None and not self.allocator.finished:
+            self.stop(now, verdict)
+
+    def written(self) -> None:
+        """A checkpoint has been written, or could not be."""
+        self._due.writing = False
+
+    def stop(self, now: float, why: str, grace_s: float = GRACE_S) -> None:
+        """End the run: replicas have so much time for the batch they are in."""
+        self.stopped_by = self.stopped_by or why
+        self._kill_at = min(self._kill_at, now + grace_s)
+        self.allocator.stop()
+        self._actions.append(actions.StopWork())
+        self._outstanding.when_still(self._grant, now)
+
+    def fail(self, now: float, error: DistBeliefError) -> None:
+        """End the run at once because of an error."""
+        self.error = self.error or error
+        self.stop(now, "failure", 0.0)
+
+    def tick(self, now: float, examples: int, steps: Sequence[int]) -> None:
+        """Time has passed; `examples` have been used over the run's life, and each replica has done so many `steps`."""
+        if examples > self._used:
+            self._used = examples
+            self._supervisor.worked()
+        for slot, done in zip(self.slots, steps, strict=True):
+            slot.look(now, done)
+            if now >= min(self._kill_at, slot.kill_at):
+                self._kill(slot)
+            elif slot.silent(now):
+                self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
+        if self.allocator.finished:
+            self._dismiss_latecomers()
+        elif self.stopped_by is None:
+            seconds = self.watch.seconds(now)
+            evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
+            if evaluate:
+                self._actions.append(actions.Evaluate())
+            if capture:
+                self._actions.append(self._outstanding.snapshots(self._captured))
+            if self._limit is not None and self.watch.began is not None and seconds >= self._limit:
+                self.stop(now, "seconds")
+
+    # Replicas
+
+    def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
+        """The slot of a replica, unless that incarnation is over."""
+        slot = self.slots[replica]
+        return slot if slot.alive and slot.incarnation == incarnation else None
+
+    def _start(self, now: float, slot: ReplicaSlot) -> None:
+        slot.begin(now)
+        self._leases.open(slot.replica, slot.incarnation)
+        self._actions.append(actions.Start(slot.replica, slot.incarnation))
+
+    def _kill(self, slot: ReplicaSlot) -> None:
+        if slot.alive and not slot.killed:
+            slot.killed = True
+            self._actions.append(actions.Kill(slot.replica, slot.incarnation))
+
+    def _dismiss_latecomers(self) -> None:
+        """End replicas that are still starting when there is no more work: no person is to wait for them."""
+        for slot in self.slots:
+            if slot.state == "starting":
+                self._kill(slot)
+                slot.state = "done"
+
+    def _fenced(
+        self, slot: ReplicaSlot, status: int | None, how: str, died_at: float, now: float, answers: Sequence[Answer]
+    ) -> None:
+        """No shard takes anything more from a dead replica: account for it, and replace it."""
+        slot.fencing = False
+        records = [answer for answer in answers if answer is None or isinstance(answer, PushRecord)]
+        last, failure = last_push(records), slot.failure
+        account = self.allocator.died(slot.replica, last)
+        if account.total:
+            self.watch.work(now)
+        error = None if failure is None else failure.error
+        torn = last is not None and last.partial
+        self._actions.append(actions.Lost(slot.replica, slot.incarnation, status, error, account, records, torn))
+        if self.stopped_by is None and not self.allocator.finished:
+            if (pointless := self._supervisor.died(died_at, how, failure)) is None:
+                self._start(now, slot)
+            else:
+                self.fail(now, pointless)
+        self._grant(now)
+
+    # Leases
+
+    def _account(
+        self, now: float, slot: ReplicaSlot, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
+    ) -> None:
+        heard, new = self._leases.account(slot.replica, incarnation, number, lease, outcomes)
+        if new:
+            self.watch.work(now)
+            if slot.state == "done":
+                slot.leave_by(now + LEAVE_S)
+            self._grant(now)
+        if heard:
+            self._actions.append(actions.Acknowledge(slot.replica, incarnation, number))
+
+    def _grant(self, now: float) -> None:
+        """Answer all requests that can be answered now."""
+        if (command := self._leases.settle()) is not None:
+            known = partial(self._living_known, command.number)
+            self._actions.append(self._outstanding.execute(command, known))
+        self._send_granted(now)
+
+    def _living_known(self, number: int, now: float, answers: Sequence[Answer]) -> None:
+        self._leases.obeyed(number)
+        self._send_granted(now)
+
+    def _send_granted(self, now: float) -> None:
+        for granted in self._leases.take():
+            slot = self.slots[granted.replica]
+            if granted.lease is not None:
+                self.watch.begin(now)
+                slot.state = "working"
+            else:
+                slot.state = "done"
+                if slot.replica not in self.allocator.holders:
+                    slot.leave_by(now + LEAVE_S)
+            self._actions.append(granted)
+
+    # Checkpoints
+
+    def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:
+        """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
+        allocator = copy.deepcopy(self.allocator)
+        taken = [snapshot for snapshot in snapshots if isinstance(snapshot, Snapshot)]
+        for slot in self.slots:
+            records = [record_of(snapshot, slot.replica, slot.incarnation) for snapshot in taken]
+            allocator.died(slot.replica, last_push(records))
+        self._actions.append(actions.WriteCheckpoint(snapshots, allocator.total, allocator.state()))

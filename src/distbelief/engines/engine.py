@@ -1,0 +1,65 @@
+"""What an engine is: a value that opens a session, in which a driver brings a run to life."""
+
+import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from distbelief.engines.callbacks import Callback
+from distbelief.engines.record import RunRecord
+from distbelief.engines.result import Result
+from distbelief.observe.events import Observer
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
+
+
+class Driver(Protocol):
+    """One run, ready to begin."""
+
+    @property
+    def record(self) -> RunRecord:
+        """What is kept of it."""
+
+    def run(self) -> Result:
+        """Train to the end."""
+
+    def close(self) -> None:
+        """End all that it started, and give its memory back."""
+
+
+class Session(Protocol):
+    """What an engine has ready before it is known what will run."""
+
+    def expect(self, replicas: int) -> None:
+        """So many replicas will be started soon."""
+
+    def driver(
+        self,
+        prepared: Prepared,
+        *,
+        observer: Observer,
+        files: RunDirectory,
+        received: list[signal.Signals],
+        callbacks: Sequence[Callback],
+    ) -> Driver:
+        """A driver for a run. `received` collects requests to end. Raises `UsageError` where memory is too small."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An engine, as a value."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where replicas compute, in turn. Raises `UsageError` where they cannot."""
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas "auto" stands for."""
+
+    @property
+    def in_this_process(self) -> bool:
+        """Whether the user's code runs here, and may want the terminal."""
+
+    def open(self) -> AbstractContextManager[Session]:
+        """Begin a session."""

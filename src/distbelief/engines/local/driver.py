@@ -1,0 +1,240 @@
+"""The local driver: carries messages, time and deaths of processes to the controller, and its actions to them."""
+
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+
+from distbelief.downpour.lease_server import Granted
+from distbelief.engines import actions
+from distbelief.engines.board import Board
+from distbelief.engines.callbacks import Callback
+from distbelief.engines.controller import REQUESTED_GRACE_S
+from distbelief.engines.local.channel import Channel
+from distbelief.engines.local.job import job_of
+from distbelief.engines.local.process import WorkerProcess, Workers
+from distbelief.engines.local.shards import MappedShards
+from distbelief.engines.memory import available, require
+from distbelief.engines.record import RunRecord, controller_of, flat_at_start
+from distbelief.engines.result import Result
+from distbelief.engines.shards import Shards, memory_needed, shard_specs
+from distbelief.engines.shipping import pack
+from distbelief.engines.supervision import Failure
+from distbelief.errors import DistBeliefError, UserCodeError, WorkerDied
+from distbelief.links.mapped import SharedMemory
+from distbelief.observe.events import Observer, how_ended
+from distbelief.ports import Answer, Command, Outcome, Verdict
+from distbelief.run.directory import RunDirectory
+from distbelief.run.prepare import Prepared
+
+_TICK_S = 0.1
+_PROGRESS_S = 1.0
+_STOPPED_S = 2.0
+"""How long a stopped process may hold a shard's lock."""
+
+
+@final
+class LocalDriver:
+    """One run on this machine. It owns the processes that it takes from `workers`."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        devices: tuple[str, ...],
+        threads: int,
+        observer: Observer,
+        workers: Workers,
+        files: RunDirectory,
+        received: list[signal.Signals],
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        require(memory_needed(prepared, models_here=devices == ("cpu",)), available())
+        self._workers = workers
+        self._devices = devices
+        self._received, self._heeded = received, 0
+        flat = flat_at_start(prepared, torch.device(devices[0]))
+        count, buffers = prepared.replicas, len(flat.buffers())
+        # First, since it may be refused: nothing has to be given back by then.
+        self._job = pack(job_of(prepared, shard_specs(prepared), devices, threads, buffers))
+        self._mapped = MappedShards(prepared, self._watch_holder)
+        self._board_memory = SharedMemory.create(Board.nbytes(count, buffers), "board")
+        self._board = Board(self._board_memory.bytes, count, buffers)
+        self._controller = controller_of(prepared)
+        self.record = RunRecord(
+            prepared,
+            self._controller,
+            flat=flat,
+            shards=Shards(prepared, flat.vector, self._mapped.shards),
+            board=self._board,
+            observer=observer,
+            files=files,
+            callbacks=callbacks,
+            clock=time.monotonic,
+            beside=True,
+        )
+        self._processes: dict[int, WorkerProcess] = {}
+        """The process of each replica that has one."""
+        self._selector = selectors.DefaultSelector()
+        self._stopped_since: dict[int, float] = {}
+        self._next_look = 0.0
+
+    def run(self) -> Result:
+        """Train to the end. A request that is received ends the run early with what there is, a second one at once."""
+        self.record.begin("local", self._devices)
+        self._controller.begin(time.monotonic())
+        self._carry()
+        while not self._controller.over:
+            self._listen()
+            self._attend()
+            self._carry()
+        return self.record.result(hurried=self._heeded > 0, impatient=lambda: len(self._received) > 0)
+
+    def close(self) -> None:
+        """End every process, and give all memory back."""
+        for process in self._processes.values():
+            process.kill()
+            process.reap()
+        self.record.close()
+        self._selector.close()
+        self._mapped.close()
+        self._board_memory.close()
+        self._job.close()
+
+    # To the controller
+
+    def _listen(self) -> None:
+        """Hear what replicas have to say, and which of them have ended."""
+        ready = self._selector.select(_TICK_S)
+        for process in {key.data.pid: key.data for key, _ in ready}.values():
+            # The end is seen by the process, not by its socket, which children that it has forked hold open too.
+            ended = process.ended
+            for message in process.channel.pending():
+                self._hear(process, message)
+            if ended:
+                self._reap(process)
+            elif process.channel.over:
+                self._forget(process.channel)
+                self._controller.closing(time.monotonic(), *process.who)
+
+    def _hear(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        controller, now = self._controller, time.monotonic()
+        match message["kind"]:
+            case "lease":
+                controller.requested(now, *process.who, message["number"])
+            case "done":
+                outcomes = [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
+                controller.accounted(now, *process.who, message["number"], message["lease"], outcomes)
+            case _:
+                failure = Failure(message["error"], message["frames"], message["kind_of"])
+                controller.failed(now, *process.who, failure)
+
+    def _reap(self, process: WorkerProcess) -> None:
+        self._forget(process.channel)
+        self._forget(process.pidfd)
+        status = process.reap()
+        del self._processes[process.who[0]]
+        how = f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
+        self._controller.ended(time.monotonic(), *process.who, status, how)
+
+    def _forget(self, end: Channel | int) -> None:
+        if end in self._selector.get_map():
+            self._selector.unregister(end)
+
+    def _attend(self) -> None:
+        controller, now = self._controller, time.monotonic()
+        try:
+            self.record.attend()
+        except UserCodeError as error:
+            controller.fail(now, error)
+        if len(self._received) > self._heeded:
+            self._heeded = len(self._received)
+            why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
+            controller.stop(now, why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
+        if now >= self._next_look:
+            self._next_look = now + _TICK_S
+            self._watch_locks()
+            self.record.show(_PROGRESS_S)
+
+    # From the controller
+
+    def _carry(self) -> None:
+        while taken := self._controller.take():
+            for action in taken:
+                self._do(action)
+
+    def _do(self, action: actions.Action) -> None:
+        controller, record, now = self._controller, self.record, time.monotonic()
+        match action:
+            case Granted(replica, incarnation, number, lease):
+                self._send(replica, incarnation, "lease", number=number, lease=lease)
+            case actions.Acknowledge(replica, incarnation, number):
+                self._send(replica, incarnation, "done", number=number)
+            case actions.Execute(number, command):
+                controller.executed(now, number, self._execute([command] * len(self._mapped.shards)))
+            case actions.TakeSnapshots(number):
+                record.capturing()
+                controller.executed(now, number, self._execute(record.captures))
+            case actions.Start(replica, incarnation):
+                self._start(replica, incarnation)
+            case actions.Kill(replica, incarnation):
+                self._kill(replica, incarnation)
+            case actions.Suspect(replica, incarnation):
+                if (process := self._processes.get(replica)) is not None and process.stopped:
+                    self._kill(replica, incarnation)
+            case actions.StopWork():
+                self._board.stop()
+            case _:
+                record.keep(action)
+
+    def _execute(self, commands: Sequence[Command]) -> list[Answer]:
+        """Have each shard obey its command. The controller's process maps them, so that this is done at once."""
+        return [shard.execute(command) for shard, command in zip(self._mapped.shards, commands, strict=True)]
+
+    def _start(self, replica: int, incarnation: int) -> None:
+        try:
+            process = self._workers.take()
+        except OSError as error:
+            self._controller.gone(replica)
+            failure: DistBeliefError = WorkerDied(f"no process could be started for replica #{replica}: {error}")
+            failure.__cause__ = error
+            self._controller.fail(time.monotonic(), failure)
+            return
+        process.who = replica, incarnation
+        self._processes[replica] = process
+        self._selector.register(process.channel, selectors.EVENT_READ, process)
+        self._selector.register(process.pidfd, selectors.EVENT_READ, process)
+        fds = self._job.fd, self._mapped.memory.fd, self._board_memory.fd
+        process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
+        self.record.started(replica, incarnation, process.pid)
+
+    def _send(self, replica: int, incarnation: int, kind: str, **content: Any) -> None:
+        process = self._processes.get(replica)
+        if process is not None and process.who == (replica, incarnation):
+            process.channel.send(kind, **content)
+
+    def _kill(self, replica: int, incarnation: int) -> None:
+        process = self._processes.get(replica)
+        if process is not None and process.who == (replica, incarnation):
+            process.kill()
+
+    # Locks
+
+    def _watch_locks(self) -> None:
+        """Kill a process that is stopped while it holds a shard's lock, since no other can push past it."""
+        holders = self._mapped.holders
+        for pid in set(self._stopped_since) - holders:
+            del self._stopped_since[pid]
+        for pid in holders:
+            self._watch_holder(pid)
+
+    def _watch_holder(self, pid: int) -> None:
+        process = next((process for process in self._processes.values() if process.pid == pid), None)
+        if process is None or not process.stopped:
+            self._stopped_since.pop(pid, None)
+        elif time.monotonic() - self._stopped_since.setdefault(pid, time.monotonic()) > _STOPPED_S:
+            process.kill()

@@ -1,0 +1,55 @@
+"""A replica, put together from links, work and a model, on every engine in the same way."""
+
+import traceback
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from distbelief.allocation import Method, Replica
+from distbelief.engines.board import Row
+from distbelief.engines.supervision import Failure
+from distbelief.errors import Diverged
+from distbelief.ports import GradientSource, ShardLink, WorkSource
+from distbelief.server.client import Client
+from distbelief.server.layout import Layout
+from distbelief.server.patience import Patience
+from distbelief.task.tracebacks import user_frames
+
+_LONGEST_ERROR = 2000
+_LONGEST_FRAMES = 8000
+
+
+def assemble(
+    method: Method,
+    layout: Layout,
+    links: Sequence[ShardLink],
+    *,
+    replica: int,
+    incarnation: int,
+    source: GradientSource,
+    work: WorkSource,
+    parameters: Tensor,
+    overlap: int,
+    stopping: Callable[[], bool],
+    publish: Callable[[Row], None],
+    patience: Patience | None = None,
+) -> Replica:
+    """The replica of a method; `publish` is given how far it is, after each step."""
+    client = Client(layout, links, replica=replica, incarnation=incarnation, patience=patience)
+    return method.replica(
+        client=client,
+        source=source,
+        work=work,
+        parameters=parameters,
+        overlap=overlap,
+        stopping=stopping,
+        watch=lambda progress: publish(Row.of(progress, client)),
+    )
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a replica says of an error before it ends: its kind, its sentence, and the frames of the user's own code."""
+    frames = user_frames(error)[-_LONGEST_FRAMES:]
+    if isinstance(error, Diverged):
+        return Failure(str(error), frames, "diverged")
+    return Failure("".join(traceback.format_exception_only(error)).strip()[:_LONGEST_ERROR], frames, "user")

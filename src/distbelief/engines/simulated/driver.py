@@ -1,0 +1,407 @@
+"""The simulated driver: carries messages, virtual time and the plan's deaths to the controller, and its actions out.
+
+What replicas and the controller ask of shards, and replicas of the controller, are messages: they take time, and are
+lost, repeated and overtaken as the network and the plan say.
+"""
+
+import asyncio
+import bdb
+import math
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+
+from distbelief.allocation import Account, Replica
+from distbelief.downpour.lease_client import LeaseClient
+from distbelief.downpour.lease_server import Granted
+from distbelief.engines import actions
+from distbelief.engines.board import Board, Row
+from distbelief.engines.controller import REQUESTED_GRACE_S
+from distbelief.engines.record import RunRecord, controller_of, flat_at_start
+from distbelief.engines.replica import assemble, failure_of
+from distbelief.engines.result import Result
+from distbelief.engines.shards import Shards, shard_specs
+from distbelief.engines.simulated.compute import SharedModule, TimedGradients
+from distbelief.engines.simulated.faults import Death
+from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, SimulatedRequests, machine_of
+from distbelief.engines.simulated.loop import Deadlock
+from distbelief.engines.simulated.machines import ReplicaMachine
+from distbelief.engines.simulated.shards import SimulatedShards
+from distbelief.engines.simulated.world import World
+from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
+from distbelief.ports import Answer, Outcome, Snapshot
+from distbelief.run.prepare import Prepared
+from distbelief.server import host
+from distbelief.server.block import in_pushes
+from distbelief.server.host import SMALL, ShardHost
+from distbelief.server.shard import Shard
+
+_NOTICE_S = 0.1
+"""How long it takes until a death is known."""
+_SILENCE_LOOK_S = 5.0
+"""How often the controller looks for replicas that say nothing, while the plan has machines stand still."""
+_LEAST_S = 1e-6
+MAX_REPORTED_WAITERS = 8
+_STUCK_S = 1000.0
+"""For how long nothing may happen where calls are repeated."""
+_PROGRESS_S = 1.0
+_PROGRESS_PART = 0.02
+"""Progress is told once a second at first, and later once in this part of the time that has gone by."""
+
+
+@final
+class SimulatedDriver:
+    """One life of the controller: from a checkpoint, or the beginning, to the end of the run or its own death."""
+
+    def __init__(self, prepared: Prepared, world: World, *, received: list[signal.Signals], **shared: Any) -> None:
+        self._prepared = prepared
+        self._world = world
+        self._plan, self._trace, self._wire = world.plan, world.trace, world.wire()
+        self._received, self._heeded = received, 0
+        flat = flat_at_start(prepared, torch.device("cpu"))
+        count, buffers = prepared.replicas, len(flat.buffers())
+        self._board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
+        shards = [Shard(spec, torch.zeros(spec.nbytes, dtype=torch.uint8)) for spec in shard_specs(prepared)]
+        self._controller = controller_of(prepared)
+        self.record = RunRecord(
+            prepared,
+            self._controller,
+            flat=flat,
+            shards=Shards(prepared, flat.vector, shards),
+            board=self._board,
+            clock=world.clock,
+            beside=False,
+            **shared,
+        )
+        self._shards = SimulatedShards(shards, self._wire, world.trace, world.patience, mortal=world.plan.loses_shards)
+        self._machines = [ReplicaMachine(replica, draw) for replica, draw in enumerate(world.draws)]
+        self._shared = SharedModule(prepared, self._board)
+        self._before = self._controller.allocator.total
+        self._held_before: int = 0 if prepared.resumed is None else prepared.resumed.state["examples"]
+        self._replies: dict[tuple[int, int, str], host.Answer] = {}
+        """How to answer the newest request of each incarnation and kind."""
+        self._over: asyncio.Future[Death | None]
+        self._armed = math.inf
+        self._steps = 0
+
+    # The life
+
+    async def live(self) -> Death | None:
+        """Train until the run is over, or until the controller dies: then, its death."""
+        self._over = asyncio.get_running_loop().create_future()
+        plan, now = self._plan, self._now
+        self.record.begin("simulated", ["cpu"])
+        for shard_host in self._shards.hosts:
+            if (death := plan.away(machine_of(shard_host), now)) is not None:
+                self._shard_dies(shard_host, death)
+        self._controller.begin(now)
+        self._carry()
+        for planned in plan.deaths:
+            if planned.at >= now:
+                self._at(planned.at, self._die, planned)
+        if plan.silences and now < plan.quiet_from:
+            self._watch_silence()
+        if self._world.patience is not None:
+            self._watch_progress(self._trace.notes)
+        return await self._end_of_life()
+
+    async def wind_up(self, error: Deadlock) -> None:
+        """End a life in which everything waits, and for ever: account for what was reached, and say for what it waits.
+
+        The loop of that life is over; this is another one.
+        """
+        self._over = asyncio.get_running_loop().create_future()
+        self._stuck(error)
+        await self._end_of_life()
+
+    async def _end_of_life(self) -> Death | None:
+        death = await self._over
+        self._wire.close()
+        self._shards.close()
+        for machine in self._machines:
+            machine.close()
+        return death
+
+    def result(self) -> Result:
+        """What was reached."""
+        total = self._controller.allocator.total
+        self._trace.check(total.used - self._before.used, total.partial - self._before.partial)
+        hurried = bool(self._received)
+        return self.record.result(hurried=hurried, impatient=lambda: len(self._received) > max(self._heeded, 1))
+
+    def close(self) -> None:
+        """End the threads."""
+        self.record.close()
+
+    @property
+    def _now(self) -> float:
+        return self._world.clock()
+
+    def _at(self, when: float, function: Callable[..., object], *arguments: object) -> None:
+        """Have something done at a time, if this life goes on until then."""
+        asyncio.get_running_loop().call_at(when, self._if_living, function, *arguments)
+
+    def _if_living(self, function: Callable[..., object], *arguments: object) -> None:
+        if not self._over.done():
+            function(*arguments)
+            self._carry()
+
+    # What has a time of its own
+
+    def _tick(self) -> None:
+        self._armed = math.inf
+        steps = [self._board.steps(machine.replica) for machine in self._machines]
+        self._controller.tick(self._now, self.record.examples, steps)
+
+    def _watch_silence(self) -> None:
+        self._tick()
+        if self._now < self._plan.quiet_from:
+            self._at(self._now + _SILENCE_LOOK_S, self._watch_silence)
+
+    def _watch_progress(self, notes: int) -> None:
+        """See a deadlock where calls are repeated: timers go on for ever, and nothing happens."""
+        if notes == self._trace.notes and not self._shared.computing and self._now > self._plan.quiet_from:
+            longest = self._world.patience.longest_s if self._world.patience else 0.0
+            why = f"do messages take longer than the {longest:g} s after which calls are made again?"
+            self._stuck(Deadlock(f"nothing has happened for {_STUCK_S:g} s; {why}"))
+        else:
+            self._at(self._now + _STUCK_S, self._watch_progress, self._trace.notes)
+
+    def _stuck(self, error: Deadlock) -> None:
+        waiting = dict(self._shards.waiters())
+        idle = [m.name for m in self._machines if self._controller.waits(m.replica) and m.name not in waiting]
+        lines = [*waiting.values(), *(f"{name} waits for work" for name in idle)]
+        who = "; ".join(lines[:MAX_REPORTED_WAITERS]) or str(error)
+        told = Deadlock(f"no progress is possible after {round(self._now, 3):g} s: {who}")
+        if lines:
+            told.add_note(str(error))
+        self._end(told)
+
+    def _end(self, error: DistBeliefError) -> None:
+        """End the run at once: from now on every machine answers, and no message takes time or is lost."""
+        self._wire.calm()
+        self._controller.fail(self._now, error)
+        self._tick()
+        self._carry()
+
+    # From the controller
+
+    def _carry(self) -> None:
+        """Carry out what the controller wants, and see whether the run is over."""
+        controller = self._controller
+        while taken := controller.take():
+            for action in taken:
+                self._do(action)
+            if controller.has_latecomers:
+                self._tick()
+        if controller.over and not self._over.done():
+            if not controller.allocator.finished:
+                why = f"no progress is possible after {self._now:g} s: every replica is dead for good"
+                controller.fail(self._now, Deadlock(why))
+            self._over.set_result(None)
+        elif controller.wakes_at < self._armed:
+            self._armed = controller.wakes_at
+            self._at(max(self._armed, self._now + _LEAST_S), self._tick)
+
+    def _do(self, action: actions.Action) -> None:
+        match action:
+            case Granted(replica, incarnation, number, lease):
+                self._trace.note("lease", replica, incarnation, lease.number if lease else "none")
+                self._replies[replica, incarnation, "lease"](lease, SMALL)
+            case actions.Acknowledge(replica, incarnation, number):
+                self._replies[replica, incarnation, "done"](None, SMALL)
+            case actions.Execute(number, command):
+                self._execute(number, [command] * len(self._shards.hosts))
+            case actions.TakeSnapshots(number):
+                self.record.capturing()
+                self._execute(number, self._shards.captures(self.record.captures))
+            case actions.RestoreShard(shard):
+                self._trace.restored()
+                self._shards.restore(action, lambda: self._restored(self._shards.hosts[shard]))
+            case actions.Start(replica, incarnation):
+                self._start(self._machines[replica], incarnation)
+            case actions.Kill(replica, incarnation):
+                self._kill(self._machines[replica], incarnation)
+            case actions.Suspect(replica, incarnation):
+                self._look_at(self._machines[replica], incarnation)
+            case actions.StopWork():
+                self._trace.note("stop", self._controller.stopped_by or "")
+                self._board.stop()
+            case _:
+                self._keep(action)
+
+    def _keep(self, action: actions.Action) -> None:
+        if isinstance(action, actions.Lost):
+            self._trace.fenced(action.replica, action.incarnation)
+        elif isinstance(action, actions.WriteCheckpoint):
+            taken = [snapshot for snapshot in action.snapshots if isinstance(snapshot, Snapshot)]
+            used = action.total.used - self._before.used
+            since = Account(used=used, partial=action.total.partial - self._before.partial)
+            self._trace.captured([in_pushes(snapshot) - self._held_before for snapshot in taken], since)
+        self.record.keep(action)
+
+    def _execute(self, number: int, commands: Sequence[Any]) -> None:
+        def executed(answers: list[Answer]) -> None:
+            self._controller.executed(self._now, number, answers)
+            self._carry()
+
+        self._shards.execute(commands, executed)
+
+    # Replicas
+
+    def _start(self, machine: ReplicaMachine, incarnation: int) -> None:
+        """Have a replica work from now on, or from when its machine is there."""
+        death = self._plan.away(machine.name, self._now)
+        comes = self._plan.joins.get(machine.name, 0.0) if death is None else death.over
+        machine.expect(incarnation)
+        if comes == math.inf:
+            self._controller.gone(machine.replica)
+        elif comes > self._now:
+            self._at(comes, self._come, machine, incarnation)
+        else:
+            self._come(machine, incarnation)
+
+    def _come(self, machine: ReplicaMachine, incarnation: int) -> None:
+        """Begin a replica, unless its end was ordered before it was there."""
+        if not machine.is_expected(incarnation):
+            return
+        prepared, world = self._prepared, self._world
+        work = LeaseClient(SimulatedRequests(self._wire, self, machine.replica, incarnation, world.patience))
+        parameters = torch.empty(prepared.layout.length, dtype=prepared.layout.dtype)
+        replica = assemble(
+            prepared.method,
+            prepared.layout,
+            [SimulatedLink(self._wire, machine.name, shard_host) for shard_host in self._shards.hosts],
+            replica=machine.replica,
+            incarnation=incarnation,
+            source=TimedGradients(self._shared, machine.replica, parameters, draw=machine.draw, plan=self._plan),
+            work=work,
+            parameters=parameters,
+            overlap=prepared.method.overlap or 0,
+            stopping=lambda: self._board.stopping,
+            publish=lambda row: self._watch(machine, incarnation, row),
+            patience=world.patience,
+        )
+        self._trace.note("begin", machine.replica, incarnation)
+        self.record.started(machine.replica, incarnation, None)
+        machine.begin(self._work(machine, incarnation, replica, work))
+
+    async def _work(self, machine: ReplicaMachine, incarnation: int, replica: Replica, work: LeaseClient) -> None:
+        status = 0
+        try:
+            await replica.run()
+        except InvariantViolated as error:
+            self._end(error)
+        except bdb.BdbQuit:
+            # Who leaves the debugger means the run, as with Ctrl-C.
+            self._received.append(signal.SIGINT)
+            self._controller.stop(self._now, "interrupted", 0.0)
+        # Whatever the user's code raises is the controller's to judge.
+        except Exception as error:  # noqa: BLE001
+            status = 1
+            self._controller.failed(self._now, machine.replica, incarnation, failure_of(error))
+        finally:
+            work.close()
+        if machine.finished(incarnation):
+            self._trace.note("end", machine.replica, incarnation)
+            self._ended(machine, incarnation, status, f"ended with exit code {status}")
+            self._carry()
+
+    def _watch(self, machine: ReplicaMachine, incarnation: int, row: Row) -> None:
+        """A replica has done a step."""
+        if machine.incarnation != incarnation:
+            return
+        self._board.write(machine.replica, row)
+        if len(self._received) > self._heeded:
+            self._heeded = len(self._received)
+            why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
+            self._controller.stop(self._now, why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
+        self._steps += 1
+        # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
+        if self._steps % len(self._machines) == 0:
+            try:
+                self.record.attend()
+            except UserCodeError as error:
+                self._controller.fail(self._now, error)
+            self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
+        self._carry()
+
+    def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
+        """A replica's request for work has arrived."""
+        self._replies[replica, incarnation, "lease"] = answer
+        self._controller.requested(self._now, replica, incarnation, number)
+        self._carry()
+
+    def done(
+        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
+    ) -> None:
+        """A replica's account of a lease has arrived."""
+        self._replies[replica, incarnation, "done"] = answer
+        told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
+        self._trace.note("done", replica, incarnation, lease, *told)
+        self._controller.accounted(self._now, replica, incarnation, number, lease, outcomes)
+        self._carry()
+
+    # Deaths
+
+    def _die(self, death: Death) -> None:
+        kind, _, number = death.machine.partition(" ")
+        if kind == CONTROLLER:
+            self._over.set_result(death)
+        elif kind == "shard":
+            self._shard_dies(self._shards.hosts[int(number)], death)
+        elif (machine := self._machines[int(number)]).at_work:
+            self._trace.note("death", machine.replica, machine.incarnation)
+            self._stop(machine, "as planned")
+
+    def _kill(self, machine: ReplicaMachine, incarnation: int) -> None:
+        if machine.incarnation == incarnation:
+            self._stop(machine, "was ended by the controller")
+
+    def _stop(self, machine: ReplicaMachine, how: str) -> None:
+        """End what is on a machine; that will be known in a moment."""
+        machine.stop()
+        when = self._now if self._wire.is_calm else self._plan.awake(CONTROLLER, self._now + _NOTICE_S)
+        self._at(when, self._ended, machine, machine.incarnation, -signal.SIGKILL, how)
+
+    def _ended(self, machine: ReplicaMachine, incarnation: int, status: int | None, how: str) -> None:
+        self._controller.ended(self._now, machine.replica, incarnation, status, how)
+
+    def _look_at(self, machine: ReplicaMachine, incarnation: int) -> None:
+        """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
+        if machine.incarnation == incarnation and machine.at_work and self._out_of_reach(machine):
+            self._end_when_reached(machine, machine.abandon())
+            self._ended(machine, incarnation, None, "was out of reach")
+
+    def _out_of_reach(self, machine: ReplicaMachine) -> bool:
+        plan, now = self._plan, self._now
+        return plan.awake(machine.name, now) > now or plan.cut_off(machine.name, CONTROLLER, now)
+
+    def _end_when_reached(self, machine: ReplicaMachine, task: asyncio.Task[None]) -> None:
+        if self._out_of_reach(machine):
+            self._at(self._now + 1.0, self._end_when_reached, machine, task)
+        else:
+            task.cancel()
+
+    def _shard_dies(self, shard_host: ShardHost, death: Death) -> None:
+        name = machine_of(shard_host)
+        self._trace.note("death of", name)
+        self.record.tell("machine", machine=name, there=False)
+        if death.back is None:
+            # Its memory is sound, so that what was reached can be written.
+            self._end(Deadlock(f"no progress is possible after {death.at:g} s: {name} is dead for good"))
+            return
+        self._wire.down.add(name)
+        shard_host.lose()
+        self._at(death.over, self._return, shard_host)
+
+    def _return(self, shard_host: ShardHost) -> None:
+        """A shard's machine begins again, with nothing in its memory."""
+        self._wire.down.discard(machine_of(shard_host))
+        self._controller.returned(shard_host.number)
+
+    def _restored(self, shard_host: ShardHost) -> None:
+        self._trace.note("return of", machine_of(shard_host))
+        self.record.tell("machine", machine=machine_of(shard_host), there=True)
