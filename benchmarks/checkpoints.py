@@ -17,8 +17,8 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
-from distbelief.engines.local.server import MappedShards
-from distbelief.engines.server import Server, state_like
+from distbelief.engines.local.shards import MappedShards
+from distbelief.engines.shards import Shards, state_like
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, Image
 from distbelief.run.prepare import prepare
@@ -114,12 +114,13 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
         replicas=lambda: REPLICAS,
     )
     mapped = MappedShards(prepared, lambda _: None)
-    server = Server(prepared, torch.zeros(prepared.layout.length), mapped.shards)
+    shards = Shards(prepared, torch.zeros(prepared.layout.length), mapped.shards)
     image = Image(state_like(prepared.layout, prepared.method.optimizer))
+    captures = shards.captures(image.tensors)
     copied, written = [], []
     with tempfile.TemporaryDirectory(dir=RUNS) as directory:
         for number in range(repeats):
-            copied.append(_cost(lambda: server.copy_out(image.tensors)))
+            copied.append(_cost(lambda: shards.execute_each(captures)))
             draft = Draft(number, image, {})
             written.append(_cost(lambda draft=draft: checkpoint.write(Path(directory), draft)))  # type: ignore[misc]
     mapped.close()

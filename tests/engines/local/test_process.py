@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import closing
 
 from distbelief.engines.local.process import Workers
 
@@ -16,7 +17,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_processes_that_nobody_took_end_with_the_block() -> None:
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         workers.start(2)
         taken = workers.take()
         (left,) = workers._idle
@@ -30,7 +31,7 @@ def test_processes_that_nobody_took_end_with_the_block() -> None:
 
 
 def test_a_stopped_process_is_known_as_such() -> None:
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         process = workers.take()
         os.kill(process.pid, signal.SIGSTOP)
         deadline = time.monotonic() + 10
@@ -44,7 +45,7 @@ def test_a_stopped_process_is_known_as_such() -> None:
 
 
 def test_a_worker_whose_controller_hangs_up_before_the_job_ends_by_itself() -> None:
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         process = workers.take()
         process.channel.close()
         assert process._process.wait(timeout=60) == 0
