@@ -121,7 +121,9 @@ def test_replicas_that_end_at_their_start_end_the_run_in_a_sentence(tmp_path: Pa
         return problems.network()
 
     task = db.Task(model, problems.task().loss, train=problems.points())
-    with pytest.raises(db.DistBeliefError, match=r"5 replicas died in a row .* the last one ended with exit code 3"):
+    with pytest.raises(
+        db.DistBeliefError, match=r"5 times in a row replicas died .* the last one ended with exit code 3"
+    ):
         db.train(task, db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
     assert summary(tmp_path / "run")["examples"] == 0
     assert load_file(tmp_path / "run" / "model.safetensors")
