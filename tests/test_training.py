@@ -3,8 +3,6 @@
 import asyncio
 import json
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import distbelief as db
 from distbelief.errors import UsageError
 from tests import problems
+from tests.lives import complete
 
 
 def train(tmp_path: Path, task: db.Task, **changes: Any) -> db.Run:
@@ -220,7 +219,7 @@ def test_a_script_without_a_guard_executes_once(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     # A file with the name of a module of the standard library lies beside it, as it does in many a user's folder.
     (tmp_path / "random.txt").write_text("")
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = complete(["script.py"], cwd=tmp_path)
     assert done.stdout.split() == ["executed", "768"], done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "summary.json").exists()
