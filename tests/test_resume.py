@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from distbelief.errors import DataError, DirectoryError, UsageError
 from distbelief.run.prepare import prepare
 from distbelief.task.gradients import FlatModule
 from tests import problems
+from tests.lives import launch
 
-ROOT = Path(problems.__file__).parent.parent
 EXAMPLES = 640
 
 
@@ -242,8 +241,8 @@ db.train(
 """
 
 
-def controller(directory: Path, epochs: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", CONTROLLER, str(directory), str(epochs)], cwd=ROOT)
+def controller(directory: Path, epochs: int) -> subprocess.Popen[str]:
+    return launch(["-c", CONTROLLER, str(directory), str(epochs)])
 
 
 def wait_for_checkpoints(directory: Path, count: int) -> None:

@@ -1,9 +1,6 @@
 """A corpus is its recipe: the same one to the bit, and no speaker in two splits."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from distbelief.errors import DataError, TaskError
 from distbelief.tasks import cache, corpus, espeak
 from distbelief.tasks.corpus import CONTEXT, SPLITS, Recipe
 from distbelief.tasks.phonemes import CONTEXTS, STATES
+from tests.lives import complete
 from tests.tasks.conftest import SMALL
 
 
@@ -27,8 +25,7 @@ def test_two_builds_are_equal_to_the_bit(made: Path, tmp_path: Path) -> None:
         "from distbelief.tasks.corpus import Recipe, provide\n"
         f"print(provide(Recipe({SMALL.hours}, {SMALL.seed}), progress=False))"
     )
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    done = complete(["-c", code], env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1"})
     folder = Path(done.stdout.strip())
     assert folder.name == made.name
     assert sums(folder) == sums(made)

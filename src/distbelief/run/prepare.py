@@ -118,7 +118,7 @@ def prepare(
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
-    rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn)
+    rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     sets = _sets(task)
     _check_judges(task, until, bool(sets))
     module = task.build(seed)
@@ -169,9 +169,10 @@ def _check_same(ledger: dict[str, Any], examples: int, batch_size: int) -> None:
 def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
     sets: dict[tuple[str, ...], Rows] = {}
     if task.validation is not None:
-        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn)[0]
+        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn, sparse=task.sparse)[0]
     if task.test is not None:
-        sets[("test_",) if sets else ("", "test_")] = rows_of(task.test, "test", task.collate_fn)[0]
+        rows = rows_of(task.test, "test", task.collate_fn, sparse=task.sparse)[0]
+        sets[("test_",) if sets else ("", "test_")] = rows
     return sets
 
 

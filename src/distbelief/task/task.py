@@ -53,6 +53,8 @@ class Task:
     tuple (`model(*x)`) or a dict (`model(**x)`); a map-style Dataset; a DataLoader; or a function that returns any
     of these. `metrics`: by name, functions or `Metric`s; "loss" is always there.
     `collate_fn`, `num_workers`: as in `torch.utils.data.DataLoader`, for Datasets.
+    `sparse`: SciPy CSR, wherever it stands in the data, arrives as `torch.sparse_csr` tensors and is never made dense;
+    without it, each batch is made dense.
 
     Raises `TaskError` where these do not fit each other. The task keeps references, not copies, of the data.
     """
@@ -72,6 +74,7 @@ class Task:
         metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = {},
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        sparse: bool = False,
     ) -> None:
         if not callable(model):
             raise TaskError(f"model must be a function that returns a module, or a module, not {model!r}")
@@ -100,6 +103,7 @@ class Task:
         self.metrics = {name: m if isinstance(m, Metric) else Metric(m) for name, m in metrics.items()}
         self.collate_fn = collate_fn
         self.num_workers = num_workers
+        self.sparse = sparse
         self.origin: dict[str, Any] = {}
         """Where the task came from, if from a file or a name: its path, name and arguments."""
 

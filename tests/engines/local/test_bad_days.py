@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from tests.lives import Life, events, halves, summary
 EXAMPLES, BATCH = 640, 16
 
 SCRIPT = """
-import json, os, resource, sys, time
+import json, os, resource, signal, sys, time
 import torch
 import distbelief as db
 from tests import problems
 
 given = json.loads(sys.argv[1])
+for number in given["ignored"]:
+    signal.signal(number, signal.SIG_IGN)
 x, y = problems.points()
 
 
@@ -64,11 +67,20 @@ db.train(
     checkpoint_every=db.Every(seconds=0.2), callbacks=[fill_the_disk],
 )
 """
-DEFAULTS = {"batch_s": 0.002, "evaluation_s": 0.0, "prepare_s": 0.0, "epochs": 20, "loaders": 0, "resume": False}
+DEFAULTS: dict[str, Any] = {
+    "batch_s": 0.002,
+    "evaluation_s": 0.0,
+    "prepare_s": 0.0,
+    "epochs": 20,
+    "loaders": 0,
+    "resume": False,
+    "full_at": None,
+    "ignored": [],
+}
 
 
 def begin(directory: Path, **changes: Any) -> Life:
-    given = {**DEFAULTS, "full_at": None, "directory": str(directory), **changes}
+    given = {**DEFAULTS, "directory": str(directory), **changes}
     return Life(directory, ["-c", SCRIPT, json.dumps(given)])
 
 
@@ -179,13 +191,17 @@ def test_a_request_to_end_before_training(tmp_path: Path, request_: signal.Signa
     life.check_nothing_is_left()
 
 
-def test_a_shell_that_keeps_ctrl_c_from_a_run_in_the_background_is_obeyed(tmp_path: Path) -> None:
-    life = Life(tmp_path / "run", ["-c", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SCRIPT,
-                json.dumps({**DEFAULTS, "full_at": None, "directory": str(tmp_path / "run")})])  # fmt: skip
-    life.wait_for("progress")
-    life.process.send_signal(signal.SIGINT)
+def test_what_a_shell_keeps_from_a_run_in_the_background_ends_nothing_of_it(tmp_path: Path) -> None:
+    """`nohup distbelief train … &`: neither Ctrl-C nor the end of the terminal, whatever process they reach."""
+    life = begin(tmp_path / "run", loaders=1, ignored=[signal.SIGINT, signal.SIGHUP])
+    life.wait_for("progress", 2)
+    reached = life.processes()
+    assert len(reached) >= 5, "a controller, two replicas, and a loader of each"
+    for pid, number in product(reached, (signal.SIGINT, signal.SIGHUP)):
+        os.kill(pid, number)
     assert "stopped by epochs" in life.end()
     assert life.process.returncode == 0
+    assert summary(tmp_path / "run")["restarts"] == 0
 
 
 @pytest.mark.parametrize(

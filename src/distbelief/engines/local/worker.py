@@ -34,8 +34,10 @@ _EXPENDABLE = "300"
 
 def main() -> None:
     """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
-    # Ctrl-C is the controller's affair; the replicas are told by it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal are the controller's affair, which ends the run or has been started to ignore
+    # them; the replicas are told by it. What a worker starts, such as the processes of data loaders, inherits this.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
