@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
@@ -37,11 +37,15 @@ _EXPENDABLE = "300"
 
 @final
 class LeasedWork:
-    """`WorkSource` over the channel. One lease is asked for ahead, so that a replica need not wait for the next."""
+    """`WorkSource` over the channel. One lease is asked for ahead, so that a replica need not wait for the next.
 
-    def __init__(self, channel: Channel, batches: Batches) -> None:
+    `publish` is called before the controller is told that a lease is done.
+    """
+
+    def __init__(self, channel: Channel, batches: Batches, publish: Callable[[], None]) -> None:
         self._channel = channel
         self._batches = batches
+        self._publish = publish
         self._asked = False
         self._over = False
 
@@ -62,6 +66,7 @@ class LeasedWork:
 
     async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
         """Account for a lease."""
+        self._publish()
         self._channel.send("done", lease=lease.number, outcomes=outcomes)
 
     def _ask(self) -> None:
@@ -114,10 +119,13 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     client = Client(job.layout, links, replica=replica, incarnation=incarnation)
     batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
 
+    def publish() -> None:
+        board.publish_buffers(replica, flat.buffers())
+
     def watch(p: Progress) -> None:
         board.write(replica, Row.of(p, client))
-        if job.buffers:
-            board.buffers[replica] = flat.buffers()
+        if board.awaits_buffers(replica):
+            publish()
 
     downpour = DownpourReplica(
         job.method,
@@ -131,7 +139,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
             # A GPU computes by itself: meanwhile this process can move bytes.
             beside=job.overlap > 0 and device.type != "cpu",
         ),
-        work=LeasedWork(channel, batches),
+        work=LeasedWork(channel, batches, publish),
         parameters=flat.vector,
         overlap=job.overlap,
         stopping=lambda: board.stopping,
