@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -30,14 +30,20 @@ class HandOver:
     The paper's listing clears the accrued gradient inside the asynchronous push, where the next batch may already be
     adding to it; here the tensors change hands, and the next batch begins with none. The first gradient accrued is kept
     as the tensors autograd made, so that a push of one batch copies nothing.
+
+    A gradient is refused if and only if an element of it is NaN or infinite, whatever its sum or norm comes to. With
+    `clip_norm`, one is refused too whose 2-norm float64 cannot hold: there is nothing to divide by.
     """
 
     clip_norm: float | None = None
     tensors: list[Tensor | None] = field(default_factory=list)
     versions: tuple[int, ...] = ()
+    _size: float | None = None
+    """2-norm of what is accrued or, where nothing is clipped, the sum of its tensors'; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[int, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
+        self._size = None
         if not self.tensors:
             self.tensors, self.versions = gradient.tensors, versions
             return
@@ -47,22 +53,63 @@ class HandOver:
             torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
         self.tensors = [new if mine is None else mine for mine, new in both]
 
+    def read(self, *scalars: Tensor) -> list[float]:
+        """The values of scalars; the size of what is accrued is read with them, once for each gradient accrued.
+
+        On a GPU this is the one time that a step waits for it.
+        """
+        if self._size is not None:
+            return values(scalars)
+        present = _present(self.tensors)
+        norms = torch._foreach_norm(present) if present else ()
+        if self.clip_norm is not None and present:
+            norms = (torch.stack(norms).norm(),)
+        read = values((*scalars, *norms))
+        self._size = sum(read[len(scalars) :])
+        return read[: len(scalars)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether what is accrued may be pushed."""
+        if self._size is None:
+            self.read()
+        assert self._size is not None
+        if not math.isfinite(self._size):
+            # Squares of finite numbers may be too large: seldom, so that it may take a second look.
+            self._size = self._look_closer(_present(self.tensors))
+        return math.isfinite(self._size)
+
+    def _look_closer(self, present: list[Tensor]) -> float:
+        if self.clip_norm is None:
+            return 0.0 if all_finite(present) else math.nan
+        return float(torch.stack(torch._foreach_norm(present, dtype=torch.float64)).norm())
+
     def take(self) -> Parcel:
         """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
 
-        The check is one sum over everything, taken before the first shard sees anything, so that a gradient is pushed
-        whole or refused whole.
+        It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
         """
-        tensors, self.tensors = self.tensors, []
-        present = [tensor for tensor in tensors if tensor is not None]
-        if self.clip_norm is None:
-            finite = math.isfinite(sum(tensor.sum().item() for tensor in present))
-        else:
-            norm = torch.stack(torch._foreach_norm(present)).norm().item() if present else 0.0
-            finite = math.isfinite(norm)
-            if finite and norm > self.clip_norm:
-                torch._foreach_mul_(present, self.clip_norm / norm)
+        finite, size = self.finite, self._size
+        tensors, self.tensors, self._size = self.tensors, [], None
+        if finite and self.clip_norm is not None and size is not None and size > self.clip_norm:
+            torch._foreach_mul_(_present(tensors), self.clip_norm / size)
         return Parcel(tensors, self.versions, finite)
+
+
+def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def values(scalars: Sequence[Tensor]) -> list[float]:
+    """Read tensors of one element: all at once where they are on a GPU, which every read waits for."""
+    if len(scalars) > 1 and scalars[0].device.type != "cpu":
+        return torch.stack(list(scalars)).tolist()
+    return [scalar.item() for scalar in scalars]
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
 @final

@@ -138,7 +138,10 @@ class ModuleGradients:
         # What the other thread has begun with parameters and past gradients comes first.
         self._stream.wait_stream(torch.cuda.default_stream(self.flat.device))
         with torch.cuda.stream(self._stream):
-            return self._compute(epoch, batch)
+            gradient = self._compute(epoch, batch)
+        # This thread waits for the GPU, so that the other one, which reads the loss, need not.
+        self._stream.synchronize()
+        return gradient
 
     def _compute(self, epoch: int, batch: int) -> Gradient:
         examples = moved(self.batches(epoch, batch), self.flat.device)
@@ -147,5 +150,4 @@ class ModuleGradients:
         with autocast(self.flat.device, self.precision):
             loss = self.task.forward(self.flat.module, examples).mean
         loss.backward()
-        # On a GPU, reading the loss waits for the gradients too.
-        return Gradient(self.flat.take_gradients(), loss.item(), self.batches.size(batch))
+        return Gradient(self.flat.take_gradients(), loss.detach().to(self.flat.device), self.batches.size(batch))
