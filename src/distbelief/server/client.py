@@ -4,13 +4,13 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from distbelief.ports import Gradient, Push, Reply, ShardLink, Slice, Verdict, Work
-from distbelief.server.layout import Layout
+from distbelief.server.layout import Layout, Piece
 from distbelief.server.patience import Patience, insist
 
 
@@ -112,6 +112,21 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
+class _Cut(NamedTuple):
+    """What of a gradient's tensor belongs to a shard, and where it belongs."""
+
+    entry: int
+    part: slice | None
+    """None where it is all of the tensor."""
+    place: Slice
+
+    @classmethod
+    def of(cls, piece: Piece, layout: Layout) -> Self:
+        """Of a piece of a layout."""
+        whole = piece.stop - piece.start == layout.entries[piece.entry].size
+        return cls(piece.entry, None if whole else slice(piece.start, piece.stop), piece.slice)
+
+
 @final
 class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
@@ -140,6 +155,8 @@ class Client:
         self.pushed_bytes = 0
         self._at_least = [0] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
+        self._cuts = [[_Cut.of(piece, layout) for piece in pieces] for pieces in layout.pieces]
+        self._into: tuple[Tensor, list[Tensor]] | None = None
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
         self._in_turn = all(link.answers_at_once for link in links)
@@ -147,24 +164,33 @@ class Client:
     async def fetch(self, into: Tensor) -> tuple[int, ...]:
         """Copy all parameters into a flat vector; returns each shard's version."""
         versions = [0] * len(self.links)
+        parts = self._parts(into)
 
         async def one(shard: int) -> None:
-            part = self.layout.part(into, shard)
-            link, at_least = self.links[shard], self._at_least[shard]
+            part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
             versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
             self.fetched_bytes += part.nbytes
 
-        # Where it may have to wait first, so that what others hold is not old by then.
-        await self._at_each([shard for shard in self._turn if self._at_least[shard]], one)
-        await self._at_each([shard for shard in self._turn if not self._at_least[shard]], one)
+        if any(self._at_least):
+            # Where it may have to wait first, so that what others hold is not old by then.
+            await self._at_each([shard for shard in self._turn if self._at_least[shard]], one)
+            await self._at_each([shard for shard in self._turn if not self._at_least[shard]], one)
+        else:
+            await self._at_each(self._turn, one)
         return tuple(versions)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """A vector's part of each shard. Kept, since a replica fetches into the same one each time."""
+        if self._into is None or self._into[0] is not vector:
+            self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
+        return self._into[1]
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
         """Offer a gradient to every shard; one push is under way at a time."""
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
-        flat = [None if tensor is None else tensor.reshape(-1) for tensor in parcel.tensors]
+        flat = [None if tensor is None else tensor.flatten() for tensor in parcel.tensors]
 
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
@@ -194,13 +220,10 @@ class Client:
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
         """The views of a gradient that belong to a shard, and where they belong."""
         slices, gradients = [], []
-        for piece in self.layout.pieces[shard]:
-            tensor = flat[piece.entry]
-            if tensor is not None:
-                slices.append(piece.slice)
-                gradients.append(
-                    tensor if piece.stop - piece.start == len(tensor) else tensor[piece.start : piece.stop]
-                )
+        for entry, part, place in self._cuts[shard]:
+            if (tensor := flat[entry]) is not None:
+                slices.append(place)
+                gradients.append(tensor if part is None else tensor[part])
         whole = self._whole[shard]
         # The kept tuple, where nothing is left out: the shard finds its views by it.
         return (whole if len(slices) == len(whole) else tuple(slices)), gradients
