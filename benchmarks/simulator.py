@@ -48,7 +48,7 @@ class Nothing:
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Wait, and compute nothing."""
         await asyncio.sleep(1.0)
-        return Gradient([None], 0.0, 1)
+        return Gradient([None], torch.zeros(()), 1)
 
 
 class Kept:

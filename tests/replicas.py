@@ -112,7 +112,7 @@ class Computed:
         await asyncio.sleep(self._seconds)
         assert torch.equal(seen, self._vector), "the parameters changed while a gradient was computed"
         self._note("computed", batch, 0)
-        return Gradient(tensors, 0.0, BATCH)
+        return Gradient(tensors, torch.zeros(()), BATCH)
 
 
 class Recording:

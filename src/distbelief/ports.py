@@ -192,8 +192,8 @@ class Gradient(NamedTuple):
 
     tensors: list[Tensor | None]
     """In the layout's order and the vector's dtype; None where a parameter took no part."""
-    loss: float
-    """The mean over the batch."""
+    loss: Tensor
+    """The mean over the batch, a scalar without a graph; not read yet, since reading it waits for the device."""
     examples: int
 
 

@@ -97,7 +97,7 @@ def test_the_next_lease_is_asked_for_ahead() -> None:
 def test_without_a_controller_there_is_no_more_work() -> None:
     controller, worker = Channel.pair()
     controller.close()
-    work = LeasedWork(worker, None)  # type: ignore[arg-type]
+    work = LeasedWork(worker, None, lambda: None)  # type: ignore[arg-type]
     assert simulate(work.lease(), seed=0) is None
     assert simulate(work.lease(), seed=0) is None
     worker.close()

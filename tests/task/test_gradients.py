@@ -17,6 +17,7 @@ from distbelief.server.layout import Layout
 from distbelief.task.data import ArrayRows, Batches, Rows, SampleRows
 from distbelief.task.gradients import FlatModule, ModuleGradients
 from distbelief.task.task import Task, trainable
+from tests.reads import Reads
 
 CHANCE = generator(0, "gradients")
 X = torch.randn(20, 6, generator=CHANCE)
@@ -104,6 +105,16 @@ def test_gradients_do_not_add_up_between_batches() -> None:
         assert a.data_ptr() != b.data_ptr(), "the receiver owns its tensors"
 
 
+def test_nothing_is_read_out_of_a_tensor_before_the_replica_does() -> None:
+    """On a GPU, computing a batch would wait for it."""
+    source = source_of(regression(lambda: nn.Linear(6, 3)))
+    ask(source)
+    with Reads() as reads:
+        gradient = ask(source)
+    assert reads.count == 0
+    assert not gradient.loss.requires_grad
+
+
 def test_a_layer_used_twice_is_one_parameter_with_the_sum_of_its_gradients() -> None:
     task = regression(Two)
     source = source_of(task)
@@ -176,7 +187,7 @@ def test_a_loss_that_is_a_sum_and_a_weight_is_divided() -> None:
 
     plain = ask(source_of(regression(lambda: nn.Linear(6, 3))))
     summed = ask(source_of(Task(lambda: nn.Linear(6, 3), weighted, train=(X, Y))))
-    assert summed.loss == pytest.approx(plain.loss)
+    assert summed.loss.item() == pytest.approx(plain.loss.item())
     for a, b in zip(plain.tensors, summed.tensors, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -31,6 +31,9 @@ from distbelief.run.prepare import Prepared
 from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 
+_BUFFERS_S = 1.0
+"""How long a replica that is in a batch is waited for before its buffers are taken as they were."""
+
 
 def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
     """The model at its beginning, or as the run that is resumed left it."""
@@ -108,6 +111,9 @@ class RunRecord:
         )
         self.callbacks = Callbacks(callbacks, LiveRun(files.path, self._evaluations.history, self._model))
         self._speeds = Speeds(prepared.replicas)
+        self._beside = beside
+        self._waiting: list[tuple[float, Callable[[], None]]] = []
+        """What waits for buffers, and until when."""
         self._retired = Row()
         self._worked: set[int] = set()
         """Replicas that came to their natural end, and had worked until then."""
@@ -163,11 +169,26 @@ class RunRecord:
             case Lost():
                 self._lost(action)
             case Evaluate():
-                self._evaluations.begin(self._stamp())
+                self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
-                self._write(action)
+                self._with_buffers(lambda: self._write(action))
             case _:
                 raise InvariantViolated(f"{action} is nothing to keep")
+
+    def _with_buffers(self, then: Callable[[], None]) -> None:
+        """Do something as soon as the replicas at work have published the buffers that training changes."""
+        if self._beside and self._prepared.moving:
+            self._board.request_buffers()
+            self._waiting.append((self._clock() + _BUFFERS_S, then))
+        else:
+            then()
+
+    def _look_for_buffers(self, now: float) -> None:
+        slots = (slot for slot in self._controller.slots if slot.alive and slot.state == "working")
+        if now >= self._waiting[0][0] or not any(self._board.awaits_buffers(slot.replica) for slot in slots):
+            waiting, self._waiting = self._waiting, []
+            for _, then in waiting:
+                then()
 
     def started(self, replica: int, incarnation: int, pid: int | None) -> None:
         """A replica was started."""
@@ -207,6 +228,8 @@ class RunRecord:
         """
         controller, now = self._controller, self._clock()
         controller.tick(now, self.examples, [self._board.steps(slot.replica) for slot in controller.slots])
+        if self._waiting:
+            self._look_for_buffers(now)
         if self._checkpoints.turn():
             controller.written()
         if self._evaluations.turn():

@@ -2,15 +2,15 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from distbelief.ports import ORIGIN, Gradient, Push, Reply, ShardLink, Slice, Verdict, Version, Work
-from distbelief.server.layout import Layout
+from distbelief.server.layout import Layout, Piece
 from distbelief.server.patience import Patience, insist
 
 
@@ -30,14 +30,20 @@ class HandOver:
     The paper's listing clears the accrued gradient inside the asynchronous push, where the next batch may already be
     adding to it; here the tensors change hands, and the next batch begins with none. The first gradient accrued is kept
     as the tensors autograd made, so that a push of one batch copies nothing.
+
+    A gradient is refused if and only if an element of it is NaN or infinite, whatever its sum or norm comes to. With
+    `clip_norm`, one is refused too whose 2-norm float64 cannot hold: there is nothing to divide by.
     """
 
     clip_norm: float | None = None
     tensors: list[Tensor | None] = field(default_factory=list)
     versions: tuple[Version, ...] = ()
+    _size: float | None = None
+    """2-norm of what is accrued or, where nothing is clipped, the sum of its tensors'; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
+        self._size = None
         if not self.tensors:
             self.tensors, self.versions = gradient.tensors, versions
             return
@@ -47,22 +53,78 @@ class HandOver:
             torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
         self.tensors = [new if mine is None else mine for mine, new in both]
 
+    def read(self, *scalars: Tensor) -> list[float]:
+        """The values of scalars; the size of what is accrued is read with them, once for each gradient accrued.
+
+        On a GPU this is the one time that a step waits for it.
+        """
+        if self._size is not None:
+            return values(scalars)
+        present = _present(self.tensors)
+        norms = torch._foreach_norm(present) if present else ()
+        if self.clip_norm is not None and present:
+            norms = (torch.stack(norms).norm(),)
+        read = values((*scalars, *norms))
+        self._size = sum(read[len(scalars) :])
+        return read[: len(scalars)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether what is accrued may be pushed."""
+        if self._size is None:
+            self.read()
+        assert self._size is not None
+        if not math.isfinite(self._size):
+            # Squares of finite numbers may be too large: seldom, so that it may take a second look.
+            self._size = self._look_closer(_present(self.tensors))
+        return math.isfinite(self._size)
+
+    def _look_closer(self, present: list[Tensor]) -> float:
+        if self.clip_norm is None:
+            return 0.0 if all_finite(present) else math.nan
+        return float(torch.stack(torch._foreach_norm(present, dtype=torch.float64)).norm())
+
     def take(self) -> Parcel:
         """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
 
-        The check is one sum over everything, taken before the first shard sees anything, so that a gradient is pushed
-        whole or refused whole.
+        It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
         """
-        tensors, self.tensors = self.tensors, []
-        present = [tensor for tensor in tensors if tensor is not None]
-        if self.clip_norm is None:
-            finite = math.isfinite(sum(tensor.sum().item() for tensor in present))
-        else:
-            norm = torch.stack(torch._foreach_norm(present)).norm().item() if present else 0.0
-            finite = math.isfinite(norm)
-            if finite and norm > self.clip_norm:
-                torch._foreach_mul_(present, self.clip_norm / norm)
+        finite, size = self.finite, self._size
+        tensors, self.tensors, self._size = self.tensors, [], None
+        if finite and self.clip_norm is not None and size is not None and size > self.clip_norm:
+            torch._foreach_mul_(_present(tensors), self.clip_norm / size)
         return Parcel(tensors, self.versions, finite)
+
+
+def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def values(scalars: Sequence[Tensor]) -> list[float]:
+    """Read tensors of one element: all at once where they are on a GPU, which every read waits for."""
+    if len(scalars) > 1 and scalars[0].device.type != "cpu":
+        return torch.stack(list(scalars)).tolist()
+    return [scalar.item() for scalar in scalars]
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
+
+
+class _Cut(NamedTuple):
+    """What of a gradient's tensor belongs to a shard, and where it belongs."""
+
+    entry: int
+    part: slice | None
+    """None where it is all of the tensor."""
+    place: Slice
+
+    @classmethod
+    def of(cls, piece: Piece, layout: Layout) -> Self:
+        """Of a piece of a layout."""
+        whole = piece.stop - piece.start == layout.entries[piece.entry].size
+        return cls(piece.entry, None if whole else slice(piece.start, piece.stop), piece.slice)
 
 
 @final
@@ -93,6 +155,8 @@ class Client:
         self.pushed_bytes = 0
         self._at_least = [ORIGIN] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
+        self._cuts = [[_Cut.of(piece, layout) for piece in pieces] for pieces in layout.pieces]
+        self._into: tuple[Tensor, list[Tensor]] | None = None
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
         self._in_turn = all(link.answers_at_once for link in links)
@@ -100,24 +164,34 @@ class Client:
     async def fetch(self, into: Tensor) -> tuple[Version, ...]:
         """Copy all parameters into a flat vector; returns each shard's version."""
         versions = [ORIGIN] * len(self.links)
+        parts = self._parts(into)
 
         async def one(shard: int) -> None:
-            part = self.layout.part(into, shard)
-            link, at_least = self.links[shard], self._at_least[shard]
+            part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
             versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
             self.fetched_bytes += part.nbytes
 
-        # Where it may have to wait first, so that what others hold is not old by then.
-        await self._at_each([shard for shard in self._turn if self._at_least[shard] > ORIGIN], one)
-        await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
+        awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
+        if awaited:
+            # Where it may have to wait first, so that what others hold is not old by then.
+            await self._at_each(awaited, one)
+            await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
+        else:
+            await self._at_each(self._turn, one)
         return tuple(versions)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """A vector's part of each shard. Kept, since a replica fetches into the same one each time."""
+        if self._into is None or self._into[0] is not vector:
+            self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
+        return self._into[1]
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
         """Offer a gradient to every shard; one push is under way at a time."""
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
-        flat = [None if tensor is None else tensor.reshape(-1) for tensor in parcel.tensors]
+        flat = [None if tensor is None else tensor.flatten() for tensor in parcel.tensors]
 
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
@@ -147,13 +221,10 @@ class Client:
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
         """The views of a gradient that belong to a shard, and where they belong."""
         slices, gradients = [], []
-        for piece in self.layout.pieces[shard]:
-            tensor = flat[piece.entry]
-            if tensor is not None:
-                slices.append(piece.slice)
-                gradients.append(
-                    tensor if piece.stop - piece.start == len(tensor) else tensor[piece.start : piece.stop]
-                )
+        for entry, part, place in self._cuts[shard]:
+            if (tensor := flat[entry]) is not None:
+                slices.append(place)
+                gradients.append(tensor if part is None else tensor[part])
         whole = self._whole[shard]
         # The kept tuple, where nothing is left out: the shard finds its views by it.
         return (whole if len(slices) == len(whole) else tuple(slices)), gradients

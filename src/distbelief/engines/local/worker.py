@@ -92,10 +92,13 @@ async def _run(
 ) -> None:
     batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
 
+    def publish_buffers() -> None:
+        board.publish_buffers(replica, flat.buffers())
+
     def publish(row: Row) -> None:
         board.write(replica, row)
-        if job.buffers:
-            board.buffers[replica] = flat.buffers()
+        if board.awaits_buffers(replica):
+            publish_buffers()
 
     await assemble(
         job.method,
@@ -112,7 +115,10 @@ async def _run(
             # A GPU computes by itself: meanwhile this process can move bytes.
             beside=job.overlap > 0 and device.type != "cpu",
         ),
-        work=LeaseClient(ChannelRequests(channel), lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
+        work=LeaseClient(
+            ChannelRequests(channel, publish_buffers),
+            lambda lease: batches.expect(lease.epoch, lease.start, lease.stop),
+        ),
         parameters=flat.vector,
         overlap=job.overlap,
         stopping=lambda: board.stopping,
