@@ -2,7 +2,7 @@
 
 import gc
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
@@ -137,11 +137,13 @@ def fulfil(request: Request, workers: Workers, progress: bool) -> Run:
     if not request.resume:
         prepared = _prepared(request, None, workers)
         with closing(RunDirectory(request.directory)) as files:
+            files.check_model(prepared.module)
             return _train(request, prepared, workers, files, watch)
     # The directory first: nobody else is to write a checkpoint between our look at them and our own.
     with closing(RunDirectory(request.directory, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
-        return _train(request, _prepared(request, resumed, workers), workers, files, watch, complaints)
+        prepared = _prepared(request, resumed, workers, files.check_model)
+        return _train(request, prepared, workers, files, watch, complaints)
 
 
 def own_method(task: Task, resumed: Path | None) -> Downpour:
@@ -159,7 +161,12 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
     return stored or task.suggested_method or Downpour()
 
 
-def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) -> Prepared:
+def _prepared(
+    request: Request,
+    resumed: Checkpoint | None,
+    workers: Workers,
+    check_model: Callable[[nn.Module], None] = lambda module: None,
+) -> Prepared:
     task, engine = request.task, request.engine or Local()
     method = request.method or own_method(task, request.directory if request.resume else None)
     if isinstance(engine, Local):
@@ -169,11 +176,12 @@ def _prepared(request: Request, resumed: Checkpoint | None, workers: Workers) ->
         method,
         until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
         evaluate_every=request.evaluate_every,
-        seed=request.seed if resumed is None else resumed.state["seed"],
+        seed=request.seed if resumed is None else resumed.state.seed,
         replicas=lambda: engine.replicas,
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         start=None if request.start is None else _state_dict(request.start),
         resumed=resumed,
+        check_model=check_model,
         precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
@@ -187,7 +195,6 @@ def _train(
     watch: AbstractContextManager[Observer],
     complaints: Sequence[str] = (),
 ) -> Run:
-    files.check_model(prepared.module)
     # From here on a request to end waits for its moment: what was reached is written first.
     with requests_to_end() as received, watch as seen:
         engine = _engine(request, prepared, workers, files, observer=_Both(files, seen), received=received)

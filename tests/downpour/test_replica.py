@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.downpour.account import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, LocalStep
 from distbelief.engines.simulated.hosts import ShardHost

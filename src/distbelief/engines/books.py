@@ -6,7 +6,6 @@ The controller owns time, replicas and messages; what it hears of these it enter
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -18,16 +17,18 @@ from distbelief.engines.board import Board, Row
 from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
 from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.evaluating import Evaluations
-from distbelief.engines.result import Result, Totals, trimmed
-from distbelief.engines.server import Server, missing_state, state_like
+from distbelief.engines.result import Result, trimmed
+from distbelief.engines.server import Server
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import DistBeliefError, Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Outcome
-from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
+from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
 from distbelief.task.gradients import FlatModule, emulated
+from distbelief.task.tensors import put_, tensors_of
 
 
 class Seat(Protocol):
@@ -44,9 +45,7 @@ def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
     """The model at its beginning, or as the run that is resumed left it."""
     flat = FlatModule(prepared.module, prepared.layout, prepared.moving, device)
     if prepared.resumed is not None:
-        for name, view in prepared.layout.named(flat.vector).items():
-            view.copy_(prepared.resumed.tensors[f"parameters/{name}"])
-        flat.load_buffers_(prepared.resumed.tensors["buffers"])
+        parameters_into_(flat.vector, prepared.layout, prepared.resumed.tensors)
     return flat
 
 
@@ -63,7 +62,7 @@ def ledger_at_start(prepared: Prepared) -> Ledger:
         quorum=prepared.replicas if together else 1,
     )
     if prepared.resumed is not None:
-        ledger.restore_(prepared.resumed.state["ledger"])
+        ledger.restore_(prepared.resumed.state.method)
     return ledger
 
 
@@ -102,13 +101,13 @@ class Books:
         self._clock = clock
         self._hear = hear
         self._outcomes_of = outcomes_of
-        resumed = prepared.resumed
-        self._past = Totals() if resumed is None else Totals(**resumed.state["totals"])
+        self._past = Totals() if prepared.resumed is None else prepared.resumed.state.totals
+        for seat, begun in zip(seats, prepared.incarnations, strict=False):
+            seat.incarnation = begun
         board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
         self.ledger = ledger_at_start(prepared)
         self._evaluations = Evaluations(prepared, flat, fetch=self._fetch, tell=self._tell_evaluation, beside=beside)
-        like = state_like(prepared.layout, prepared.method.optimizer)
-        self._image = Image({**like, "buffers": flat.buffers()})
+        self._image = image_of(flat, prepared.method.optimizer)
         self._checkpoints = Checkpoints(
             files.write_checkpoint,
             prepared.checkpoint_every,
@@ -156,13 +155,13 @@ class Books:
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
         """Say what the run goes on from, or that it begins, and what of the earlier run is of no use to it."""
-        resumed, rule = self._prepared.resumed, self._prepared.method.optimizer
+        resumed, changes = self._prepared.resumed, self._prepared.changes
         self.tell(
             "resumed",
             examples=None if resumed is None else resumed.examples,
             damaged=list(complaints),
-            fresh_state=[] if resumed is None else missing_state(rule, resumed.tensors),
-            other_data=resumed is not None and resumed.state["data"] != self._prepared.data,
+            **changes._asdict(),
+            other_data=resumed is not None and resumed.state.data != self._prepared.data,
             earlier=None if earlier is None else str(earlier),
         )
 
@@ -227,7 +226,7 @@ class Books:
         """A module of its own, with what the server holds now."""
         prepared = self._prepared
         module = prepared.task.build(prepared.seed)
-        module.load_state_dict(self._flat.module.state_dict())
+        put_(module, tensors_of(self._flat.module))
         flat = FlatModule(module, prepared.layout, prepared.moving)
         self._server.fetch(flat.vector)
         flat.refresh()
@@ -257,19 +256,19 @@ class Books:
                 if last is not None and number < last.standing.work.lease:
                     ledger.done(number, self._outcomes_of(number))
             ledger.died(seat.replica, last)
-        self._image.tensors["buffers"].copy_(self._buffers())
+        for name, buffer in self._flat.named_buffers(self._buffers()).items():
+            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
         return Draft(
             ledger.total.total,
             self._image,
-            {
-                "seed": self._prepared.seed,
-                "data": self._prepared.data,
-                "ledger": ledger.state(),
-                "totals": asdict(self._totals()),
-                "version": max(snapshot.updates for snapshot in snapshots),
-                "examples": max(snapshot.examples for snapshot in snapshots),
-                "history": list(self._evaluations.history),
-            },
+            self._prepared.state(
+                method=ledger.state(),
+                incarnations=[seat.incarnation for seat in self._seats],
+                totals=self._totals(),
+                updates=max(snapshot.updates for snapshot in snapshots),
+                examples=max(snapshot.examples for snapshot in snapshots),
+                history=self._evaluations.history,
+            ),
         )
 
     # What is seen
@@ -300,13 +299,17 @@ class Books:
         return Totals(
             self._updates,
             past.seconds + (max(self._ended, self._began) - self._began if self._began is not None else 0.0),
-            past.restarts + sum(max(0, seat.incarnation - 1) for seat in self._seats),
+            past.restarts + sum(map(self._restarts, self._seats)),
             past.rejected + int(sums.rejected),
             trimmed(staleness),
             max(past.stalest, self._server.stalest),
             past.fetched_bytes + int(sums.fetched_bytes),
             past.pushed_bytes + int(sums.pushed_bytes),
         )
+
+    def _restarts(self, seat: Seat) -> int:
+        """Of a replica in this life of the run."""
+        return max(0, seat.incarnation - self._prepared.incarnations[seat.replica] - 1)
 
     def _stamp(self) -> dict[str, Any]:
         return {
@@ -360,7 +363,7 @@ class Books:
                 seat.state,
                 self._speeds.examples_per_second(seat.replica),
                 int(self._board.read(seat.replica).staleness),
-                seat.incarnation - 1,
+                self._restarts(seat),
             )
             for seat in self._seats
         )
