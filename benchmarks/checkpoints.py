@@ -17,11 +17,13 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
+from distbelief.engines.books import flat_at_start, ledger_at_start
 from distbelief.engines.local.server import MappedShards
-from distbelief.engines.server import Server, state_like
+from distbelief.engines.server import Server
 from distbelief.run import checkpoint
-from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.prepare import prepare
+from distbelief.run.state import Totals
 
 REPLICAS = 2
 EVERY_S = 10.0
@@ -114,13 +116,17 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
         replicas=lambda: REPLICAS,
     )
     mapped = MappedShards(prepared, lambda _: None)
-    server = Server(prepared, torch.zeros(prepared.layout.length), mapped.shards)
-    image = Image(state_like(prepared.layout, prepared.method.optimizer))
+    flat = flat_at_start(prepared, torch.device("cpu"))
+    server = Server(prepared, flat.vector, mapped.shards)
+    image = image_of(flat, prepared.method.optimizer)
+    state = prepared.state(
+        method=ledger_at_start(prepared).state(), incarnations=[], totals=Totals(), updates=0, examples=0, history=[]
+    )
     copied, written = [], []
     with tempfile.TemporaryDirectory(dir=RUNS) as directory:
         for number in range(repeats):
             copied.append(_cost(lambda: server.copy_out(image.tensors)))
-            draft = Draft(number, image, {})
+            draft = Draft(number, image, state)
             written.append(_cost(lambda draft=draft: checkpoint.write(Path(directory), draft)))  # type: ignore[misc]
     mapped.close()
     core = [a[0] + b[0] for a, b in zip(copied, written, strict=True)]

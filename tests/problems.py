@@ -38,5 +38,10 @@ def network(features: int = 16, classes: int = 4) -> nn.Module:
 
 def task(**changes: Any) -> db.Task:
     """A task of these points and this network."""
-    given: dict[str, Any] = {"train": points(), "metrics": {"accuracy": db.accuracy}, "loss": nn.CrossEntropyLoss()}
-    return db.Task(network, **(given | changes))
+    given: dict[str, Any] = {
+        "model": network,
+        "train": points(),
+        "metrics": {"accuracy": db.accuracy},
+        "loss": nn.CrossEntropyLoss(),
+    }
+    return db.Task(**(given | changes))

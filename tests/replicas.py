@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
 from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, Progress
-from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Gradient, Lease, Outcome, Push, Reply, ShardLink
 from distbelief.server.client import Client

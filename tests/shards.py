@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
-from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.network import Wire
 from distbelief.links.mapped import MappedLink

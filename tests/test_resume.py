@@ -1,20 +1,25 @@
 """Resuming: a run that was cut short goes on as if it had not been."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distbelief.engines.server import Server
+from torch import Tensor, nn
 
 import distbelief as db
-from distbelief.engines.server import Server
-from distbelief.errors import DataError, DirectoryError, UsageError
+from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
+from distbelief.run.checkpoint import newest
 from distbelief.run.prepare import prepare
 from distbelief.task.gradients import FlatModule
 from tests import problems
@@ -33,6 +38,14 @@ def train(directory: Path, epochs: int, *, resume: bool = False, **changes: Any)
         resume=resume,
         progress=False,
     )
+
+
+def layers(frozen: Sequence[int] = ()) -> nn.Module:
+    """The problems' network, some of its layers frozen."""
+    module = problems.network()
+    for layer in frozen:
+        module.get_submodule(str(layer)).requires_grad_(False)
+    return module
 
 
 def same(one: db.Run, other: db.Run) -> bool:
@@ -83,7 +96,13 @@ def test_an_end_that_lies_before_the_run_is_its_end(tmp_path: Path) -> None:
         assert run.summary["examples"] == before.summary["examples"]
 
 
-NOTHING: dict[str, Any] = {"fresh_state": [], "other_data": False, "earlier": None}
+NOTHING: dict[str, Any] = {
+    "fresh_state": [],
+    "newly_frozen": [],
+    "newly_trained": [],
+    "other_data": False,
+    "earlier": None,
+}
 
 
 def resumptions(directory: Path) -> list[dict[str, Any]]:
@@ -151,7 +170,7 @@ def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -
     """Small tensors travel inside the task; a view of the whole vector among them would bring all of it along."""
     state = problems.network().state_dict()
     prepared = prepare(
-        problems.task(),
+        problems.task(model=lambda: layers(frozen=(0,))),
         db.Downpour(replicas=1, batch_size=16),
         until=db.Until(epochs=1),
         evaluate_every=None,
@@ -160,9 +179,11 @@ def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -
         start=state,
     )
     FlatModule(prepared.module, prepared.layout)
-    shipped = prepared.task.build(0)
-    assert all(p.untyped_storage().nbytes() == p.nbytes for p in shipped.parameters())
-    assert all(torch.equal(tensor, state[name]) for name, tensor in shipped.state_dict().items())
+    shipped, begun = prepared.task.values, prepared.origin.values
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in [*shipped.values(), *begun.values()])
+    assert shipped.keys() == {"0.weight", "0.bias"}, "the others are fetched"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in begun.items())
+    assert begun.keys() == state.keys()
 
 
 def test_means_that_begin_anew_are_corrected_for_it(tmp_path: Path) -> None:
@@ -387,3 +408,186 @@ def test_a_target_that_is_no_metric(tmp_path: Path) -> None:
         db.train(problems.task(), until=db.Until(target={"speed": 1}), directory=tmp_path, progress=False)
     with pytest.raises(UsageError, match="need validation or test data"):
         db.train(problems.task(), until=db.Until(patience=1), directory=tmp_path, progress=False)
+
+
+# A checkpoint is the whole run
+
+
+def go(directory: Path, epochs: int, model: Any, *, resume: bool = False, **options: Any) -> db.Run:
+    """Train a model of one's own on the problem, by one replica."""
+    return db.train(
+        problems.task(model=model),
+        db.Downpour(replicas=1, batch_size=16, optimizer=options.pop("optimizer", db.Adagrad(0.05))),
+        until=db.Until(epochs=epochs),
+        directory=directory,
+        resume=resume,
+        progress=False,
+        **options,
+    )
+
+
+def weights(run: db.Run, layer: int) -> list[Tensor]:
+    state = run.state_dict()
+    return [state[f"{layer}.weight"], state[f"{layer}.bias"]]
+
+
+def equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[bool]:
+    return [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def test_what_is_frozen_or_trained_may_change_and_is_said(tmp_path: Path) -> None:
+    """What is frozen keeps its last values, through a life after it too; what is trained begins fresh rule state."""
+    run = tmp_path / "run"
+    models = [lambda: layers(frozen=(2,)), lambda: layers(frozen=(0,)), layers, layers]
+    reached = []
+    for life, model in enumerate(models):
+        ended = go(run, life + 1, model, resume=life > 0)
+        reached.append({layer: weights(ended, layer) for layer in (0, 2)})
+    moved = [{layer: not all(equal(now[layer], before[layer])) for layer in now} for before, now in pairwise(reached)]
+    assert moved == [{0: False, 2: True}, {0: True, 2: True}, {0: True, 2: True}]
+    assert ended.summary["examples"] == 4 * EXAMPLES
+    said = [(event["fresh_state"], event["newly_frozen"], event["newly_trained"]) for event in resumptions(run)]
+    first_layer, last_layer = (["0.weight", "0.bias"], ["2.weight", "2.bias"])
+    assert said == [([], first_layer, last_layer), ([], [], first_layer), ([], [], [])]
+
+
+def test_rule_state_that_begins_anew_is_that_of_a_first_step(tmp_path: Path) -> None:
+    """Adagrad's first step is its rate, in every coordinate that has a gradient."""
+    first = go(tmp_path / "run", 1, lambda: layers(frozen=(2,)))
+    before = weights(first, 0), weights(first, 2)
+    run = db.train(
+        problems.task(model=layers),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+        until=db.Until(examples=EXAMPLES + 16),
+        directory=tmp_path / "run",
+        resume=True,
+        progress=False,
+    )
+    old, new = (
+        [(a - b).abs() for a, b in zip(weights(run, layer), was, strict=True)]
+        for layer, was in zip((0, 2), before, strict=True)
+    )
+    assert all(torch.allclose(step, torch.tensor(0.05), rtol=1e-3) for step in new)
+    assert all(0 < float(step.max()) < 0.04 for step in old)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["without start", "with another start"])
+def test_a_run_that_started_from_another_goes_on_with_what_it_brought(tmp_path: Path, again: bool) -> None:
+    """Replicas too: another backbone would give other gradients."""
+
+    def model() -> nn.Module:
+        return layers(frozen=(0,))
+
+    pretrained = go(tmp_path / "pretrained", 2, layers)
+    whole = go(tmp_path / "whole", 3, model, start=pretrained)
+    go(tmp_path / "parts", 1, model, start=pretrained)
+    other = {name: torch.zeros_like(tensor) for name, tensor in pretrained.state_dict().items()}
+    parts = go(tmp_path / "parts", 3, model, resume=True, start=other if again else None)
+    assert equal(weights(parts, 0), weights(pretrained, 0)) == [True, True]
+    assert same(whole, parts)
+    assert equal(list(parts.model().parameters()), list(whole.model().parameters())) == [True] * 4
+
+
+class Buffered(nn.Module):
+    """Every kind of buffer that training changes, and of those that it does not, each with chance in it."""
+
+    seen: Tensor
+    any: Tensor
+    turned: Tensor
+    turned_wide: Tensor
+    left_scalar: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm1d(16), problems.network())
+        chance = torch.rand(3)
+        still: dict[str, Tensor] = {
+            "float": chance,
+            "double": chance.double(),
+            "half": chance.half(),
+            "int": (chance * 1000).long() + 2**53,
+            "byte": (chance * 200).byte(),
+            "bool": chance > 0.5,
+            "complex": torch.complex(chance, 2 * chance),
+            "scalar": chance[0].clone(),
+            "empty": chance[:0].clone(),
+        }
+        for name, value in still.items():
+            self.register_buffer(f"still_{name}", value, persistent=name != "complex")
+            self.register_buffer(f"left_{name}", value.clone(), persistent=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("any", torch.zeros(2, dtype=torch.bool), persistent=False)
+        self.register_buffer("turned", torch.zeros(2, dtype=torch.complex64))
+        self.register_buffer("turned_wide", torch.zeros(1, 2, dtype=torch.complex128), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+            self.any |= True
+            self.turned += 1 + 2j
+            self.turned_wide += x.mean().double() * 1j
+        y: Tensor = self.net(x * self.left_scalar)
+        return y
+
+
+def test_every_kind_of_buffer_goes_on(tmp_path: Path) -> None:
+    """Also without the seed that they came from: what is built on resume has others, and none of it is used."""
+    whole = go(tmp_path / "whole", 2, Buffered)
+    begun = dict(go(tmp_path / "parts", 1, Buffered).model().named_buffers())
+    torch.manual_seed(99)
+    other = Buffered()
+    parts = go(tmp_path / "parts", 2, other, resume=True)
+    assert same(whole, parts)
+    ended = dict(parts.model().named_buffers())
+    for name, tensor in begun.items():
+        if "still" in name or "left" in name:
+            assert torch.equal(ended[name], tensor), name
+            assert ended[name].dtype == tensor.dtype
+    batches = 2 * EXAMPLES // 16
+    assert torch.equal(ended["turned"], torch.full((2,), batches * (1 + 2j), dtype=torch.complex64))
+    assert int(ended["seen"]) == batches
+
+
+def test_lives_incarnations_and_leases_go_on_counting(tmp_path: Path) -> None:
+    """Also those of a replica that a life between did not have."""
+    lives = [
+        (train(tmp_path / "run", n + 1, resume=n > 0, replicas=r), newest(tmp_path / "run" / "checkpoints")[0])
+        for n, r in enumerate((3, 1, 2))
+    ]
+    states = [found.state for _, found in lives if found is not None]
+    assert [state.term for state in states] == [1, 2, 3]
+    assert [state.incarnations for state in states] == [(1, 1, 1), (2, 1, 1), (3, 2, 1)]
+    leases = [state.method.next_lease for state in states]
+    assert leases == sorted(set(leases))
+    assert [run.summary["restarts"] for run, _ in lives] == [0, 0, 0]
+
+
+def test_a_checkpoint_of_another_format_is_not_begun_over(tmp_path: Path) -> None:
+    train(tmp_path / "run", 1)
+    path = tmp_path / "run" / "checkpoints" / f"{EXAMPLES:012}" / "state.json"
+    text = json.dumps({"format": 2, "tensors": 0, "state": {}})
+    path.write_text(json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest(), "content": text}))
+    with pytest.raises(DirectoryError, match=r"is of format 2, .* begin another run with its model"):
+        train(tmp_path / "run", 2, resume=True)
+    assert not (tmp_path / "run" / "earlier-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("buffer", "sentence"),
+    [
+        (
+            torch.eye(3).to_sparse(),
+            "of torch.float32, torch.sparse_coo, which checkpoints cannot hold: keep",
+        ),
+        (
+            torch.zeros(2, dtype=torch.complex128),
+            "of torch.complex128, which files of models cannot hold: keep",
+        ),
+    ],
+    ids=["sparse", "complex128"],
+)
+def test_a_buffer_that_cannot_be_written_is_refused_before_training(buffer: Tensor, sentence: str) -> None:
+    module = problems.network()
+    module.register_buffer("mask", buffer)
+    with pytest.raises(TaskError, match=sentence):
+        db.train(problems.task(model=module), progress=False)

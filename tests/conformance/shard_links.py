@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import torch
-
 from distbelief.engines.simulated.hosts import ShardHost
+
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Wire

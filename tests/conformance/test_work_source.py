@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.worker import LeasedWork
 from distbelief.engines.simulated.loop import simulate

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from distbelief.engines.simulated.ledger import LedgerHost, SimulatedWork
 
 from distbelief.downpour.ledger import Ledger, Reason
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.worker import LeasedWork
-from distbelief.engines.simulated.ledger import LedgerHost, SimulatedWork
 from distbelief.engines.simulated.network import Network, Wire
 from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Outcome, Verdict, WorkSource

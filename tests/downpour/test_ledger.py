@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distbelief.downpour.ledger import Account, LastPush, Ledger, Reason, last_push
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import LastPush, Ledger, Reason, last_push
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Lease, Outcome, Verdict, Work
 from distbelief.server.block import Standing

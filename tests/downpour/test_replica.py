@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, LocalStep
-from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, Outcome, Push, Reply, Verdict

@@ -12,6 +12,7 @@ from distbelief.engines.checkpointing import Checkpoints
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, Image
 from distbelief.run.until import Every
+from tests.states import state
 
 
 @pytest.mark.parametrize("every", [Every(seconds=60), Every(examples=60)], ids=["seconds", "examples"])
@@ -23,7 +24,7 @@ def test_the_first_come_soon_and_then_as_often_as_asked_for(tmp_path: Path, ever
 
     def capture() -> Draft:
         begun.append(now - reached)
-        return Draft(now, image, {})
+        return Draft(now, image, state())
 
     checkpoints = Checkpoints(partial(checkpoint.write, tmp_path), every, capture=capture, tell=told.append)
     for now in range(reached, reached + 400):

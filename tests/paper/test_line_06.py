@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import distbelief as db
-from distbelief.downpour.ledger import Account, Ledger, last_push
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger, last_push
 from distbelief.downpour.method import Downpour
 from distbelief.ports import Lease, Outcome, Verdict, Work
 from distbelief.server.rules import SGD

@@ -3,7 +3,8 @@ paper does not say: ours survive."""
 
 import torch
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.server.rules import Adagrad
 from tests.replicas import BATCH, run_replicas, toward

@@ -4,7 +4,8 @@ bound."""
 import pytest
 import torch
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.ports import Reply, Verdict
 from distbelief.server.admission import Admission, Bounded, StalenessScaled

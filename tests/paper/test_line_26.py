@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor
 
-from distbelief.downpour.ledger import Account, Ledger
+from distbelief.allocation import Account
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.ports import Reply
 from distbelief.server.admission import Admission, Asynchronous, Buffered

@@ -4,9 +4,9 @@ import asyncio
 import random
 
 import torch
+from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
-from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Push, Reply, Verdict
 from distbelief.server.client import Client, Parcel

@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
+from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
 from distbelief.chance import generator
-from distbelief.engines.simulated.hosts import ShardHost
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Gradient, Push, Reply, Slice, Verdict
 from distbelief.server.admission import Buffered

@@ -13,6 +13,7 @@ it), and:
     evaluation   the row that is added to the history, and whether it is the best so far
     resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint,
                  fresh_state: the optimizer's vectors that the checkpoint does not hold,
+                 newly_frozen, newly_trained: names of parameters that were trained and are not any more, or vice versa,
                  other_data: whether the first batch is not the one that the run began with,
                  earlier: where the files of a run without a checkpoint were moved, or None
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run

@@ -20,6 +20,8 @@ _EVALUATIONS_S = 1.0
 """How often evaluations are told of, at most: a small task makes dozens a second."""
 _WHY = {"interrupted": "Ctrl-C", "terminated": "SIGTERM", "failure": "a failure"}
 _REDRAWS_PER_S = 5
+_NAMED = 4
+"""Parameters that are named in a line."""
 _SHOWN = 8
 """Replicas that are told of one by one; of more, how they are together."""
 
@@ -191,8 +193,19 @@ def _resumed(content: dict[str, Any]) -> str:
         return f"no checkpoint to resume from: begins{moved}"
     fresh = ", ".join(content["fresh_state"])
     state = f"; the checkpoint holds no {fresh} for this optimizer: this state begins anew" if fresh else ""
+    for names, what in (
+        (content["newly_frozen"], "not trained any more, and kept as it was"),
+        (content["newly_trained"], "trained from here on, with optimizer state that begins anew"),
+    ):
+        state += f"\n{_listed(names)}: {what}" if names else ""
     data = "\nthe training data are not those that the run began with; are they made without a seed?"
     return f"goes on after {content['examples']:,} examples{state}{data if content['other_data'] else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a line: the first few, and how many more there are."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {count(rest, 'other')}" if rest > 0 else "")
 
 
 def told(metrics: dict[str, float]) -> str:

@@ -82,21 +82,38 @@ class FlatModule:
         return [self.module.get_buffer(name) for name in self._names]
 
     def buffers(self) -> Tensor:
-        """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
-        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
+        """The moving buffers as one float64 vector, in order, complex ones as pairs; exact for integers to 2⁵³."""
+        parts = [_real(buffer.detach()).reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def named_buffers(self, values: Tensor) -> dict[str, Tensor]:
+        """Such a vector as the moving buffers by name, in their shapes, float64 or complex128; it may be viewed."""
+        moving = dict(zip(self._names, self._moving(), strict=True))
+        parts = values.split([_elements(buffer) for buffer in moving.values()])
+        return {
+            name: torch.complex(part[::2], part[1::2]).view(buffer.shape)
+            if buffer.is_complex()
+            else part.view(buffer.shape)
+            for (name, buffer), part in zip(moving.items(), parts, strict=True)
+        }
 
     def load_buffers_(self, values: Tensor) -> None:
         """Copy such a vector into the moving buffers."""
-        at = 0
-        for buffer in self._moving():
-            buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
-            at += buffer.numel()
+        for name, value in self.named_buffers(values).items():
+            self.module.get_buffer(name).copy_(value)
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving()]
-        return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
+        parts = [torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._moving()]
+        return torch.where(torch.cat(parts), rows.mean(0), rows.amax(0)) if parts else rows[:1].flatten()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _elements(tensor: Tensor) -> int:
+    return 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
 
 
 @final

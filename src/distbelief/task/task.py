@@ -15,6 +15,7 @@ from distbelief.chance import derive
 from distbelief.checks import check_whole
 from distbelief.errors import TaskError, UsageError
 from distbelief.task.data import seeded
+from distbelief.task.tensors import put_
 
 if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
@@ -104,6 +105,8 @@ class Task:
         self.collate_fn = collate_fn
         self.num_workers = num_workers
         self.sparse = sparse
+        self.values: Mapping[str, Tensor] = {}
+        """Parameters and buffers, by name, that modules are given when they have been built."""
         self.origin: dict[str, Any] = {}
         """Where the task came from, if from a file or a name: its path, name and arguments."""
 
@@ -114,10 +117,10 @@ class Task:
         task.suggested_until = until
         return task
 
-    def with_model(self, module: nn.Module) -> Self:
-        """The same task with a module in the place of its model."""
+    def with_values(self, values: Mapping[str, Tensor]) -> Self:
+        """The same task, whose modules begin with these parameters and buffers; it keeps references to them."""
         task = copy.copy(self)
-        task.model = module
+        task.values = values
         return task
 
     def placed(self, device: torch.device) -> Self:
@@ -139,10 +142,15 @@ class Task:
         return task
 
     def build(self, seed: int) -> nn.Module:
-        """A fresh module: built under the seed, or copied. The caller owns it.
+        """A fresh module: built under the seed, or copied, and given `values`. The caller owns it.
 
         Raises `TaskError` where no module comes out. The caller's own random state is left as it was.
         """
+        module = self._made(seed)
+        put_(module, self.values)
+        return module
+
+    def _made(self, seed: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model)
         with seeded(derive(seed, "model")):

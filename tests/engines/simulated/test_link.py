@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 import torch
-
 from distbelief.engines.simulated.hosts import ShardHost
+
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.ports import Verdict
 from distbelief.server.admission import Buffered

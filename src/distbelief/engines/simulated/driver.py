@@ -79,7 +79,7 @@ class SimulatedDriver:
         self._machines = [ReplicaMachine(replica, draw) for replica, draw in enumerate(world.draws)]
         self._shared = SharedModule(prepared, self._board)
         self._before = self._controller.allocator.total
-        self._held_before: int = 0 if prepared.resumed is None else prepared.resumed.state["examples"]
+        self._held_before: int = 0 if prepared.resumed is None else prepared.resumed.state.examples
         self._replies: dict[tuple[int, int, str], host.Answer] = {}
         """How to answer the newest request of each incarnation and kind."""
         self._over: asyncio.Future[Death | None]

@@ -75,6 +75,8 @@ class Process:
     ended: float | None = None
     died_of: str | None = None
     """None for one that was there to the end of its life."""
+    replaces: bool = False
+    """Whether another of this replica was there before it, in the same life of the run."""
 
 
 @dataclass
@@ -227,7 +229,8 @@ def _enter(life: Life, event: Event, seconds: float) -> None:
     if replica is None or incarnation is None:
         return
     if event["event"] == "replica":
-        life.processes.append(Process(replica, incarnation, seconds))
+        before = any(process.replica == replica for process in life.processes)
+        life.processes.append(Process(replica, incarnation, seconds, replaces=before))
         return
     same = [p for p in reversed(life.processes) if (p.replica, p.incarnation) == (replica, incarnation)]
     if not same:

@@ -142,7 +142,7 @@ def timeline_of(record: Record) -> Picture | None:
     """
     lives = [life for life in record.log.lives if life.processes]
     everyone = sorted({process.replica for life in lives for process in life.processes})
-    eventful = {p.replica for life in lives for p in life.processes if p.died_of or p.incarnation > 1 or life.late(p)}
+    eventful = {p.replica for life in lives for p in life.processes if p.died_of or p.replaces or life.late(p)}
     told = everyone if len(everyone) <= _MOST_ROWS else sorted(eventful)
     if not told:
         return None
@@ -172,7 +172,7 @@ def timeline_of(record: Record) -> Picture | None:
 def _draw_life(panel: Axes, life: Life, rows: dict[int, int], size: float, thickness: float) -> None:
     shown = [process for process in life.processes if process.replica in rows]
     for first in (True, False):
-        some = [process for process in shown if (process.incarnation <= 1) == first]
+        some = [process for process in shown if process.replaces != first]
         panel.hlines(
             [rows[p.replica] for p in some],
             [(p.began + life.lost_before) / size for p in some],
