@@ -5,6 +5,7 @@ prints the one command that replays it. `--seed SEED` runs one, and `--trace` sh
 """
 
 import argparse
+import contextlib
 import itertools
 import logging
 import random
@@ -25,6 +26,7 @@ import distbelief as db
 from distbelief.engines.simulated.faults import Fault
 from distbelief.engines.simulated.laws import Law
 from distbelief.engines.simulated.loop import Deadlock
+from distbelief.errors import WorkerDied
 from distbelief.server.admission import Admission
 from distbelief.server.rules import Rule
 
@@ -70,6 +72,14 @@ class Cluster(NamedTuple):
     checkpoint_s: float
     seconds: float | None
     """Virtual ones after which the run is to stop, if it has not ended."""
+    failing: frozenset[int]
+    """Which batches, counted over all replicas, fail in the user's code."""
+
+    @property
+    def may_be_given_up(self) -> bool:
+        """Whether replicas may die so often in a row that replacing them becomes pointless."""
+        deaths = [fault for fault in self.engine.faults if isinstance(fault, db.Death | db.Pause | db.Cut)]
+        return len(deaths) + len(self.failing) >= 5
 
     @property
     def may_end_early(self) -> bool:
@@ -96,7 +106,8 @@ def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
     replica, at = f"replica {choose.whole(0, replicas - 1)}", choose.real(0.0, 8.0)
     machine = choose.pick([replica, replica, f"shard {choose.whole(0, shards - 1)}", "controller"])
     back = choose.pick([None, 0.0, 0.05, choose.real(0.0, 5.0)]) if machine == replica else choose.real(0.0, 5.0)
-    seconds = choose.real(0.01, 5.0)
+    # Longer than a replica may say nothing, now and then.
+    seconds = choose.pick([choose.real(0.01, 5.0), choose.real(0.01, 5.0), choose.real(20.0, 90.0)])
     faults: list[Fault] = [
         db.Death(machine, at, back),
         db.Death(replica, at, choose.real(0.0, 2.0)),
@@ -119,6 +130,11 @@ def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
         except db.DistBeliefError:
             continue
         faults = more
+    if choose.whole(0, 5) == 0:
+        at, count = choose.real(0.0, 8.0), choose.whole(1, replicas)
+        together = tuple(db.Death(f"replica {replica}", at, choose.real(0.0, 2.0)) for replica in range(count))
+        with contextlib.suppress(db.DistBeliefError):
+            faults = tuple(db.Simulated(faults=(*faults, *together)).faults)
     if choose.whole(0, 20) == 0:
         with_end = (*faults, db.Death(choose.pick(["shard 0", "controller"]), 100.0 * choose.real(0.0, 1.0), None))
         try:
@@ -169,7 +185,8 @@ def cluster(choose: Chooser) -> Cluster:
     )
     seconds = choose.pick([None, None, choose.real(0.1, 6.0)])
     examples = batches * BATCH - choose.whole(0, 2)
-    return Cluster(method, engine, examples, choose.whole(1, 3), choose.real(0.2, 5.0), seconds)
+    failing = frozenset(choose.whole(1, 60) for _ in range(choose.pick([0, 0, 1, 2])))
+    return Cluster(method, engine, examples, choose.whole(1, 3), choose.real(0.2, 5.0), seconds, failing)
 
 
 def network() -> nn.Module:
@@ -177,11 +194,18 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.1), nn.Tanh(), nn.Linear(8, 3))
 
 
-def task(examples: int) -> db.Task:
-    """A task of so many examples."""
+def task(examples: int, failing: frozenset[int]) -> db.Task:
+    """A task of so many examples, whose code fails at some of the batches that it is given, each time otherwise."""
     generator = torch.Generator().manual_seed(examples)
     x = torch.randn(examples, 4, generator=generator)
-    return db.Task(network, nn.CrossEntropyLoss(), train=(x, x.argmax(1).clamp(max=2)))
+    count = itertools.count()
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        if (number := next(count)) in failing:
+            raise RuntimeError(f"batch {number} fails")
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    return db.Task(network, step=step, train=(x, x.argmax(1).clamp(max=2)))
 
 
 def run(what: Cluster) -> dict[str, Any] | None:
@@ -192,7 +216,7 @@ def run(what: Cluster) -> dict[str, Any] | None:
     directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/dev/shm"))
     try:
         done = db.train(
-            task(what.examples),
+            task(what.examples, what.failing),
             what.method,
             engine=what.engine,
             until=db.Until(epochs=what.epochs, seconds=what.seconds),
@@ -202,6 +226,10 @@ def run(what: Cluster) -> dict[str, Any] | None:
         )
     except Deadlock:
         if not what.may_end_early:
+            raise
+        return None
+    except WorkerDied:
+        if not what.may_be_given_up:
             raise
         return None
     finally:
@@ -267,7 +295,8 @@ class _TooLongError(BaseException):
     """What nobody on the way takes for an error that can be mended."""
 
 
-def _too_long(*_: object) -> None:
+def too_long(*_: object) -> None:
+    """Raise what ends a cluster that takes for ever."""
     raise _TooLongError(f"no end after {_LONGEST_S} s")
 
 
@@ -282,7 +311,7 @@ def main() -> int:
     if given.seed is not None:
         return int(not replay(given.seed, trace=given.trace))
     seeds = range(given.first, given.first + given.seeds)
-    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGALRM, _too_long)) as pool:
+    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGALRM, too_long)) as pool:
         return int(tell(seeds, pool.map(_guarded, seeds, chunksize=10)) > 0)
 
 

@@ -208,9 +208,10 @@ class LocalStep:
         if not present:
             return
         self._step += 1
+        tensors = [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None]
         self._rule.update_(
             [self._parameters[i] for i in present],
-            [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None],
+            tensors if gradient.weight is None else torch._foreach_div(tensors, float(gradient.weight) or 1.0),
             [[vector[i] for i in present] for vector in self._state],
             self._step,
             rate(self._rule.lr, self._examples),

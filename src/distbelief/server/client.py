@@ -21,6 +21,8 @@ class Parcel(NamedTuple):
     versions: tuple[Version, ...]
     """Of each shard, at the fetch that the oldest gradient in it was computed from."""
     finite: bool
+    weight: float = 0.0
+    """Of the sum that it is; 0: of means."""
 
 
 @dataclass
@@ -38,15 +40,21 @@ class HandOver:
     clip_norm: float | None = None
     tensors: list[Tensor | None] = field(default_factory=list)
     versions: tuple[Version, ...] = ()
+    batches: int = 0
+    _weight: Tensor | None = None
+    _weight_read: float = 0.0
     _size: float | None = None
     """2-norm of what is accrued or, where nothing is clipped, the sum of its tensors'; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
         self._size = None
+        self.batches += 1
         if not self.tensors:
-            self.tensors, self.versions = gradient.tensors, versions
+            self.tensors, self.versions, self._weight = gradient.tensors, versions, gradient.weight
             return
+        if self._weight is not None and gradient.weight is not None:
+            self._weight = self._weight + gradient.weight
         both = list(zip(self.tensors, gradient.tensors, strict=True))
         sums = [(mine, new) for mine, new in both if mine is not None and new is not None]
         if sums:
@@ -64,8 +72,10 @@ class HandOver:
         norms = torch._foreach_norm(present) if present else ()
         if self.clip_norm is not None and present:
             norms = (torch.stack(norms).norm(),)
-        read = values((*scalars, *norms))
-        self._size = sum(read[len(scalars) :])
+        weights = () if self._weight is None else (self._weight,)
+        read = values((*scalars, *weights, *norms))
+        self._weight_read = sum(read[len(scalars) : len(scalars) + len(weights)])
+        self._size = sum(read[len(scalars) + len(weights) :])
         return read[: len(scalars)]
 
     @property
@@ -77,7 +87,7 @@ class HandOver:
         if not math.isfinite(self._size):
             # Squares of finite numbers may be too large: seldom, so that it may take a second look.
             self._size = self._look_closer(_present(self.tensors))
-        return math.isfinite(self._size)
+        return math.isfinite(self._size) and 0 <= self._weight_read < math.inf
 
     def _look_closer(self, present: list[Tensor]) -> float:
         if self.clip_norm is None:
@@ -89,11 +99,14 @@ class HandOver:
 
         It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
         """
-        finite, size = self.finite, self._size
-        tensors, self.tensors, self._size = self.tensors, [], None
-        if finite and self.clip_norm is not None and size is not None and size > self.clip_norm:
-            torch._foreach_mul_(_present(tensors), self.clip_norm / size)
-        return Parcel(tensors, self.versions, finite)
+        finite, size, weight, batches = self.finite, self._size, self._weight_read, self.batches
+        tensors, self.tensors, self._size, self._weight_read, self.batches = self.tensors, [], None, 0.0, 0
+        if finite and self.clip_norm is not None and size is not None:
+            # Of the mean: what will be left of a sum once it has been divided.
+            most = self.clip_norm * (weight / batches if weight else 1.0)
+            if size > most:
+                torch._foreach_mul_(_present(tensors), most / size)
+        return Parcel(tensors, self.versions, finite, weight)
 
 
 def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
@@ -196,7 +209,8 @@ class Client:
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
             link = self.links[shard]
-            push = Push(self.replica, self.incarnation, sequence, parcel.versions[shard], work, slices, gradients)
+            version = parcel.versions[shard]
+            push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, parcel.weight)
             replies[shard] = await insist(self._patience, lambda: link.push(push))
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 

@@ -144,7 +144,7 @@ class ModuleGradients:
         self._stream = torch.cuda.Stream(flat.device) if beside and flat.device.type == "cuda" else None
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
-        """The gradient of the batch's mean loss at the present parameters."""
+        """The gradient of the batch's loss, a mean or a sum with its weight, at the present parameters."""
         if self._beside:
             return await asyncio.to_thread(self._compute_beside, epoch, batch)
         return self._compute(epoch, batch)
@@ -165,6 +165,11 @@ class ModuleGradients:
         seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()
         with autocast(self.flat.device, self.precision):
-            loss = self.task.forward(self.flat.module, examples).mean
-        loss.backward()
-        return Gradient(self.flat.take_gradients(), loss.detach().to(self.flat.device), self.batches.size(batch))
+            found = self.task.forward(self.flat.module, examples)
+        found.loss.backward()
+        tensors, device = self.flat.take_gradients(), self.flat.device
+        loss, weight = found.loss.detach().to(device), None
+        if found.weight is not None:
+            weight = torch.as_tensor(found.weight, dtype=loss.dtype, device=device).detach()
+            loss = loss / weight
+        return Gradient(tensors, loss, self.batches.size(batch), weight)
