@@ -112,7 +112,7 @@ def test_no_field_may_be_missing_or_added(path: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("row", [[], {"loss": "0.1"}, {"loss": True}, {"loss": [1]}, None])
 def test_what_is_no_row_of_a_history_is_refused(row: Any) -> None:
-    with pytest.raises(ValueError, match=r"state\.history\[0\]"):
+    with pytest.raises(ValueError, match=r"history\[0\]"):
         from_json(written() | {"history": [row]})
 
 

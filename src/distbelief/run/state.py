@@ -8,13 +8,13 @@
 """
 
 import dataclasses
+import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -92,43 +92,18 @@ class RunState:
 
 def from_json(value: object) -> RunState:
     """The state that was written; raises `ValueError` where it is not exactly that."""
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ValueError(f"the state is not of format {FORMAT}")
-    match content := {name: part for name, part in value.items() if name != "format"}:
-        case {"method": {"kind": "downpour", "state": state, **rest}} if not rest:
-            return typing.cast(RunState, _decoded(RunState, {**content, "method": state}, "state"))
-    raise ValueError("the state is of no known method")
-
-
-def _decoded(kind: Any, value: Any, place: str) -> Any:
-    """A value of a type, from JSON; `place` names it in sentences."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        if value.keys() != hints.keys():
-            raise ValueError(f"{place} must have exactly the fields {', '.join(hints)}")
-        return kind(**{name: _decoded(hint, value[name], f"{place}.{name}") for name, hint in hints.items()})
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(_decoded(arguments[0], item, f"{place}[{number}]") for number, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        keys = {key: _key(arguments[0], key, place) for key in value}
-        return {keys[key]: _decoded(arguments[1], item, f"{place}[{key}]") for key, item in value.items()}
-    if origin is types.UnionType and type(value) in arguments:
-        return value
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is kind:
-        return value
-    raise ValueError(f"{place} is {value!r:.40}, which is no {getattr(kind, '__name__', kind)}")
-
-
-def _key(kind: type, key: str, place: str) -> int | str:
-    # JSON writes the keys of an object as text.
-    if kind is str:
-        return key
-    if not (key.isascii() and key.isdigit()):
-        raise ValueError(f"{place} has the key {key!r}, which is no number")
-    return int(key)
+    match value:
+        case {"format": found_format, "method": {"kind": "downpour", "state": state}, **content} if (
+            found_format == FORMAT
+        ):
+            try:
+                found = msgspec.convert({**content, "method": state}, RunState, str_keys=True)
+            except (msgspec.ValidationError, TypeError) as error:
+                raise ValueError(f"the state is not what was written: {error}") from error
+            if json.dumps(found.to_json(), sort_keys=True) != json.dumps(value, sort_keys=True):
+                raise ValueError("the state holds more, or other kinds of numbers, than what was written")
+            return found
+    raise ValueError(f"the state is not of format {FORMAT}, or of no known method")
 
 
 # Tensors

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
     from distbelief.run.until import Until
 
+FILE_MODULE = "distbelief_task_"
+"""How the names of modules begin that were made from task files."""
+
 
 @dataclass(frozen=True)
 class Metric:
