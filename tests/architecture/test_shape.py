@@ -7,7 +7,7 @@ import pytest
 from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
-CODE_BUDGET = 9400
+CODE_BUDGET = 10300
 """Lines of code in the package. A newcomer reads that in a day or two, so whoever exceeds it looks first for what could
 go; raising it is a decision of its own."""
 

@@ -13,6 +13,7 @@ from distbelief import tasks
 from distbelief.errors import TaskError
 from distbelief.task.task import FILE_MODULE, Task
 
+
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """Keywords from `name=value` texts; values are Python literals where they look like it, else texts."""
     arguments = {}

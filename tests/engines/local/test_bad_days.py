@@ -62,12 +62,13 @@ task = problems.task(
     test=(x, y) if given["evaluation_s"] else None, metrics={"slow": slow_metric},
 )
 db.train(
-    task, db.Downpour(replicas=2, shards=2, batch_size=16, optimizer=db.SGD(0.05)),
+    task, db.Downpour(replicas=given["replicas"], shards=2, batch_size=16, optimizer=db.SGD(0.05)),
     until=db.Until(epochs=given["epochs"]), directory=given["directory"], resume=given["resume"],
     checkpoint_every=db.Every(seconds=0.2), callbacks=[fill_the_disk],
 )
 """
 DEFAULTS: dict[str, Any] = {
+    "replicas": 1,
     "batch_s": 0.002,
     "evaluation_s": 0.0,
     "prepare_s": 0.0,
@@ -93,7 +94,7 @@ def check_exact(directory: Path, epochs: int) -> None:
 
 def test_a_replica_with_data_loaders_is_killed(tmp_path: Path) -> None:
     """Its children hold copies of its descriptors; they go with it, and another replica takes its place."""
-    life = begin(tmp_path / "run", loaders=2, epochs=30)
+    life = begin(tmp_path / "run", replicas=2, loaders=2, epochs=30)
     life.wait_for("progress", 2)
     os.kill(life.replicas[0], signal.SIGKILL)
     output = life.end()
@@ -106,7 +107,7 @@ def test_a_replica_with_data_loaders_is_killed(tmp_path: Path) -> None:
 
 def test_a_stopped_replica_is_waited_for_and_its_staleness_is_seen(tmp_path: Path) -> None:
     """Outside of any lock it is in nobody's way; continued, its push is as stale as it was long away."""
-    life = begin(tmp_path / "run", epochs=60, batch_s=0.01)
+    life = begin(tmp_path / "run", replicas=2, epochs=60, batch_s=0.01)
     life.wait_for("progress", 2)
     stopped = life.replicas[0]
     os.kill(stopped, signal.SIGSTOP)
@@ -134,7 +135,7 @@ def test_replicas_that_end_at_their_start_end_the_run_in_a_sentence(tmp_path: Pa
 
     task = db.Task(model, problems.task().loss, train=problems.points())
     with pytest.raises(db.DistBeliefError, match=r"5 replicas died in a row .* the last one ended with exit code 3"):
-        db.train(task, db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
+        db.train(task, db.Downpour(replicas=1), directory=tmp_path / "run", progress=False)
     assert summary(tmp_path / "run")["examples"] == 0
     assert load_file(tmp_path / "run" / "model.safetensors")
 
@@ -193,7 +194,7 @@ def test_a_request_to_end_before_training(tmp_path: Path, request_: signal.Signa
 
 def test_what_a_shell_keeps_from_a_run_in_the_background_ends_nothing_of_it(tmp_path: Path) -> None:
     """`nohup distbelief train … &`: neither Ctrl-C nor the end of the terminal, whatever process they reach."""
-    life = begin(tmp_path / "run", loaders=1, ignored=[signal.SIGINT, signal.SIGHUP])
+    life = begin(tmp_path / "run", replicas=2, loaders=1, ignored=[signal.SIGINT, signal.SIGHUP])
     life.wait_for("progress", 2)
     reached = life.processes()
     assert len(reached) >= 5, "a controller, two replicas, and a loader of each"
