@@ -125,6 +125,11 @@ class Prepared:
         )
 
     @property
+    def overlap(self) -> int:
+        """Batches that fetches and pushes may lag behind."""
+        return self.method.overlap or 0
+
+    @property
     def batch_size(self) -> int:
         """Examples a batch."""
         assert self.method.batch_size is not None

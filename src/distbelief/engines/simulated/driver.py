@@ -267,19 +267,17 @@ class SimulatedDriver:
         """Begin a replica, unless its end was ordered before it was there."""
         if not machine.is_expected(incarnation):
             return
-        prepared, world = self._prepared, self._world
+        world, layout = self._world, self._prepared.layout
         work = LeaseClient(SimulatedRequests(self._wire, self, machine.replica, incarnation, world.patience))
-        parameters = torch.empty(prepared.layout.length, dtype=prepared.layout.dtype)
+        parameters = torch.empty(layout.length, dtype=layout.dtype)
         replica = assemble(
-            prepared.method,
-            prepared.layout,
+            self._prepared,
             [SimulatedLink(self._wire, machine.name, shard_host) for shard_host in self._shards.hosts],
-            replica=machine.replica,
-            incarnation=incarnation,
+            machine.replica,
+            incarnation,
             source=TimedGradients(self._shared, machine.replica, parameters, draw=machine.draw, plan=self._plan),
             work=work,
             parameters=parameters,
-            overlap=prepared.method.overlap or 0,
             stopping=lambda: self._board.stopping,
             publish=lambda row: self._watch(machine, incarnation, row),
             patience=world.patience,
