@@ -17,9 +17,9 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
-from distbelief.engines.books import flat_at_start, ledger_at_start
-from distbelief.engines.local.server import MappedShards
-from distbelief.engines.server import Server
+from distbelief.engines.local.shards import MappedShards
+from distbelief.engines.record import controller_of, flat_at_start
+from distbelief.engines.shards import Shards
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.prepare import prepare
@@ -117,15 +117,22 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
     )
     mapped = MappedShards(prepared, lambda _: None)
     flat = flat_at_start(prepared, torch.device("cpu"))
-    server = Server(prepared, flat.vector, mapped.shards)
+    shards = Shards(prepared, flat.vector, mapped.shards)
     image = image_of(flat, prepared.method.optimizer)
     state = prepared.state(
-        method=ledger_at_start(prepared).state(), incarnations=[], totals=Totals(), updates=0, examples=0, history=[]
+        term=1,
+        method=controller_of(prepared).allocator.state(),
+        incarnations=[],
+        totals=Totals(),
+        updates=0,
+        examples=0,
+        history=[],
     )
+    captures = shards.captures(image.tensors)
     copied, written = [], []
     with tempfile.TemporaryDirectory(dir=RUNS) as directory:
         for number in range(repeats):
-            copied.append(_cost(lambda: server.copy_out(image.tensors)))
+            copied.append(_cost(lambda: shards.execute_each(captures)))
             draft = Draft(number, image, state)
             written.append(_cost(lambda draft=draft: checkpoint.write(Path(directory), draft)))  # type: ignore[misc]
     mapped.close()

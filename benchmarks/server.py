@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import RATE, perceptron
 from distbelief.links.mapped import MappedLink, RangeLock, SharedMemory, map_locks, map_shards, shards_bytes
-from distbelief.ports import Gradient, Work
+from distbelief.ports import ORIGIN, Gradient, Work
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client, HandOver, Parcel
@@ -92,7 +92,7 @@ async def compare_large(repeats: int) -> list[Comparison]:
 
     async def hand_over() -> Parcel:
         handed = HandOver()
-        handed.accrue(Gradient(list(gradients), torch.zeros(()), _WORK.examples), (0, 0))
+        handed.accrue(Gradient(list(gradients), torch.zeros(()), _WORK.examples), (ORIGIN, ORIGIN))
         return handed.take()
 
     async def copy() -> None:
@@ -143,7 +143,7 @@ async def compare_small(repeats: int) -> list[Comparison]:
     parameters = [p.detach() for p in perceptron([64, 32, 10], nn.ReLU).parameters()]
     gradients = [1e-3 * torch.randn_like(tensor) for tensor in parameters]
     memory, client = serve(parameters, 1)
-    parcel = Parcel(list(gradients), (0,), finite=True)
+    parcel = Parcel(list(gradients), (ORIGIN,), finite=True)
     vector = torch.zeros(client.layout.length)
     lock = RangeLock(memory.fd, 0)
 

@@ -22,11 +22,11 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE
+from distbelief.downpour.lease_client import LeaseClient
+from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.replica import DownpourReplica
-from distbelief.engines.simulated.hosts import ShardHost
-from distbelief.engines.simulated.ledger import LedgerHost, SimulatedWork
-from distbelief.engines.simulated.link import SimulatedLink
+from distbelief.engines.simulated.link import SimulatedLink, SimulatedRequests
 from distbelief.engines.simulated.loop import VirtualLoop, simulate
 from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
@@ -34,6 +34,7 @@ from distbelief.ports import Gradient, Outcome
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client
+from distbelief.server.host import SMALL, Answer, ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
 from distbelief.server.shard import Shard
@@ -51,18 +52,33 @@ class Nothing:
         return Gradient([None], torch.zeros(()), 1)
 
 
-class Kept:
-    """Books that hold a ledger alone."""
+class Desk:
+    """A controller that does nothing but lease, over a wire that loses nothing."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, replicas: int) -> None:
+        self._server = LeaseServer(ledger, counts_living=False)
+        self._waiting: dict[int, Answer] = {}
+        for replica in range(replicas):
+            self._server.open(replica, 1)
 
-    def leased(self) -> None:
-        """Nothing is told."""
+    def lease(self, replica: int, incarnation: int, number: int, answer: Answer) -> None:
+        """A replica asks for work."""
+        self._waiting[replica] = answer
+        self._server.request(replica, incarnation, number)
+        self._grant()
 
-    def done(self, lease: int, outcomes: Sequence[Outcome]) -> None:
-        """Account for a lease."""
-        self.ledger.done(lease, outcomes)
+    def done(
+        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: Answer
+    ) -> None:
+        """A replica accounts for a lease."""
+        self._server.account(replica, incarnation, number, lease, outcomes)
+        self._grant()
+        answer(None, SMALL)
+
+    def _grant(self) -> None:
+        self._server.settle()
+        for granted in self._server.take():
+            self._waiting.pop(granted.replica)(granted.lease, SMALL)
 
 
 def callbacks_per_second(pushes: int) -> float:
@@ -74,16 +90,15 @@ def callbacks_per_second(pushes: int) -> float:
 
     async def main() -> int:
         host, wire = ShardHost(shard, 0, trace), Wire(lambda: 0.001)
-        desk = LedgerHost(Kept(ledger), trace, lambda: None)
+        desk = Desk(ledger, replicas)
         async with asyncio.TaskGroup() as group:
             for number in range(replicas):
-                desk.open(number, 1)
                 links = [SimulatedLink(wire, f"replica {number}", host)]
                 replica = DownpourReplica(
                     db.Downpour(optimizer=SGD(0.1)),
                     client=Client(layout, links, replica=number, incarnation=1),
                     source=Nothing(),
-                    work=SimulatedWork(wire, desk, number, 1),
+                    work=LeaseClient(SimulatedRequests(wire, desk, number, 1, None)),
                     parameters=torch.zeros(layout.length),
                 )
                 group.create_task(replica.run())

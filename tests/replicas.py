@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
-from distbelief.downpour.ledger import Ledger, Reason
+from distbelief.allocation import Reason
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, Progress
 from distbelief.engines.simulated.loop import simulate
-from distbelief.ports import Gradient, Lease, Outcome, Push, Reply, ShardLink
+from distbelief.ports import ORIGIN, Answer, Command, Gradient, Lease, Outcome, Push, Reply, ShardLink, Version
 from distbelief.server.client import Client
+from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.shard import Shard
 from tests.shards import linked, make_shards, set_living
@@ -48,7 +49,7 @@ class Recorded:
         self._shard = shard
         self.answers_at_once = inner.answers_at_once
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         self._note("fetch", at_least, self._shard)
         version = await self._inner.fetch(into, at_least)
         self._note("fetched", version, self._shard)
@@ -59,6 +60,9 @@ class Recorded:
         reply = await self._inner.push(push)
         self._note("pushed", reply, self._shard)
         return reply
+
+    async def execute(self, command: Command) -> Answer:
+        return await self._inner.execute(command)
 
 
 class Portions:

@@ -4,23 +4,29 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.network import Wire
 from distbelief.links.mapped import MappedLink
-from distbelief.ports import Push, Slice, Work
+from distbelief.ports import ORIGIN, Fence, Push, PushRecord, SetLiving, Slice, Version, Work
 from distbelief.server.admission import Admission, Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client
+from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Rule
 from distbelief.server.shard import Shard
 
 ON_ARRIVAL = Asynchronous()
 _machines = itertools.count()
+_commands = itertools.count(1)
 NO_WORK = Work(0, 0, 0, 0)
+
+
+def at(updates: int, term: int = 0) -> Version:
+    """The version of a shard after so many updates."""
+    return Version(term, updates)
 
 
 def make_shard(
@@ -54,10 +60,24 @@ def linked(host: ShardHost, delay: Callable[[], float]) -> SimulatedLink:
     return SimulatedLink(Wire(delay), f"replica {next(_machines)}", host)
 
 
-def set_living(host: ShardHost, replicas: Iterable[int]) -> None:
-    """Tell a host's shard who lives, as the controller does, and let go whom that lets go."""
-    host.shard.set_living(replicas)
-    host.look()
+def living(replicas: Iterable[int], *, alone: bool = False) -> SetLiving:
+    """The next command that says who lives."""
+    return SetLiving(next(_commands), frozenset(replicas), alone)
+
+
+def set_living(to: Shard | ShardHost, replicas: Iterable[int], *, alone: bool = False) -> None:
+    """Tell a shard, or its host, who lives, as the controller does."""
+    if isinstance(to, ShardHost):
+        to.execute(living(replicas, alone=alone), lambda answer, nbytes: None)
+    else:
+        to.execute(living(replicas, alone=alone))
+
+
+def fence(shard: Shard, replica: int, incarnation: int) -> PushRecord | None:
+    """Have a shard take nothing more from an incarnation; the last push of it that the shard knows."""
+    record = shard.execute(Fence(replica, incarnation))
+    assert record is None or isinstance(record, PushRecord)
+    return record
 
 
 def make_push(
@@ -66,7 +86,7 @@ def make_push(
     *,
     replica: int = 0,
     incarnation: int = 1,
-    version: int = 0,
+    version: Version = ORIGIN,
     examples: int = 1,
     work: Work | None = None,
 ) -> Push:

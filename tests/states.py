@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from distbelief.downpour.ledger_state import Account, LedgerState, Portion
+from distbelief.allocation import Account
+from distbelief.downpour.ledger_state import LedgerState, Portion
 from distbelief.run.state import RunState, Totals
 
 LEDGER = LedgerState(25, 10, 5, 1, 2, 1, (Portion(1, 1, 2),), Account(used=30, dropped=5), {1: Account(5, 5)})

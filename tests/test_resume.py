@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from distbelief.engines.server import Server
 from torch import Tensor, nn
 
 import distbelief as db
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
+from distbelief.ports import Answer, Capture, Command
 from distbelief.run.checkpoint import newest
 from distbelief.run.prepare import prepare
+from distbelief.server.shard import Shard
 from distbelief.task.gradients import FlatModule
 from distbelief.training import _state_dict
 from tests import problems
@@ -233,13 +234,14 @@ def test_a_checkpoint_that_takes_long_knows_of_all_that_ended_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replicas end the portion that they are in, and the one that they hold ahead, before the shards are copied."""
-    copy_out = Server.copy_out
+    execute = Shard.execute
 
-    def slowly(server: Server, into: Any) -> Any:
-        time.sleep(0.2)
-        return copy_out(server, into)
+    def slowly(shard: Shard, command: Command) -> Answer:
+        if isinstance(command, Capture):
+            time.sleep(0.2)
+        return execute(shard, command)
 
-    monkeypatch.setattr(Server, "copy_out", slowly)
+    monkeypatch.setattr(Shard, "execute", slowly)
     run = db.train(
         problems.task(),
         db.Downpour(replicas=2, batch_size=1),

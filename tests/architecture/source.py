@@ -5,7 +5,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "distbelief"
 
-PURE = ("chance", "errors", "ports", "model", "server", "downpour", "sandblaster")
+PURE = (
+    "chance",
+    "errors",
+    "ports",
+    "allocation",
+    "model",
+    "server",
+    "downpour",
+    "sandblaster",
+    "engines.actions",
+    "engines.controller",
+    "engines.due",
+    "engines.outstanding",
+    "engines.replicas",
+    "engines.stopwatch",
+    "engines.supervision",
+)
 """Modules and folders that know no cluster, clock, process, file or chance."""
 
 
@@ -16,7 +32,11 @@ def modules(under: Path = SOURCE) -> list[Path]:
 
 def pure_modules() -> list[Path]:
     """The files of the pure part."""
-    return [path for path in modules() if path.relative_to(SOURCE).with_suffix("").parts[0] in PURE]
+    return [path for path in modules() if _is_pure(".".join(path.relative_to(SOURCE).with_suffix("").parts))]
+
+
+def _is_pure(module: str) -> bool:
+    return any(module == pure or module.startswith(f"{pure}.") for pure in PURE)
 
 
 def name(path: Path) -> str:

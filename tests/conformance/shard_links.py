@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import torch
-from distbelief.engines.simulated.hosts import ShardHost
 
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import simulate
@@ -15,9 +14,10 @@ from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
 from distbelief.server.admission import Admission
 from distbelief.server.block import ShardSpec
+from distbelief.server.host import ShardHost
 from distbelief.server.rules import SGD
 from distbelief.server.shard import Shard
-from tests.shards import ON_ARRIVAL, make_shard
+from tests.shards import ON_ARRIVAL, make_shard, set_living
 
 T = TypeVar("T")
 ELEMENTS = 48
@@ -39,7 +39,7 @@ class Mapped:
         memory = SharedMemory.create(shards_bytes([spec]), "conformance")
         shards = [map_shards(memory, [spec], map_locks(memory, 1))[0] for _ in range(links + 1)]
         shards[-1].initialise_(torch.zeros(ELEMENTS))
-        shards[-1].set_living(range(links))
+        set_living(shards[-1], range(links))
 
         async def main() -> T:
             return await scenario([MappedLink(shard) for shard in shards[:-1]], shards[-1])
@@ -55,7 +55,7 @@ class Simulated:
 
     def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
         shard = make_shard(torch.zeros(ELEMENTS), SGD(1.0), admission, replicas=links)
-        shard.set_living(range(links))
+        set_living(shard, range(links))
         chance = random.Random(self._seed)
 
         async def main() -> T:

@@ -1,19 +1,14 @@
 """The rules of `WorkSource`, in the order of `distbelief.ports`."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import pytest
 
 from distbelief.allocation import Account
 from distbelief.downpour.ledger import Ledger
-from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.worker import LeasedWork
-from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import Outcome, Verdict, WorkSource
-from tests.conformance.work_sources import SOURCES, exhaust, over_a_channel
+from tests.conformance.work_sources import SOURCES, Source, exhaust
 
-Source = Callable[[Ledger], AbstractContextManager[WorkSource]]
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=list(SOURCES))
 
 
@@ -21,37 +16,43 @@ def small() -> Ledger:
     return Ledger(examples=95, batch_size=10, replicas=1, epochs=3)
 
 
+def large() -> Ledger:
+    """Of portions of 32 batches, of which a holder may have two."""
+    return Ledger(examples=20_000, batch_size=10, replicas=1, epochs=1)
+
+
 @every_source
 def test_rule_1_a_lease_is_work_or_the_end(source: Source) -> None:
-    async def scenario() -> list[tuple[int, int]]:
+    async def scenario(work: WorkSource) -> list[tuple[int, int]]:
         seen = await exhaust(work)
         assert await work.lease() is None, "the end is for good"
         return seen
 
-    with source(ledger := small()) as work:
-        assert simulate(scenario(), seed=0) == [(epoch, batch) for epoch in range(3) for batch in range(10)]
+    ledger = small()
+    assert source(ledger, scenario) == [(epoch, batch) for epoch in range(3) for batch in range(10)]
     assert ledger.finished
     assert ledger.total == Account(used=3 * 95)
 
 
 @every_source
-def test_rule_2_every_lease_that_is_worked_on_ends_in_one_done(source: Source) -> None:
-    async def scenario() -> None:
+@pytest.mark.parametrize("make", [small, large], ids=["small", "large"])
+def test_rule_2_every_lease_that_is_worked_on_ends_in_one_done(source: Source, make: Callable[[], Ledger]) -> None:
+    async def scenario(work: WorkSource) -> None:
         numbers = set()
         while (lease := await work.lease()) is not None:
             assert lease.number not in numbers
             numbers.add(lease.number)
             await work.done(lease, [Outcome(lease.start, lease.stop, Verdict.APPLIED)])
 
-    with source(ledger := small()) as work:
-        simulate(scenario(), seed=0)
+    source(ledger := make(), scenario)
     ledger.check()
     assert ledger.holders == set()
+    assert ledger.finished
 
 
 @every_source
 def test_rule_3_what_is_left_out_is_leased_again_and_verdicts_arrive_as_they_are(source: Source) -> None:
-    async def scenario() -> None:
+    async def scenario(work: WorkSource) -> None:
         lease = await work.lease()
         assert lease is not None
         assert lease.stop - lease.start >= 3
@@ -60,45 +61,34 @@ def test_rule_3_what_is_left_out_is_leased_again_and_verdicts_arrive_as_they_are
         seen = await exhaust(work, Verdict.LATE)
         assert sorted(seen) == [(e, b) for e in range(3) for b in range(10) if (e, b) not in ((0, 0), (0, 1))]
 
-    with source(ledger := Ledger(examples=100, batch_size=10, replicas=1, epochs=3)) as work:
-        simulate(scenario(), seed=0)
+    source(ledger := Ledger(examples=100, batch_size=10, replicas=1, epochs=3), scenario)
     assert ledger.total == Account(used=10, refused=10, dropped=280)
 
 
 @every_source
 def test_rule_3_a_lease_may_end_with_nothing_done(source: Source) -> None:
-    async def scenario() -> None:
+    async def scenario(work: WorkSource) -> None:
         lease = await work.lease()
         assert lease is not None
         await work.done(lease, [])
         await exhaust(work)
 
-    with source(ledger := small()) as work:
-        simulate(scenario(), seed=0)
+    source(ledger := small(), scenario)
     assert ledger.total == Account(used=3 * 95)
 
 
-def test_the_next_lease_is_asked_for_ahead() -> None:
-    """So that the answer lies there when it is wanted."""
+@every_source
+def test_rule_3_done_returns_when_the_controller_has_heard_it(source: Source) -> None:
+    """What is pushed afterwards is of a later lease, also for who has to account for a death at that moment."""
+    ledger = large()
 
-    async def scenario() -> None:
-        first, second = await work.lease(), await work.lease()
-        assert first is not None
-        assert second is not None
-        assert first.stop == second.start
-        for lease in (first, second):
+    async def scenario(work: WorkSource) -> None:
+        while (lease := await work.lease()) is not None:
+            assert lease.number in ledger.leases_of(0)
+            before = ledger.total.used
             await work.done(lease, [Outcome(lease.start, lease.stop, Verdict.APPLIED)])
-        await exhaust(work)
+            assert lease.number not in ledger.leases_of(0)
+            assert ledger.total.used == before + 10 * (lease.stop - lease.start)
 
-    with over_a_channel(ledger := small()) as work:
-        simulate(scenario(), seed=0)
-    assert ledger.finished
-
-
-def test_without_a_controller_there_is_no_more_work() -> None:
-    controller, worker = Channel.pair()
-    controller.close()
-    work = LeasedWork(worker, None, lambda: None)  # type: ignore[arg-type]
-    assert simulate(work.lease(), seed=0) is None
-    assert simulate(work.lease(), seed=0) is None
-    worker.close()
+    source(ledger, scenario)
+    assert ledger.total == Account(used=20_000)

@@ -6,11 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distbelief.allocation import Account
-from distbelief.downpour.ledger import LastPush, Ledger, Reason, last_push
+from distbelief.allocation import Account, LastPush, Reason
+from distbelief.downpour.ledger import Ledger
 from distbelief.errors import InvariantViolated
-from distbelief.ports import Lease, Outcome, Verdict, Work
-from distbelief.server.block import Standing
+from distbelief.ports import Lease, Outcome, PushRecord, Verdict, Work
 
 REFUSED = Verdict.NOT_FINITE
 USED = Verdict.APPLIED
@@ -44,8 +43,8 @@ def last(
     lease: Lease, start: int, stop: int, *, used: bool = True, partial: bool = False, refused: int = 0, dropped: int = 0
 ) -> LastPush:
     verdict = USED if used else Verdict.LATE
-    standing = Standing(1, Work(lease.number, start, stop, (stop - start) * 10, refused, dropped), verdict, not partial)
-    return LastPush(standing, used, partial)
+    record = PushRecord(1, Work(lease.number, start, stop, (stop - start) * 10, refused, dropped), verdict, not partial)
+    return LastPush(record, used, partial)
 
 
 # Portions
@@ -63,7 +62,7 @@ def test_the_batches_of_all_epochs_are_leased_in_order() -> None:
 
 def test_an_epoch_may_end_after_the_next_has_begun() -> None:
     ledger = ledger_of(2, epochs=2, replicas=1)
-    leases = [take(ledger) for _ in range(4)]
+    leases = [take(ledger, holder) for holder in range(4)]
     assert [lease.epoch for lease in leases] == [0, 0, 1, 1]
     for lease in reversed(leases):
         assert ledger.epochs_ended == 0
@@ -130,11 +129,13 @@ def test_whichever_of_epochs_and_examples_comes_first_ends_the_run() -> None:
 def test_a_limit_counts_what_is_leased() -> None:
     ledger = ledger_of(100, limit=100)
     leases = []
-    while (lease := ledger.lease(0).lease) is not None:
-        leases.append(lease)
+    for holder in range(10):
+        if (lease := ledger.lease(holder).lease) is not None:
+            leases.append(lease)
     assert sum(lease.stop - lease.start for lease in leases) == 10
-    assert ledger.lease(1) == (None, Reason.OUTSTANDING)
-    ledger.died(0, None)
+    assert ledger.lease(10) == (None, Reason.OUTSTANDING)
+    for holder in range(10):
+        ledger.died(holder, None)
     assert sum(lease.stop - lease.start for lease in drain(ledger, 1)) == 10
     assert ledger.total == Account(used=100)
 
@@ -197,6 +198,59 @@ def test_after_a_stop_nothing_is_leased_and_what_is_leased_may_be_done() -> None
     assert ledger.finished
     assert ledger.total == Account(used=10)
     ledger.check()
+
+
+def test_near_the_end_nobody_is_given_a_second_lease() -> None:
+    """A slow replica that held one would keep all others waiting for it."""
+    ledger = ledger_of(330, epochs=1, replicas=2)
+    first, second = take(ledger, 0), take(ledger, 0)
+    assert first.stop - first.start == second.stop - second.start == 32
+    finish(ledger, first)
+    third = take(ledger, 0)
+    assert ledger.lease(0) == (None, Reason.AHEAD)
+    other = take(ledger, 1)
+    assert other.stop - other.start < 32
+    assert ledger.lease(1) == (None, Reason.AHEAD)
+    finish(ledger, other)
+    assert take(ledger, 1).start == other.stop
+    for lease in (second, third):
+        finish(ledger, lease)
+    assert ledger.lease(0).reason is Reason.GRANTED
+    ledger.check()
+
+
+def test_what_was_released_near_the_end_is_nobodys_second_lease_either() -> None:
+    ledger = ledger_of(100, epochs=1, replicas=4)
+    take(ledger, 0)
+    released = take(ledger, 1)
+    ledger.died(1, None)
+    assert ledger.lease(0) == (None, Reason.AHEAD)
+    assert take(ledger, 2)[1:] == released[1:]
+
+
+def test_without_an_end_a_holder_may_always_be_a_lease_ahead() -> None:
+    ledger = ledger_of(3)
+    assert [take(ledger).epoch for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_was_released_is_cut_to_what_a_limit_allows() -> None:
+    """A run may go on with fewer examples to do than a portion that was released has."""
+    ledger = ledger_of(1000, limit=10_000)
+    lease = take(ledger)
+    ledger.done(lease.number, [Outcome(0, 2, USED)])
+    other = ledger_of(1000, limit=70)
+    other.restore_(ledger.state())
+    again = take(other)
+    assert again[1:] == (0, 2, 7), "20 of 70 examples are done"
+    other.check()
+    assert other.lease(1) == (None, Reason.OUTSTANDING)
+    finish(other, again)
+    assert other.finished
+    assert other.total == Account(used=70)
+    longer = ledger_of(1000, epochs=1)
+    longer.restore_(other.state())
+    assert take(longer)[1:] == (0, 7, lease.stop), "the rest is not lost"
+    longer.check()
 
 
 # What became of a lease
@@ -263,7 +317,7 @@ def test_an_account_that_does_not_add_up_fails_the_check() -> None:
 
 
 def test_a_death_before_any_push_gives_everything_back() -> None:
-    ledger = ledger_of(100, epochs=1)
+    ledger = ledger_of(1000, epochs=1)
     leases = [take(ledger, 1), take(ledger, 1)]
     assert ledger.died(1, None) == Account()
     assert ledger.holders == set()
@@ -289,12 +343,12 @@ def test_what_the_last_push_holds_is_spent_and_the_rest_given_back(
     lease = take(ledger, 1)
     push = make(lease)
     assert ledger.died(1, push) == ledger.total == account
-    assert take(ledger)[1:] == (0, push.standing.work.stop, lease.stop)
+    assert take(ledger)[1:] == (0, push.record.work.stop, lease.stop)
     ledger.check()
 
 
 def test_a_last_push_of_an_earlier_lease_spends_nothing_of_the_present_one() -> None:
-    ledger = ledger_of(100, epochs=1)
+    ledger = ledger_of(1000, epochs=1)
     first, second = take(ledger, 1), take(ledger, 1)
     finish(ledger, first)
     assert ledger.died(1, last(first, first.start, first.stop)) == Account()
@@ -303,7 +357,7 @@ def test_a_last_push_of_an_earlier_lease_spends_nothing_of_the_present_one() -> 
 
 
 def test_a_lease_ahead_of_the_one_that_was_worked_on_is_given_back_whole() -> None:
-    ledger = ledger_of(100, epochs=1)
+    ledger = ledger_of(1000, epochs=1)
     first, second = take(ledger, 1), take(ledger, 1)
     assert ledger.died(1, last(first, 0, 4)) == Account(used=40)
     assert [take(ledger)[1:] for _ in range(2)] == [(0, 4, first.stop), second[1:]]
@@ -322,46 +376,6 @@ def test_deaths_of_others_change_nothing() -> None:
     assert ledger.died(1, None) == Account()
     assert ledger.holders == {0}
     finish(ledger, lease)
-
-
-# What shards know of a dead replica
-
-WORK = Work(1, 0, 4, 40)
-
-
-def standing(sequence: int, verdict: Verdict = USED, *, whole: bool = True) -> Standing:
-    return Standing(sequence, WORK._replace(start=sequence), verdict, whole)
-
-
-@pytest.mark.parametrize(
-    ("standings", "sequence", "used", "partial"),
-    [
-        ([standing(3), standing(3), standing(3)], 3, True, False),
-        ([standing(3), standing(2), standing(3)], 3, True, True),
-        ([standing(2), standing(2), standing(3)], 3, True, True),
-        ([standing(1), None, None], 1, True, True),
-        ([standing(3), standing(3, whole=False), standing(3)], 3, True, True),
-        ([standing(3), standing(2, whole=False), standing(3)], 3, True, True),
-        ([standing(3, Verdict.LATE), standing(3, Verdict.LATE)], 3, False, False),
-        ([standing(3, Verdict.LATE), standing(3, Verdict.HELD)], 3, True, False),
-        ([standing(3, Verdict.LATE), standing(2)], 3, False, True),
-    ],
-    ids=[
-        "everywhere", "not yet everywhere", "only at one", "the very first", "torn at one", "an old tear",
-        "turned away", "turned away at one", "turned away where it came",
-    ],
-)  # fmt: skip
-def test_the_last_push_is_the_newest_that_any_shard_knows(
-    standings: list[Standing | None], sequence: int, used: bool, partial: bool
-) -> None:
-    found = last_push(standings)
-    assert found is not None
-    assert found.standing.sequence == found.standing.work.start == sequence
-    assert (found.used, found.partial) == (used, partial)
-
-
-def test_a_replica_that_no_shard_knows_pushed_nothing() -> None:
-    assert last_push([None, None]) is None
 
 
 # Everything at once
@@ -433,7 +447,7 @@ class Holders(RuleBasedStateMachine):
             refused = data.draw(st.integers(0, before))
             dropped = data.draw(st.integers(0, before - refused))
             work = Work(lease.number, start, stop, self.ledger.size(start, stop), refused, dropped)
-            push = LastPush(Standing(1, work, USED, True), data.draw(st.booleans()), data.draw(st.booleans()))
+            push = LastPush(PushRecord(1, work, USED, True), data.draw(st.booleans()), data.draw(st.booleans()))
         before_total = self.ledger.total.total
         spent = self.ledger.died(holder, push)
         assert self.ledger.total.total == before_total + spent.total

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
 from distbelief.allocation import Account
@@ -14,13 +13,14 @@ from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, LocalStep
 from distbelief.engines.simulated.loop import simulate
 from distbelief.errors import Diverged
-from distbelief.ports import Gradient, Outcome, Push, Reply, Verdict
+from distbelief.ports import ORIGIN, Answer, Command, Gradient, Outcome, Push, Reply, Verdict, Version
 from distbelief.server.admission import Asynchronous, Buffered, Decision
 from distbelief.server.client import Client, values
+from distbelief.server.host import ShardHost
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
 from tests.reads import Reads
 from tests.replicas import BATCH, Compute, Computed, Portions, Recording, run_replica, run_replicas, toward
-from tests.shards import flat_layout, linked, make_shards, vector_of
+from tests.shards import at, flat_layout, linked, make_shards, vector_of
 
 LAYOUT = flat_layout(16)
 TARGETS = (1.0, -2.0, 0.5, 4.0, -1.0, 3.0, 2.5)
@@ -88,7 +88,7 @@ def test_without_overlap_each_gradient_is_taken_at_the_newest_parameters() -> No
     for seen, target in zip(recording.seen, TARGETS, strict=False):
         assert torch.equal(seen, w)
         w = w - 0.125 * (w - target)
-    assert [push.version for push in recording.pushes] == [0, 1, 2, 3, 4]
+    assert [push.version for push in recording.pushes] == [at(n) for n in range(5)]
 
 
 # With overlap
@@ -104,8 +104,8 @@ def test_with_overlap_a_fetch_is_installed_one_step_later() -> None:
     used = [fetched[0], *fetched[:5]]
     assert [push.version for push in recording.pushes] == used
     for seen, version in zip(recording.seen, used, strict=True):
-        assert isinstance(version, int)
-        assert torch.equal(seen, server[version])
+        assert isinstance(version, Version)
+        assert torch.equal(seen, server[version.updates])
 
 
 def test_with_overlap_the_network_runs_beside_the_compute() -> None:
@@ -324,10 +324,13 @@ def test_a_link_that_fails_ends_the_replica_with_its_error(overlap: int) -> None
     class Broken:
         answers_at_once = False
 
-        async def fetch(self, into: Tensor, at_least: int = 0) -> int:
-            return 0
+        async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
+            return ORIGIN
 
         async def push(self, push: Push) -> Reply:
+            raise ConnectionResetError("gone")
+
+        async def execute(self, command: Command) -> Answer:
             raise ConnectionResetError("gone")
 
     async def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distbelief.links.mapped import RangeLock, SharedMemory, map_locks, map_shards, shards_bytes
-from distbelief.ports import Verdict, Work
+from distbelief.ports import ORIGIN, Verdict, Work
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.rules import SGD
@@ -26,7 +26,7 @@ from tests.links.hammering import (
     processes,
     running,
 )
-from tests.shards import make_push
+from tests.shards import at, fence, make_push
 
 ME = os.getpid()
 
@@ -44,8 +44,8 @@ def test_no_push_is_lost_between_processes() -> None:
             process.join()
         assert [process.exitcode for process in started] == [0, 0, 0]
     assert torch.equal(shard.parameters, -sum((gradients(replica).sum(0) for replica in range(4)), torch.zeros(1)))
-    assert shard.version == shard.pushes == int(shard.staleness.sum()) == 4 * PUSHES
-    assert [shard.fence(replica, 1) for replica in range(4)] == [
+    assert shard.version.updates == shard.pushes == int(shard.staleness.sum()) == 4 * PUSHES
+    assert [fence(shard, replica, 1) for replica in range(4)] == [
         (PUSHES, Work(PUSHES, 0, 1, 1), Verdict.APPLIED, True)
     ] * 4
     shard.check()
@@ -53,13 +53,13 @@ def test_no_push_is_lost_between_processes() -> None:
 
 def test_what_is_fetched_while_others_push_is_not_older_than_its_version() -> None:
     memory, spec, shard = new_shard()
-    version, into = 0, torch.empty(ELEMENTS)
+    version, into = ORIGIN, torch.empty(ELEMENTS)
     with running(count, *((ME, memory.fd, spec, replica) for replica in range(2))) as started:
-        while version < 2 * PUSHES and all(process.exitcode in (None, 0) for process in started):
+        while version < at(2 * PUSHES) and all(process.exitcode in (None, 0) for process in started):
             before, version = version, shard.fetch(into)
             assert before <= version
-            assert (-into >= version).all()
-    assert version == 2 * PUSHES
+            assert (-into >= version.updates).all()
+    assert version == at(2 * PUSHES)
 
 
 def test_a_fetch_takes_no_lock() -> None:
@@ -67,7 +67,7 @@ def test_a_fetch_takes_no_lock() -> None:
     held = processes.Event()
     with running(hold, (ME, memory.fd, 0, held)):
         assert held.wait(60)
-        assert shard.fetch(torch.empty(ELEMENTS)) == 0
+        assert shard.fetch(torch.empty(ELEMENTS)) == ORIGIN
 
 
 def test_a_process_killed_inside_the_kernel_frees_its_lock_and_the_others_go_on() -> None:
@@ -79,12 +79,12 @@ def test_a_process_killed_inside_the_kernel_frees_its_lock_and_the_others_go_on(
         assert (victim.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
     shard.push(make_push(torch.ones(ELEMENTS), 1, replica=2))
 
-    standing = shard.fence(0, 1)
-    assert standing is not None
-    assert (standing.sequence, standing.verdict, standing.whole) == (2, Verdict.APPLIED, False)
+    record = fence(shard, 0, 1)
+    assert record is not None
+    assert (record.sequence, record.verdict, record.whole) == (2, Verdict.APPLIED, False)
     torn = torch.cat([torch.full((ELEMENTS // 2,), 3.0), torch.full((ELEMENTS // 2,), 2.0)])
     assert torch.equal(shard.parameters, -(gradients(1).sum(0) + torn))
-    assert shard.version == shard.pushes == PUSHES + 3
+    assert shard.version.updates == shard.pushes == PUSHES + 3
     assert shard.push(make_push(torch.ones(ELEMENTS), 2, replica=0)).verdict is Verdict.DUPLICATE
     shard.check()
 
@@ -171,6 +171,6 @@ def test_shards_lie_side_by_side_on_pages_of_their_own() -> None:
         shard.push(make_push(torch.zeros(shard.spec.elements), 1))
     for number, shard in enumerate(map_shards(memory, specs, map_locks(memory, 3))):
         assert torch.equal(shard.parameters, torch.full((shard.spec.elements,), float(number)))
-        assert shard.version == 1
+        assert shard.version == at(1)
         assert shard.parameters.data_ptr() % 64 == 0
         shard.check()

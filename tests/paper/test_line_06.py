@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 import distbelief as db
-from distbelief.allocation import Account
-from distbelief.downpour.ledger import Ledger, last_push
+from distbelief.allocation import Account, last_push
+from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.ports import Lease, Outcome, Verdict, Work
 from distbelief.server.rules import SGD
 from tests import problems
 from tests.engines.local.faults import DyingLoss, Once
 from tests.replicas import BATCH, run_replicas, toward
-from tests.shards import flat_layout, make_push, make_shards
+from tests.shards import fence, flat_layout, make_push, make_shards
 
 
 def test_a_fast_replica_does_more_and_a_slow_one_holds_nobody_up() -> None:
@@ -59,7 +59,7 @@ def test_every_example_is_accounted_for_however_replicas_die_and_come_back() -> 
                 assert shard.push(push).verdict is Verdict.APPLIED
             if dies_after < 2:
                 deaths += 1
-                ledger.died(r, last_push([shard.fence(r, incarnations[r]) for shard in shards]))
+                ledger.died(r, last_push([fence(shard, r, incarnations[r]) for shard in shards]))
                 incarnations[r], sequences[r], leases[r] = incarnations[r] + 1, 0, None
         ledger.check()
     account = ledger.total

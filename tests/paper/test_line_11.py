@@ -32,7 +32,7 @@ def order_at(recordings: list[Recording], shard: int) -> list[tuple[int, int]]:
         replies = [e.detail for e in recording.of("pushed") if e.shard == shard]
         pushes = recording.pushes_to(shard)
         applied += [
-            (reply.version, (replica, push.sequence))
+            (reply.version.updates, (replica, push.sequence))
             for push, reply in zip(pushes, replies, strict=True)
             if isinstance(reply, Reply)
         ]

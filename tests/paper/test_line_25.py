@@ -11,7 +11,7 @@ from distbelief.ports import Reply, Verdict
 from distbelief.server.admission import Admission, Bounded, StalenessScaled
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
 from tests.replicas import BATCH, Recording, run_replicas, toward
-from tests.shards import flat_layout, make_push, make_shard
+from tests.shards import at, flat_layout, make_push, make_shard
 
 
 def replies(recordings: list[Recording], shard: int) -> list[Reply]:
@@ -31,11 +31,11 @@ def test_a_stale_push_moves_the_parameters_by_so_much_less_whatever_the_rule(rul
     for shard in (scaled, plain):
         for sequence in range(1, staleness + 1):
             # Fresh ones, which both treat alike.
-            shard.push(make_push(torch.ones(16), sequence, version=sequence - 1))
+            shard.push(make_push(torch.ones(16), sequence, version=at(sequence - 1)))
     before = plain.parameters.clone()
     assert torch.equal(scaled.parameters, before)
     for shard in (scaled, plain):
-        reply = shard.push(make_push(torch.full((16,), 0.5), staleness + 1, version=0))
+        reply = shard.push(make_push(torch.full((16,), 0.5), staleness + 1))
         assert reply.staleness == staleness
     moved, would = scaled.parameters - before, plain.parameters - before
     torch.testing.assert_close(moved, would / max(1, staleness), rtol=1e-5, atol=1e-7)

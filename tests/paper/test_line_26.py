@@ -44,7 +44,7 @@ def test_with_fewer_than_all_the_last_of_a_round_are_dropped() -> None:
     assert account.used + account.dropped == 96 * BATCH
     assert account.dropped > 0
     # But for the closing ones at the end, an update takes two pushes.
-    assert 2 * recordings[0].shards[0].version <= recordings[0].shards[0].pushes + 4
+    assert 2 * recordings[0].shards[0].version.updates <= recordings[0].shards[0].pushes + 4
 
 
 def test_with_all_each_update_is_the_large_batch_step() -> None:
@@ -59,11 +59,11 @@ def test_with_all_each_update_is_the_large_batch_step() -> None:
             replies = [e.detail for e in recording.of("pushed") if e.shard == number]
             for push, reply in zip(recording.pushes_to(number), replies, strict=True):
                 if isinstance(reply, Reply) and reply.verdict.used:
-                    rounds.setdefault(push.version, []).append(push.work.start)
-        assert sorted(rounds) == list(range(shard.version))
-        assert all(len(rounds[version]) == 3 for version in range(shard.version - 4))
+                    rounds.setdefault(push.version.updates, []).append(push.work.start)
+        assert sorted(rounds) == list(range(shard.version.updates))
+        assert all(len(rounds[version]) == 3 for version in range(shard.version.updates - 4))
         w = torch.zeros(16)
-        for version in range(shard.version):
+        for version in range(shard.version.updates):
             targets = [TARGETS[batch % len(TARGETS)] for batch in rounds[version]]
             w = w - 0.1 * (len(targets) * w - sum(targets)) / 3
         torch.testing.assert_close(shard.parameters, w, rtol=1e-5, atol=1e-6)

@@ -4,12 +4,12 @@ import asyncio
 import random
 
 import torch
-from distbelief.engines.simulated.hosts import ShardHost
 from torch import Tensor
 
 from distbelief.engines.simulated.loop import simulate
-from distbelief.ports import Push, Reply, Verdict
+from distbelief.ports import ORIGIN, Push, Reply, Verdict
 from distbelief.server.client import Client, Parcel
+from distbelief.server.host import ShardHost
 from tests.replicas import Recorded
 from tests.shards import NO_WORK, flat_layout, linked, make_push, make_shard, make_shards
 
@@ -27,7 +27,7 @@ def test_every_push_says_who_it_is_from_and_which_it_is() -> None:
         links = [Recorded(linked(host, lambda: 0.1), note) for host in hosts]
         client = Client(layout, links, replica=2, incarnation=5)
         for _ in range(3):
-            await client.push(Parcel([torch.ones(32)], (0, 0), True), NO_WORK)
+            await client.push(Parcel([torch.ones(32)], (ORIGIN, ORIGIN), True), NO_WORK)
 
     simulate(main(), seed=0)
     assert sorted((push.replica, push.incarnation, push.sequence) for push in seen) == [
@@ -61,6 +61,6 @@ def test_whatever_is_repeated_overtaken_or_comes_from_the_dead_is_applied_at_mos
     new = [reply.verdict for reply in replies if reply.reason != "seen before"]
     times = -shard.parameters
     assert set(times.tolist()) == {0.0, 1.0}, "never twice; an overtaken one is refused, as its replica would not go on"
-    assert new.count(Verdict.APPLIED) == int(times.sum()) == shard.version
-    assert new.count(Verdict.DUPLICATE) == len(new) - shard.version
+    assert new.count(Verdict.APPLIED) == int(times.sum()) == shard.version.updates
+    assert new.count(Verdict.DUPLICATE) == len(new) - shard.version.updates
     shard.check()

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from distbelief.engines.simulated.loop import simulate
-from distbelief.ports import Push, Reply, Verdict
+from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Verdict, Version
 from distbelief.server.admission import Bounded
 from distbelief.server.client import Client, Parcel
 from distbelief.server.patience import Patience, insist
 from distbelief.server.rules import SGD
 from distbelief.server.shard import Shard
-from tests.shards import NO_WORK, flat_layout, make_shards, vector_of
+from tests.shards import NO_WORK, at, flat_layout, make_shards, vector_of
 
 
 class Losing:
@@ -33,7 +33,7 @@ class Losing:
         if draw < 0.5:
             await asyncio.get_running_loop().create_future()
 
-    async def fetch(self, into: Tensor, at_least: int = 0) -> int:
+    async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         await self._message()
         version = self._shard.fetch(into)
         await self._message()
@@ -44,6 +44,12 @@ class Losing:
         reply = self._shard.push(push)
         await self._message()
         return reply
+
+    async def execute(self, command: Command) -> Answer:
+        await self._message()
+        answer = self._shard.execute(command)
+        await self._message()
+        return answer
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -60,7 +66,7 @@ def test_over_a_link_that_loses_every_push_is_applied_once_and_its_verdict_is_kn
             versions = await client.fetch(into)
             assert torch.equal(into, vector_of(layout, shards)), "nobody else pushes"
             stale = number % 3 == 2
-            parcel = Parcel([torch.ones(48)], tuple(v - 1 for v in versions) if stale else versions, True)
+            parcel = Parcel([torch.ones(48)], tuple(at(v.updates - 1) for v in versions) if stale else versions, True)
             verdicts += [reply.verdict for reply in await client.push(parcel, NO_WORK)]
         return verdicts
 

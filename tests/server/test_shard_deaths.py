@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distbelief.ports import Reply, Verdict, Work
+from distbelief.ports import Capture, Reply, Snapshot, Verdict, Work
 from distbelief.server.admission import Admission, Asynchronous, Buffered
-from distbelief.server.block import ShardSpec
+from distbelief.server.block import ShardSpec, record_of, updates_of
 from distbelief.server.rules import SGD, Rule, Vectors
 from distbelief.server.shard import Shard
-from tests.shards import make_push
+from tests.shards import at, fence, make_push, set_living
 
 ELEMENTS = 20
 ONES = torch.ones(ELEMENTS)
@@ -78,13 +78,13 @@ def test_a_death_inside_the_kernel_is_recovered_by_the_next_push() -> None:
     survivor = shared.map()
     survivor.push(make_push(ONES, 1, replica=1))
     with pytest.raises(Death):
-        shared.map(rule=DiesHalfWay()).push(make_push(ONES, 1, replica=0, version=1, work=Work(7, 3, 5, 64, 32)))
+        shared.map(rule=DiesHalfWay()).push(make_push(ONES, 1, replica=0, version=at(1), work=Work(7, 3, 5, 64, 32)))
 
-    assert survivor.push(make_push(ONES, 2, replica=1, version=1)).version == 3, "the torn push is one update"
-    assert survivor.fence(0, 1) == (1, Work(7, 3, 5, 64, 32), Verdict.APPLIED, False)
-    assert survivor.push(make_push(ONES, 1, replica=0, version=1)).verdict is Verdict.DUPLICATE
+    assert survivor.push(make_push(ONES, 2, replica=1, version=at(1))).version == at(3), "the torn push is one update"
+    assert fence(survivor, 0, 1) == (1, Work(7, 3, 5, 64, 32), Verdict.APPLIED, False)
+    assert survivor.push(make_push(ONES, 1, replica=0, version=at(1))).verdict is Verdict.DUPLICATE
     assert survivor.parameters.tolist() == [-3.0] * 10 + [-2.0] * 10
-    assert (survivor.version, survivor.pushes) == (3, 3)
+    assert (survivor.version, survivor.pushes) == (at(3), 3)
     survivor.check()
 
 
@@ -96,12 +96,12 @@ def test_only_the_torn_push_is_torn() -> None:
     survivor.push(make_push(ONES, 1, replica=1))
     survivor.push(make_push(ONES, 1, incarnation=2))
     for replica, incarnation in ((1, 1), (0, 2)):
-        standing = survivor.fence(replica, incarnation)
-        assert standing is not None
-        assert standing.whole
+        record = fence(survivor, replica, incarnation)
+        assert record is not None
+        assert record.whole
 
 
-@pytest.mark.parametrize("look", ["fence", "snapshot", "copy_out", "set_living", "check", "push"])
+@pytest.mark.parametrize("look", ["fence", "snapshot", "capture", "set_living", "check", "push"])
 def test_whoever_takes_the_lock_first_recovers(look: str) -> None:
     shared = SharedShard(Asynchronous())
     with pytest.raises(Death):
@@ -109,32 +109,34 @@ def test_whoever_takes_the_lock_first_recovers(look: str) -> None:
     survivor = shared.map()
     match look:
         case "fence":
-            survivor.fence(0, 1)
+            fence(survivor, 0, 1)
         case "snapshot":
-            assert survivor.snapshot().updates == 1
-        case "copy_out":
-            assert survivor.copy_out({}).updates == 1
+            assert updates_of(survivor.snapshot()) == 1
+        case "capture":
+            numbers = survivor.execute(Capture({}))
+            assert isinstance(numbers, Snapshot)
+            assert updates_of(numbers) == 1
         case "set_living":
-            survivor.set_living(range(1))
+            set_living(survivor, range(1))
         case "check":
             survivor.check()
         case _:
             survivor.push(make_push(ONES, 1))
-    assert survivor.version == 1
-    standing = survivor.fence(0, 1)
-    assert standing is not None
-    assert not standing.whole
+    assert survivor.version == at(1)
+    record = fence(survivor, 0, 1)
+    assert record is not None
+    assert not record.whole
 
 
 def test_a_death_in_the_kernel_that_closes_a_round_ends_the_round() -> None:
     shared = SharedShard(Buffered(2))
     survivor = shared.map()
-    survivor.set_living(range(2))
+    set_living(survivor, range(2))
     survivor.push(make_push(ONES, 1, replica=1))
     with pytest.raises(Death):
         shared.map(rule=DiesHalfWay()).push(make_push(3 * ONES, 1, replica=0))
-    reply = survivor.push(make_push(ONES, 2, replica=1, version=1))
-    assert (reply.verdict, reply.version) == (Verdict.HELD, 1)
+    reply = survivor.push(make_push(ONES, 2, replica=1, version=at(1)))
+    assert (reply.verdict, reply.version) == (Verdict.HELD, at(1))
     assert survivor.parameters.tolist() == [-2.0] * 10 + [0.0] * 10
     survivor.check()
 
@@ -142,15 +144,15 @@ def test_a_death_in_the_kernel_that_closes_a_round_ends_the_round() -> None:
 def test_a_controller_that_dies_while_it_closes_a_round_leaves_a_sound_shard() -> None:
     shared = SharedShard(Buffered(2))
     survivor = shared.map()
-    survivor.set_living(range(2))
+    set_living(survivor, range(2))
     survivor.push(make_push(ONES, 1))
     with pytest.raises(Death):
-        shared.map(rule=DiesHalfWay()).set_living(range(1))
+        set_living(shared.map(rule=DiesHalfWay()), range(1))
     survivor.check()
-    assert survivor.version == 1
-    standing = survivor.fence(0, 1)
-    assert standing is not None
-    assert standing.whole
+    assert survivor.version == at(1)
+    record = fence(survivor, 0, 1)
+    assert record is not None
+    assert record.whole
 
 
 @pytest.mark.parametrize("incarnation", [1, 2], ids=["same incarnation", "new incarnation"])
@@ -163,7 +165,7 @@ def test_at_every_mark_a_push_that_dies_is_begun_or_not_begun_and_never_applied_
     for writes in itertools.count():
         shared = SharedShard(Buffered(2) if held else Asynchronous())
         survivor = shared.map()
-        survivor.set_living(range(2))
+        set_living(survivor, range(2))
         survivor.push(make_push(ONES, 1, replica=0, incarnation=1, work=Work(1, 0, 1, 8)))
         before = survivor.version
         sequence = 2 if incarnation == 1 else 1
@@ -180,8 +182,8 @@ def test_at_every_mark_a_push_that_dies_is_begun_or_not_begun_and_never_applied_
             reply = None
 
         again = survivor.push(push)
-        standing = survivor.snapshot().standing(replica, incarnation)
-        assert standing is not None
+        record = record_of(survivor.snapshot(), replica, incarnation)
+        assert record is not None
         begun = again.reason == "seen before"
         survivor.check()
         moved = survivor.pushes - (2 if held else 1)
@@ -191,7 +193,7 @@ def test_at_every_mark_a_push_that_dies_is_begun_or_not_begun_and_never_applied_
             total = int(survivor.vectors["round"][0])
         else:
             total = int(-survivor.parameters[0]) - 1
-        whole = standing.whole
+        whole = record.whole
         assert total == 1 or (begun and not whole and total == 0), f"after {writes} writes"
         fates.add((begun, whole))
         if reply is not None:
@@ -209,14 +211,14 @@ def test_stress_with_deaths_anywhere(m: int, seed: int) -> None:
     chance = random.Random(seed)
     shared = SharedShard(Buffered(m))
     survivor = shared.map()
-    survivor.set_living(range(4))
+    set_living(survivor, range(4))
     incarnations, sequences = [1] * 4, [0] * 4
     sure, torn = [0] * 4, [0] * 4
     for _ in range(400):
         r = chance.randrange(4)
         gradient = torch.zeros(ELEMENTS)
         gradient[r] = 1.0
-        version = survivor.version - (chance.random() < 0.1)
+        version = at(survivor.version.updates - (chance.random() < 0.1))
         if chance.random() < 0.1 and sequences[r]:
             push = make_push(gradient, sequences[r], replica=r, incarnation=incarnations[r], version=version)
             assert survivor.push(push).reason == "seen before"
@@ -227,16 +229,16 @@ def test_stress_with_deaths_anywhere(m: int, seed: int) -> None:
         try:
             sure[r] += dying.push(push).verdict.used
         except Death:
-            standing = survivor.fence(r, incarnations[r])
-            if standing is not None and standing.sequence == sequences[r] and standing.verdict.used:
-                sure[r] += standing.whole
-                torn[r] += not standing.whole
+            record = fence(survivor, r, incarnations[r])
+            if record is not None and record.sequence == sequences[r] and record.verdict.used:
+                sure[r] += record.whole
+                torn[r] += not record.whole
             incarnations[r] += 1
             sequences[r] = 0
             if chance.random() < 0.5:
-                survivor.set_living(range(chance.randrange(1, 5)))
+                set_living(survivor, range(chance.randrange(1, 5)))
         survivor.check()
-    survivor.set_living(range(0))
+    set_living(survivor, range(0))
     assert sum(torn) > 0
     assert survivor.pushes == sum(sure) + sum(torn)
     if m == 1:

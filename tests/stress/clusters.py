@@ -253,7 +253,7 @@ def attempt(seed: int) -> str | None:
                 "the same seed, another trace"
             )
     # Whatever it is, it is this seed's failure, and the next ones are to be run.
-    except (Exception, _TooLongError):  # noqa: BLE001
+    except (Exception, TooLongError):  # noqa: BLE001
         return traceback.format_exc()
     return None
 
@@ -291,13 +291,13 @@ def _guarded(seed: int) -> str | None:
         signal.alarm(0)
 
 
-class _TooLongError(BaseException):
+class TooLongError(BaseException):
     """What nobody on the way takes for an error that can be mended."""
 
 
 def too_long(*_: object) -> None:
     """Raise what ends a cluster that takes for ever."""
-    raise _TooLongError(f"no end after {_LONGEST_S} s")
+    raise TooLongError(f"no end after {_LONGEST_S} s")
 
 
 def main() -> int:

@@ -179,7 +179,9 @@ def a_released_portion_is_leased_twice() -> Iterator[None]:
 
     def again(self: Ledger, released: Any) -> Any:
         lease = inner(self, released)
-        self._released.append(released)
+        if released.number >= 0:
+            # Once only: a portion without end would never let the run end.
+            self._released.append(released._replace(number=-1))
         return lease
 
     with _patch(Ledger, "_again", again):
@@ -320,6 +322,8 @@ def found(name: str, seed: int) -> bool:
     try:
         with BUGS[name]():
             return clusters.attempt(seed) is not None
+    except clusters.TooLongError:
+        return True
     finally:
         signal.alarm(0)
 

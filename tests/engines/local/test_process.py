@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 from distbelief.engines.local.process import Workers
@@ -19,7 +20,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_processes_that_nobody_took_end_with_the_block() -> None:
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         workers.start(2)
         taken = workers.take()
         (left,) = workers._idle
@@ -33,7 +34,7 @@ def test_processes_that_nobody_took_end_with_the_block() -> None:
 
 
 def test_a_stopped_process_is_known_as_such() -> None:
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         process = workers.take()
         os.kill(process.pid, signal.SIGSTOP)
         deadline = time.monotonic() + 10
@@ -53,7 +54,7 @@ def ignores(pid: int, number: signal.Signals) -> bool:
 
 def test_a_worker_leaves_requests_to_its_controller_and_ends_with_it() -> None:
     """However the run was started, and before it has a job: neither Ctrl-C nor the end of a terminal ends a worker."""
-    with Workers() as workers:
+    with closing(Workers()) as workers:
         process = workers.take()
         assert os.getsid(process.pid) == process.pid
         deadline = time.monotonic() + 60

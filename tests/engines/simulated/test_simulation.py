@@ -420,11 +420,62 @@ def test_an_error_in_the_users_model_shows_its_own_frames(tmp_path: Path) -> Non
             raise ZeroDivisionError("of the user's own")
         return nn.functional.cross_entropy(prediction, target)
 
-    with pytest.raises(UserCodeError, match=r"replica \d failed with ZeroDivisionError: of the user's own") as caught:
+    with pytest.raises(
+        UserCodeError, match="replicas failed twice with ZeroDivisionError: of the user's own"
+    ) as caught:
         run(tmp_path, task=problems.task(loss=broken_loss))
     assert "in broken_loss" in str(caught.value)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError), "as a debugger wants it"
     assert (tmp_path / "run-0" / "model.safetensors").exists()
+    told = [died["error"] for died in events(tmp_path / "run-0", "died")]
+    assert told.count("ZeroDivisionError: of the user's own") >= 2
+
+
+def test_an_error_that_comes_once_costs_a_replica_and_no_example(tmp_path: Path) -> None:
+    """As on the local engine: the replica is replaced."""
+    calls = 0
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise ZeroDivisionError("of the user's own")
+        return nn.functional.cross_entropy(prediction, target)
+
+    done = run(tmp_path, task=problems.task(loss=loss))
+    (died,) = events(done, "died")
+    assert (died["status"], died["error"]) == (1, "ZeroDivisionError: of the user's own")
+    assert done.summary["restarts"] == 1
+    assert total(done) == 3 * EXAMPLES
+
+
+def test_a_replica_that_is_cut_off_for_long_is_replaced_and_no_example_is_lost(tmp_path: Path) -> None:
+    """Nobody tells of its end: it is held to be dead when it has said nothing for half a minute."""
+    done = run(tmp_path, db.Cut(0.5, 100.0, ("replica 1",)), epochs=30)
+    died = events(done, "died")
+    assert [(d["replica"], d["incarnation"]) for d in died] == [(1, 1)]
+    assert 30 < died[0]["seconds"] < 60
+    assert total(done) == 30 * EXAMPLES
+
+
+def test_messages_that_come_twice_or_late_keep_nobody_waiting(tmp_path: Path) -> None:
+    """Where none are lost, no call is made again: each must be answered the first time."""
+    for seed in range(4):
+        network = db.Network(latency=db.Exponential(0.1), duplication=0.5, reordering=0.5)
+        assert total(run(tmp_path, network=network, seed=seed)) == 3 * EXAMPLES
+
+
+def test_rounds_are_not_waited_for_with_who_died_before_they_began(tmp_path: Path) -> None:
+    for seed in range(4):
+        done = run(
+            tmp_path,
+            db.Death("replica 2", 0.01, None),
+            method={"admission": db.Buffered(3)},
+            network=db.Network(latency=db.Exponential(1.0)),
+            compute=0.1,
+            seed=seed,
+            epochs=1,
+        )
+        assert total(done) == EXAMPLES
 
 
 def test_gradients_that_stay_without_a_number_end_the_run(tmp_path: Path) -> None:

@@ -4,16 +4,17 @@ import pytest
 
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import InvariantViolated
-from distbelief.ports import Push, Reply, Verdict, Work
+from distbelief.ports import ORIGIN, Push, Reply, Verdict, Work
 from distbelief.server.admission import Admission, Asynchronous, Bounded, Buffered
 from distbelief.server.register import SEEN
+from tests.shards import at
 
 
 def pushed(trace: Trace, sequence: int = 1, *, shard: int = 0, incarnation: int = 1, **reply: object) -> None:
     """Tell of a push of replica 0 with four examples, and of its answer."""
-    answer: dict[str, object] = {"verdict": Verdict.APPLIED, "reason": "", "staleness": 0, "version": 1, "at_least": 0}
-    push = Push(0, incarnation, sequence, 0, Work(1, 0, 1, 4), (), ())
-    trace.pushed(shard, push, Reply(**answer | reply))  # type: ignore[arg-type]
+    answer: dict[str, object] = {"verdict": Verdict.APPLIED, "reason": "", "staleness": 0, "version": at(1)}
+    push = Push(0, incarnation, sequence, ORIGIN, Work(1, 0, 1, 4), (), ())
+    trace.pushed(shard, push, Reply(at_least=ORIGIN, **answer | reply))  # type: ignore[arg-type]
 
 
 def test_equal_happenings_have_equal_digests_and_others_another() -> None:
@@ -69,11 +70,19 @@ def test_nothing_is_used_of_the_dead() -> None:
 
 def test_versions_only_grow_at_each_shard() -> None:
     trace = Trace(Asynchronous())
-    trace.saw(0, 3)
-    trace.saw(1, 2)
-    trace.saw(0, 3)
-    with pytest.raises(InvariantViolated, match="shard 0 went back from version 3 to 2"):
-        trace.saw(0, 2)
+    trace.saw(0, at(3))
+    trace.saw(1, at(2))
+    trace.saw(0, at(3))
+    with pytest.raises(InvariantViolated, match=r"shard 0 went back from version .*updates=3\) to .*updates=2\)"):
+        trace.saw(0, at(2))
+
+
+def test_a_later_term_is_further_however_few_its_updates() -> None:
+    trace = Trace(Asynchronous())
+    trace.saw(0, at(3))
+    trace.saw(0, at(1, term=1))
+    with pytest.raises(InvariantViolated, match=r"went back from version .*term=1, .* to .*term=0, "):
+        trace.saw(0, at(9))
 
 
 @pytest.mark.parametrize(("admission", "allowed"), [(Bounded(2), 2), (Buffered(2), 0)])
@@ -112,10 +121,10 @@ def test_after_a_shard_went_back_its_account_is_not_known() -> None:
 
 def test_a_new_life_begins_with_nothing_used_and_the_digest_goes_on() -> None:
     trace = Trace(Asynchronous())
-    pushed(trace, version=5)
+    pushed(trace, version=at(5))
     before = trace.digest
     trace.begin_life()
     trace.check(used=0, partial=0)
-    pushed(trace, version=1)
+    pushed(trace, version=at(1))
     trace.check(used=4, partial=0)
     assert trace.digest != before

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from distbelief.allocation import Account
 from distbelief.downpour.ledger import Ledger
-from distbelief.downpour.ledger_state import Account, LedgerState, Portion
+from distbelief.downpour.ledger_state import LedgerState, Portion
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Outcome, Verdict
 
