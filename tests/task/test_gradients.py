@@ -181,15 +181,19 @@ def test_a_sparse_gradient_becomes_dense() -> None:
     assert tensor.shape == (10, 3)
 
 
-def test_a_loss_that_is_a_sum_and_a_weight_is_divided() -> None:
+def test_a_loss_that_is_a_sum_keeps_its_weight_until_it_is_applied() -> None:
     def weighted(prediction: Tensor, target: Tensor) -> tuple[Tensor, int]:
         return nn.functional.mse_loss(prediction, target, reduction="sum"), prediction.numel()
 
     plain = ask(source_of(regression(lambda: nn.Linear(6, 3))))
     summed = ask(source_of(Task(lambda: nn.Linear(6, 3), weighted, train=(X, Y))))
     assert summed.loss.item() == pytest.approx(plain.loss.item())
+    assert plain.weight is None
+    assert summed.weight is not None
     for a, b in zip(plain.tensors, summed.tensors, strict=True):
-        torch.testing.assert_close(a, b)
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a, b / summed.weight)
 
 
 @pytest.mark.parametrize(

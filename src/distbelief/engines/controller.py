@@ -94,11 +94,6 @@ class Controller:
             times.append(self.watch.began + self._limit - self.watch.before)
         return min(times)
 
-    @property
-    def has_latecomers(self) -> bool:
-        """Whether `tick` will end replicas that are still starting, since there is no more work."""
-        return self.allocator.finished and any(slot.alive and slot.state == "starting" for slot in self.slots)
-
     def waits(self, replica: int) -> bool:
         """Whether a replica has nothing to do until it is given work."""
         return self._leases.waits(replica) and replica not in self.allocator.holders
@@ -152,11 +147,12 @@ class Controller:
         fenced = partial(self._outstanding.when_still, self._fenced, slot, status, how, now)
         self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
 
-    def gone(self, replica: int) -> None:
+    def gone(self, now: float, replica: int) -> None:
         """A replica that was to be started will never be there."""
         slot = self.slots[replica]
-        slot.alive, slot.state = False, "dead"
+        slot.never_came()
         self.allocator.leave(replica)
+        self._outstanding.when_still(self._grant, now)
 
     def returned(self, shard: int) -> None:
         """A shard's machine is back, without the shard."""
@@ -202,9 +198,7 @@ class Controller:
                 self._kill(slot)
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
-        if self.allocator.finished:
-            self._dismiss_latecomers()
-        elif self.stopped_by is None:
+        if self.stopped_by is None and not self.allocator.finished:
             seconds = self.watch.seconds(now)
             evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
             if evaluate:
@@ -278,6 +272,8 @@ class Controller:
             known = partial(self._living_known, command.number)
             self._actions.append(self._outstanding.execute(command, known))
         self._send_granted(now)
+        if self.allocator.finished:
+            self._dismiss_latecomers()
 
     def _living_known(self, number: int, now: float, answers: Sequence[Answer]) -> None:
         self._leases.obeyed(number)

@@ -199,7 +199,7 @@ class LocalDriver:
         try:
             process = self._workers.take()
         except OSError as error:
-            self._controller.gone(replica)
+            self._controller.gone(time.monotonic(), replica)
             failure: DistBeliefError = WorkerDied(f"no process could be started for replica #{replica}: {error}")
             failure.__cause__ = error
             self._controller.fail(time.monotonic(), failure)

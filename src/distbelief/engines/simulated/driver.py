@@ -31,7 +31,7 @@ from distbelief.engines.simulated.machines import ReplicaMachine
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
-from distbelief.ports import Answer, Outcome, Snapshot
+from distbelief.ports import Answer, Lease, Outcome, Snapshot
 from distbelief.run.prepare import Prepared
 from distbelief.server import host
 from distbelief.server.block import in_pushes
@@ -80,8 +80,8 @@ class SimulatedDriver:
         self._shared = SharedModule(prepared, self._board)
         self._before = self._controller.allocator.total
         self._held_before: int = 0 if prepared.resumed is None else prepared.resumed.state.examples
-        self._replies: dict[tuple[int, int, str], host.Answer] = {}
-        """How to answer the newest request of each incarnation and kind."""
+        self._replies: dict[tuple[str, int, int, int], host.Answer] = {}
+        """How to answer a request: by its kind, the replica, the incarnation, and its number."""
         self._over: asyncio.Future[Death | None]
         self._armed = math.inf
         self._steps = 0
@@ -194,8 +194,6 @@ class SimulatedDriver:
         while taken := controller.take():
             for action in taken:
                 self._do(action)
-            if controller.has_latecomers:
-                self._tick()
         if controller.over and not self._over.done():
             if not controller.allocator.finished:
                 why = f"no progress is possible after {self._now:g} s: every replica is dead for good"
@@ -208,10 +206,9 @@ class SimulatedDriver:
     def _do(self, action: actions.Action) -> None:
         match action:
             case Granted(replica, incarnation, number, lease):
-                self._trace.note("lease", replica, incarnation, lease.number if lease else "none")
-                self._replies[replica, incarnation, "lease"](lease, SMALL)
+                self._reply(("lease", replica, incarnation, number), lease, str(lease.number if lease else "none"))
             case actions.Acknowledge(replica, incarnation, number):
-                self._replies[replica, incarnation, "done"](None, SMALL)
+                self._reply(("done", replica, incarnation, number), None)
             case actions.Execute(number, command):
                 self._execute(number, [command] * len(self._shards.hosts))
             case actions.TakeSnapshots(number):
@@ -231,6 +228,12 @@ class SimulatedDriver:
                 self._board.stop()
             case _:
                 self._keep(action)
+
+    def _reply(self, request: tuple[str, int, int, int], reply: Lease | None, *what: str) -> None:
+        """Answer a request; one that has come twice meanwhile is answered once."""
+        if (answer := self._replies.pop(request, None)) is not None:
+            answer(reply, SMALL)
+        self._trace.note_once(*request, *what)
 
     def _keep(self, action: actions.Action) -> None:
         if isinstance(action, actions.Lost):
@@ -257,7 +260,7 @@ class SimulatedDriver:
         comes = self._plan.joins.get(machine.name, 0.0) if death is None else death.over
         machine.expect(incarnation)
         if comes == math.inf:
-            self._controller.gone(machine.replica)
+            self._controller.gone(self._now, machine.replica)
         elif comes > self._now:
             self._at(comes, self._come, machine, incarnation)
         else:
@@ -328,7 +331,7 @@ class SimulatedDriver:
 
     def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
         """A replica's request for work has arrived."""
-        self._replies[replica, incarnation, "lease"] = answer
+        self._replies["lease", replica, incarnation, number] = answer
         self._controller.requested(self._now, replica, incarnation, number)
         self._carry()
 
@@ -336,9 +339,9 @@ class SimulatedDriver:
         self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
     ) -> None:
         """A replica's account of a lease has arrived."""
-        self._replies[replica, incarnation, "done"] = answer
+        self._replies["done", replica, incarnation, number] = answer
         told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
-        self._trace.note("done", replica, incarnation, lease, *told)
+        self._trace.note_once("account", replica, incarnation, lease, *told)
         self._controller.accounted(self._now, replica, incarnation, number, lease, outcomes)
         self._carry()
 

@@ -33,6 +33,7 @@ class Trace:
         self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
         self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._once: set[tuple[str | int, ...]] = set()
         self._living: dict[int, SetLiving] = {}
         self._counts_living = admission.round > 1 or admission.lead is not None
         self._examples = 0
@@ -50,6 +51,12 @@ class Trace:
         self._digest.update(line.encode() + b"\n")
         if self._shown:
             _LOGGER.debug(line)
+
+    def note_once(self, *what: str | int) -> None:
+        """Something happened that may be told again."""
+        if what not in self._once:
+            self._once.add(what)
+            self.note(*what)
 
     def pushed(self, shard: int, push: Push, reply: Reply) -> None:
         """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""
@@ -90,13 +97,13 @@ class Trace:
 
         Raises `InvariantViolated` where these are not those of the newest command.
         """
-        self.note("command", shard, type(command).__name__)
         if isinstance(command, Restore):
             command = command.living
         if isinstance(command, SetLiving) and (
             shard not in self._living or command.number > self._living[shard].number
         ):
             self._living[shard] = command
+            self.note("living", shard, command.number)
         if shard in self._living and living != len(self._living[shard].replicas):
             raise InvariantViolated(f"shard {shard} counts {living} living: it has obeyed what was overtaken")
 
@@ -128,7 +135,7 @@ class Trace:
         """A controller begins, with shards and incarnations of its own."""
         self._examples = 0
         self._restored = False
-        for kept in (self._used, self._counted, self._versions, self._fenced, self._living):
+        for kept in (self._used, self._counted, self._versions, self._fenced, self._living, self._once):
             kept.clear()
 
     def check(self, used: int, partial: int) -> None:
