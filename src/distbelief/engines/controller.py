@@ -73,8 +73,6 @@ class Controller:
         self._outstanding = Outstanding()
         self._actions: list[actions.Action] = []
 
-    # What is seen
-
     def take(self) -> list[actions.Action]:
         """What is to be done now."""
         taken, self._actions = self._actions, []
@@ -290,8 +288,6 @@ class Controller:
                 if slot.replica not in self.allocator.holders:
                     slot.leave_by(now + LEAVE_S)
             self._actions.append(granted)
-
-    # Checkpoints
 
     def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:
         """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
