@@ -61,6 +61,9 @@ class Recorded:
         self._note("pushed", reply, self._shard)
         return reply
 
+    def moving(self) -> bool:
+        return False
+
     async def execute(self, command: Command) -> Answer:
         return await self._inner.execute(command)
 

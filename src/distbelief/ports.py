@@ -220,6 +220,9 @@ class ShardLink(Protocol):
     async def execute(self, command: Command) -> Answer:
         """Have a command of the controller's obeyed."""
 
+    def moving(self) -> bool:
+        """Whether bytes of a call are under way: then it makes no sense to give the call up."""
+
 
 class WorkSource(Protocol):
     """Where a replica gets its portions of the data."""

@@ -259,6 +259,9 @@ class Watched:
         self.pushes.append(push)
         return Reply(Verdict.HELD, "held", 0, at(10), self.at_least)
 
+    def moving(self) -> bool:
+        return False
+
     async def execute(self, command: Command) -> Answer:
         raise NotImplementedError
 

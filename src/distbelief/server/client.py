@@ -181,7 +181,7 @@ class Client:
 
         async def one(shard: int) -> None:
             part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
-            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
+            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least), link.moving)
             self.fetched_bytes += part.nbytes
 
         awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
@@ -211,7 +211,7 @@ class Client:
             link = self.links[shard]
             version = parcel.versions[shard]
             push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, parcel.weight)
-            replies[shard] = await insist(self._patience, lambda: link.push(push))
+            replies[shard] = await insist(self._patience, lambda: link.push(push), link.moving)
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
         await self._at_each(self._turn, one)

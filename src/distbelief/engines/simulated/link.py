@@ -64,6 +64,10 @@ class SimulatedLink:
         answer: Answer = await self._call(SMALL, lambda answer: host.execute(command, answer))
         return scatter(answer, command) if isinstance(command, Capture) else answer
 
+    def moving(self) -> bool:
+        """Whether bytes are on their way to the shard or back."""
+        return self._wire.moving(self._machine, self._target)
+
     async def _call(self, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
         return await call(self._wire, self._machine, self._target, nbytes, serve)
 
