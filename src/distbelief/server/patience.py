@@ -46,6 +46,8 @@ def _extended(limit: asyncio.Timeout, seconds: float, moving: Callable[[], bool]
 
     def look() -> None:
         nonlocal timer
+        if limit.expired():
+            return
         if moving():
             limit.reschedule(loop.time() + seconds)
         timer = loop.call_later(seconds / 2, look)
