@@ -21,7 +21,7 @@ it), and:
 """
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -50,7 +50,7 @@ class Status:
     examples_per_second: float = 0.0
     fraction: float = 0.0
     """How much of the run is over."""
-    replicas: tuple[ReplicaStatus, ...] = field(default_factory=tuple)
+    replicas: tuple[ReplicaStatus, ...] = ()
 
     @property
     def remaining_s(self) -> float | None:
@@ -62,8 +62,9 @@ def how_ended(status: int) -> str:
     """The end of a process in words, by its exit status: negative for a signal."""
     if status >= 0:
         return f"exit code {status}"
-    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
-    return f"{signal.Signals(-status).name}{hint}"
+    if -status == signal.SIGKILL:
+        return "SIGKILL: the machine may be out of memory"
+    return next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
 
 
 class Observer(Protocol):
