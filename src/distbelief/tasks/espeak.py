@@ -5,7 +5,7 @@ espeak-ng is GPL, and an optional extra: `pip install "distbelief[speech]"` brin
 also what makes a corpus exact: the library carries hidden state from one utterance to the next, so the same text sounds
 the same to the bit only when a fresh process has spoken the same texts before.
 
-1. The child says hello with a JSON line: `{"rate": samples per second, "version": espeak-ng's}`.
+1. The child says hello with a JSON line: `{"rate": samples per second}`.
 2. It reads one request a line: the fields of `Utterance` as JSON.
 3. It answers each with a JSON line, `{"bytes": n, "phonemes": [[name, first sample], ...]}`, and n bytes of samples,
    16 bits each in the machine's byte order.
@@ -13,8 +13,6 @@ the same to the bit only when a fresh process has spoken the same texts before.
 
 This file imports the standard library only, because the child runs it without the package.
 """
-
-from __future__ import annotations
 
 import ctypes
 import importlib.metadata
@@ -24,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import IO, Any, Self
 
 # From espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
@@ -81,10 +79,7 @@ def release() -> str:
 
 
 class Synthesiser:
-    """A child process that speaks. Use it as a context: leaving it ends the child.
-
-    `rate` is in samples per second, `version` is espeak-ng's own.
-    """
+    """A child process that speaks. Use it as a context: leaving it ends the child. `rate` is in samples per second."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdin is not None
@@ -92,12 +87,10 @@ class Synthesiser:
         self._child = child
         self._requests: IO[bytes] = child.stdin
         self._answers: IO[bytes] = child.stdout
-        hello = self._line()
-        self.rate = int(hello["rate"])
-        self.version = str(hello["version"])
+        self.rate = int(self._line()["rate"])
 
     @classmethod
-    def start(cls) -> Synthesiser:
+    def start(cls) -> Self:
         """Starts the child. Raises `Fell` if the library does not work here."""
         import espeakng_loader
 
@@ -105,7 +98,7 @@ class Synthesiser:
         command = [sys.executable, "-I", __file__, espeakng_loader.get_library_path(), espeakng_loader.get_data_path()]
         return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
 
-    def __enter__(self) -> Synthesiser:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,20 +148,13 @@ class Synthesiser:
 # From here on, the child's side.
 
 
-class _Identifier(ctypes.Union):
-    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
 class _Event(ctypes.Structure):
+    """An `espeak_EVENT`; of what its last field may hold, a phoneme's name."""
+
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
+        *((name, ctypes.c_int) for name in "type identifier text_position length audio_position sample".split()),
         ("user_data", ctypes.c_void_p),
-        ("id", _Identifier),
+        ("name", ctypes.c_char * 8),
     )
 
 
@@ -177,13 +163,10 @@ class _Library:
 
     def __init__(self, library: str, voices: str) -> None:
         self._library = ctypes.CDLL(library)
-        self.rate = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, os.fsencode(voices), _PHONEME_EVENTS | _DO_NOT_EXIT
-        )
+        options = _PHONEME_EVENTS | _DO_NOT_EXIT
+        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(voices), options)
         if self.rate <= 0:
             raise SystemExit(f"espeak-ng could not start with the voices of {voices}")
-        self._library.espeak_Info.restype = ctypes.c_char_p
-        self.version = self._library.espeak_Info(None).decode()
         self._samples: list[bytes] = []
         self._phonemes: list[tuple[str, int]] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
@@ -197,7 +180,7 @@ class _Library:
         index = 0
         while events[index].type:  # the list ends with an event of type 0
             if events[index].type == _PHONEME:
-                name = events[index].id.string.decode(errors="replace").lstrip(_STRESS)
+                name = events[index].name.decode(errors="replace").lstrip(_STRESS)
                 self._phonemes.append((name, events[index].sample))
             index += 1
         return 0
@@ -222,7 +205,7 @@ def _serve(library: str, voices: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     voice = _Library(library, voices)
-    answers.write(json.dumps({"rate": voice.rate, "version": voice.version}).encode() + b"\n")
+    answers.write(json.dumps({"rate": voice.rate}).encode() + b"\n")
     answers.flush()
     for line in sys.stdin.buffer:
         speech = voice.speak(Utterance(**json.loads(line)))

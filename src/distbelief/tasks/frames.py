@@ -1,7 +1,5 @@
 """The examples of a corpus: windows of eleven frames, cut where they lie and never stored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 
