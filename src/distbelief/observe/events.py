@@ -21,6 +21,7 @@ it), and:
 """
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +66,14 @@ def how_ended(status: int) -> str:
     if -status == signal.SIGKILL:
         return "SIGKILL: the machine may be out of memory"
     return next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
+
+
+def died_of(event: Mapping[str, Any]) -> str:
+    """What a replica died of, in a line, by the event that tells of its death, whatever stands in it."""
+    error, status = event.get("error"), event.get("status")
+    if isinstance(error, str) and error.strip():
+        return error.strip().splitlines()[0]
+    return how_ended(status) if isinstance(status, int) else "unknown"
 
 
 class Observer(Protocol):

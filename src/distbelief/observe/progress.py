@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distbelief.observe.events import Observer, ReplicaStatus, Status, how_ended
+from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -77,9 +77,8 @@ def _each(replicas: Sequence[ReplicaStatus]) -> str:
     """How fast and how stale replicas are; of many, the least and the most."""
     if len(replicas) <= _SHOWN:
         return "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in replicas)
-    return (
-        f"each {_range(r.examples_per_second for r in replicas)}/s, staleness {_range(r.staleness for r in replicas)}"
-    )
+    speeds, staleness = (r.examples_per_second for r in replicas), (r.staleness for r in replicas)
+    return f"each {_range(speeds)}/s, staleness {_range(staleness)}"
 
 
 def _range(values: Iterable[float]) -> str:
@@ -108,12 +107,10 @@ def _drawn(status: Status) -> RenderableType:
 
 def headline(status: Status) -> str:
     """One line on how a run stands."""
-    parts = [f"epoch {status.epoch:.2f}", f"{status.examples:,} examples", f"{status.examples_per_second:,.0f}/s"]
-    if status.loss is not None:
-        parts.append(f"loss {status.loss:.4f}")
-    if status.remaining_s is not None:
-        parts.append(f"{_clock(status.remaining_s)} left")
-    return "  ".join(parts)
+    loss = "" if status.loss is None else f"  loss {status.loss:.4f}"
+    left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
+    speed = f"{status.examples_per_second:,.0f}/s"
+    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:
@@ -133,7 +130,9 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             numbers = {k: v for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")}
             return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
         case "died":
-            return f"replica #{content['replica']} died ({_why(content)}); what it held is leased again"
+            why = died_of(content)
+            why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
+            return f"replica #{content['replica']} died ({why}); what it held is leased again"
         case "machine":
             return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
         case "stopped":
@@ -150,10 +149,10 @@ def _started(content: dict[str, Any]) -> str:
         "; the test set chooses, since there is no validation set": content["chosen_by"] == "test",
         f"\nthis CPU has no {content['precision']} instructions: float32 is far faster": content["emulated"],
     }
-    return (
-        f"{count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {count(content['shards'], 'shard')}, "
-        f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
-    ) + "".join(remark for remark, holds in remarks.items() if holds)
+    replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
+    size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
+    remarked = "".join(remark for remark, holds in remarks.items() if holds)
+    return f"{replicas}{gpus and f' on {gpus}'}, {shards}, {size}{remarked}"
 
 
 def _resumed(content: dict[str, Any]) -> str:
@@ -168,18 +167,8 @@ def _resumed(content: dict[str, Any]) -> str:
 
 def told(metrics: dict[str, float]) -> str:
     """Metrics in a line; the test set's are left out where they are those of the set that chooses."""
-    return "  ".join(
-        f"{name} {value:.4f}"
-        for name, value in metrics.items()
-        if not (name.startswith("test_") and metrics.get(name.removeprefix("test_")) == value)
-    )
-
-
-def _why(content: dict[str, Any]) -> str:
-    if content["error"]:
-        line = str(content["error"]).splitlines()[0]
-        return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
-    return how_ended(content["status"])
+    repeated = {f"test_{name}" for name, value in metrics.items() if metrics.get(f"test_{name}") == value}
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in repeated)
 
 
 def count(number: int, noun: str) -> str:

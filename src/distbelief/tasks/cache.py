@@ -71,12 +71,8 @@ def _make(folder: Path, made_from: Mapping[str, Any], make: Callable[[Path], Map
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        manifest = {
-            "format": FORMAT,
-            "made_from": made_from,
-            "content": make(unfinished),
-            "files": {path.name: _sum(path) for path in sorted(unfinished.iterdir())},
-        }
+        manifest = {"format": FORMAT, "made_from": made_from, "content": make(unfinished)}
+        manifest["files"] = {path.name: _sum(path) for path in sorted(unfinished.iterdir())}
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if folder.exists():
             shutil.rmtree(folder)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -71,22 +72,14 @@ def provide(recipe: Recipe, progress: bool | cache.Tell = True) -> Path:
     `DataError` if it does not work or the cache cannot be written.
     """
     words = _words()
-    made_from = {
-        "format": _FORMAT,
-        "hours": float(recipe.hours),
-        "seed": recipe.seed,
-        "words": _digest(*words),
-        "voices": _release_of_voices(),
-    }
+    made_from: dict[str, Any] = {"format": _FORMAT, "hours": float(recipe.hours), "seed": recipe.seed}
+    made_from |= {"words": _digest(*words), "voices": _release_of_voices()}
     folder = user_cache_path("distbelief") / f"speech-{recipe.hours:g}h-{_digest(*map(str, made_from.values()))[:12]}"
     with display(progress) as tell:
-        message = (
-            f"making {recipe.hours:g} hour{'s' * (recipe.hours != 1)} of synthetic speech, once, in {folder.parent}"
-        )
+        hours = f"{recipe.hours:g} hour{'s' * (recipe.hours != 1)}"
+        done = partial(tell, f"making {hours} of synthetic speech, once, in {folder.parent}")
         try:
-            return cache.provide(
-                folder, made_from, lambda at: _make(at, recipe, words, lambda done: tell(message, done)), tell
-            )
+            return cache.provide(folder, made_from, partial(_make, recipe, words, done), tell)
         except Fell as error:
             raise DataError(f"espeak-ng could not speak ({error}): reinstall the wheel espeakng-loader") from error
 
@@ -108,7 +101,7 @@ def _release_of_voices() -> str:
         raise TaskError('synthetic speech needs the espeak-ng library: pip install "distbelief[speech]"') from error
 
 
-def _make(folder: Path, recipe: Recipe, words: list[str], done: Callable[[float], None]) -> dict[str, Any]:
+def _make(recipe: Recipe, words: list[str], done: Callable[[float], None], folder: Path) -> dict[str, Any]:
     """Fill the folder. Returns its content for the manifest."""
     wanted, seconds = recipe.hours * 3600, 0.0
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}

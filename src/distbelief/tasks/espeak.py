@@ -7,13 +7,14 @@ the same to the bit only when a fresh process has spoken the same texts before.
 
 1. The child says hello with a JSON line: `{"rate": samples per second}`.
 2. It reads one request a line: the fields of `Utterance` as JSON.
-3. It answers each with a JSON line, `{"bytes": n, "phonemes": [[name, first sample], ...]}`, and n bytes of samples,
+3. It answers each with a JSON line, `{"samples": text, "phonemes": [[name, first sample], ...]}`: samples are base64 of
    16 bits each in the machine's byte order.
 4. It ends when its input ends.
 
 This file imports the standard library only, because the child runs it without the package.
 """
 
+import base64
 import ctypes
 import importlib.metadata
 import json
@@ -125,11 +126,8 @@ class Synthesiser:
             raise Fell(self._last_words()) from error
 
     def _answer(self) -> Speech:
-        head = self._line()
-        samples = self._answers.read(head["bytes"])
-        if len(samples) < head["bytes"]:
-            raise Fell(self._last_words())
-        return Speech(samples, [(name, start) for name, start in head["phonemes"]])
+        answer = self._line()
+        return Speech(base64.b64decode(answer["samples"]), [(name, start) for name, start in answer["phonemes"]])
 
     def _line(self) -> dict[str, Any]:
         line = self._answers.readline()
@@ -205,13 +203,15 @@ def _serve(library: str, voices: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     voice = _Library(library, voices)
-    answers.write(json.dumps({"rate": voice.rate}).encode() + b"\n")
-    answers.flush()
+
+    def tell(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    tell({"rate": voice.rate})
     for line in sys.stdin.buffer:
         speech = voice.speak(Utterance(**json.loads(line)))
-        head = {"bytes": len(speech.samples), "phonemes": speech.phonemes}
-        answers.write(json.dumps(head).encode() + b"\n" + speech.samples)
-        answers.flush()
+        tell({"samples": base64.b64encode(speech.samples).decode(), "phonemes": speech.phonemes})
 
 
 if __name__ == "__main__":

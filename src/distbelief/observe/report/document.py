@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from distbelief.observe.report.picture import MARK, Picture
+from distbelief.observe.report.output import MARK
+from distbelief.observe.report.picture import Picture
 
 _SEEN = 30
 """Letters of a cell that are seen on any screen."""

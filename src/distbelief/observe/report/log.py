@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from distbelief.observe.events import how_ended
+from distbelief.observe.events import died_of
 
 Event = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -83,11 +83,6 @@ class Process:
     died_of: str | None = None
     """None for one that was there to the end of its life."""
 
-    @property
-    def end(self) -> float:
-        """When it ended; of one that did not, never."""
-        return math.inf if self.ended is None else self.ended
-
 
 @dataclass
 class Outage:
@@ -114,9 +109,9 @@ class Life:
     """Seconds by which the lives before were ahead of this one's beginning, all together."""
 
     @property
-    def dead(self) -> list[Process]:
-        """Those that died."""
-        return [process for process in self.processes if process.died_of is not None]
+    def deaths(self) -> list[tuple[float, Process]]:
+        """When processes died, and which."""
+        return [(p.ended, p) for p in self.processes if p.died_of is not None and p.ended is not None]
 
     def clock(self, seconds: float | None) -> float:
         """A time of this life, None for its end, on a clock that never goes back: what was lost is counted."""
@@ -266,7 +261,7 @@ def _enter(life: Life, event: Event, seconds: float) -> None:
         # Its beginning stood in a line that could not be read.
         same = [Process(replica, incarnation, life.began)]
         life.processes += same
-    same[-1].ended, same[-1].died_of = seconds, _cause(event)
+    same[-1].ended, same[-1].died_of = seconds, died_of(event)
 
 
 def _note_machine(life: Life, event: Event, seconds: float) -> None:
@@ -278,11 +273,3 @@ def _note_machine(life: Life, event: Event, seconds: float) -> None:
         if event.get("there") is True and outage.machine == machine and outage.ended is None:
             # What resumes a run has a clock that goes back.
             outage.ended = max(seconds, outage.began)
-
-
-def _cause(event: Event) -> str:
-    """What a replica died of, in a line."""
-    error, status = event.get("error"), event.get("status")
-    if isinstance(error, str) and error.strip():
-        return error.strip().splitlines()[0]
-    return how_ended(status) if isinstance(status, int) else "unknown"

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from distbelief.observe.report.curves import curves_of, overlays
+from distbelief.observe.report import curves, replicas
 from distbelief.observe.report.document import document, gallery, several, table
 from distbelief.observe.report.figures import came_to, settings_of
 from distbelief.observe.report.picture import Picture
 from distbelief.observe.report.record import Record
-from distbelief.observe.report.replicas import replacement, speeds_of, timeline_of
 from distbelief.observe.report.staleness import staleness_of
 
 _DEATHS = 200
@@ -66,16 +65,16 @@ def _run(record: Record) -> tuple[str, list[Picture]]:
         "This run ended with a failure.": record.summary.get("stopped_by") == "failure",
         f"Lines of events.jsonl that could not be read, and are left out: {record.log.unread:,}.": record.log.unread,
     }
-    curves, left_out = curves_of(record)
-    staleness, speeds, timeline = staleness_of(record), speeds_of(record), timeline_of(record)
+    lines, left_out = curves.curves_of(record)
+    staleness, speeds, timeline = staleness_of(record), replicas.speeds_of(record), replicas.timeline_of(record)
     missing = {
-        "There is no curve: neither an evaluation nor progress was told of.": not curves,
+        "There is no curve: neither an evaluation nor progress was told of.": not lines,
         _too_many(left_out): left_out,
         "There is no histogram of staleness: it is written when a run ends, and counts used pushes.": not staleness,
         "There is no time line: of no replica is it told that it died, came late or was replaced.": not timeline,
         "There is no picture of speeds: progress was told of less than twice.": not speeds,
     }
-    drawn = [picture for picture in (*curves, staleness, *speeds, timeline) if picture is not None]
+    drawn = [picture for picture in (*lines, staleness, *speeds, timeline) if picture is not None]
     told = ((several("dt", [name]), several("dd", [figure])) for name, figure in came_to(record).items())
     figures = "".join(f"<div>{name}{figure}</div>" for name, figure in told)
     return (
@@ -108,10 +107,10 @@ def _lives(record: Record) -> str:
 def _deaths(record: Record) -> str:
     rows = []
     for place, life in enumerate(record.log.lives, start=1):
-        for process in sorted(life.dead, key=lambda dead: dead.end):
-            heir = replacement(life, process)
-            after = f"incarnation {heir.incarnation}, after {heir.began - process.end:,.1f} s" if heir else "nobody"
-            who = [f"{process.end:,.2f}", f"#{process.replica}", str(process.incarnation), str(process.died_of), after]
+        for ended, process in sorted(life.deaths, key=lambda death: death[0]):
+            heir = replicas.replacement(life, process)
+            after = f"incarnation {heir.incarnation}, after {heir.began - ended:,.1f} s" if heir else "nobody"
+            who = [f"{ended:,.2f}", f"#{process.replica}", str(process.incarnation), str(process.died_of), after]
             rows.append([str(place), *who])
     if not rows:
         return ""
@@ -137,7 +136,7 @@ def _settings(record: Record) -> str:
 
 def _comparison(records: Sequence[Record], pictures: dict[str, Picture]) -> str:
     """How runs compare, after links to each of them; `pictures` gets what is drawn of them together."""
-    drawn, left_out = overlays(records)
+    drawn, left_out = curves.overlays(records)
     _name(pictures, drawn, "comparison-")
     names = [f"{place}. {record.name}" for place, record in enumerate(records, start=1)]
     links = "".join(f'<li><a href="#run-{place}">{escape(name)}</a></li>' for place, name in enumerate(names, start=1))

@@ -17,9 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from distbelief.observe.report.log import Floats
+from distbelief.observe.report.output import MARK
 
-MARK = "distbelief report"
-"""Stands in every file of a report, so that one report replaces another, and nothing else."""
 WIDTH_IN = 4.5
 DPI = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -53,7 +53,7 @@ class Record:
         """The summary, or as much of it as the log tells."""
         if self.summary:
             return self.summary
-        told: Fields = {"deaths": sum(len(life.dead) for life in self.log.lives)}
+        told: Fields = {"deaths": sum(len(life.deaths) for life in self.log.lives)}
         evaluated, trained = self.log.evaluations[-1:], self.log.losses[-1:]
         if evaluated or trained:
             seconds, examples, updates = max(point.at for point in evaluated + trained)

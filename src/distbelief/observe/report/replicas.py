@@ -126,9 +126,13 @@ def timeline_of(record: Record) -> Picture | None:
     height = min(_TALLEST_IN, 1.5 + 0.17 * max(3, len(told)))
     figure, (panel,) = picture.sheet("replicas over time", height, tag=record.tag)
     size, unit = picture.unit_of(max(life.clock(None) for life in lives if life.processes))
-    thickness = min(7.0, max(1.0, 60 * (height - 1.2) / max(3, len(told))))
+    rows = {replica: row for row, replica in enumerate(told)}
+    drawn = [(life, p) for life, p in processes if p.replica in rows]
+    spans = [(rows[p.replica], life.clock(p.began) / size, life.clock(p.ended) / size, p) for life, p in drawn]
+    _draw_processes(panel, spans, min(7.0, max(1.0, 60 * (height - 1.2) / max(3, len(told)))))
     for life in lives:
-        _draw_life(panel, life, {replica: row for row, replica in enumerate(told)}, size, thickness)
+        for outage in life.outages:
+            panel.axvspan(life.clock(outage.began) / size, life.clock(outage.ended) / size, color=DEATH, alpha=0.25)
     for life in lives[1:]:
         panel.axvline(life.clock(life.began) / size, color=GREY, linestyle="--")
     step = -(-len(told) // _NAMED)
@@ -139,27 +143,19 @@ def timeline_of(record: Record) -> Picture | None:
     panel.set_xlabel(unit)
     panel.xaxis.set_major_formatter(picture.compact)
     _explain(panel, resumed=len(lives) > 1, outages=any(life.outages for life in lives))
-    deaths = count(sum(len(life.dead) for life in lives), "death")
+    deaths = count(sum(len(life.deaths) for life in lives), "death")
     alt = f"Time line of {count(len(told), 'replica')}{picture.within(record.tag)}: {deaths}."
     return Picture("time-line", "replicas over time", _caption(lives, len(everyone) - len(told)), alt, figure)
 
 
-def _draw_life(panel: Axes, life: Life, rows: dict[int, int], size: float, thickness: float) -> None:
-    for colour, is_first in ((COLOURS[0], True), (COLOURS[5], False)):
-        some = [p for p in life.processes if p.replica in rows and (p.incarnation <= 1) == is_first]
-        began, ended = np.reshape([(life.clock(p.began), life.clock(p.ended)) for p in some], (-1, 2)).T / size
-        panel.hlines([rows[p.replica] for p in some], began, ended, colors=colour, linewidth=thickness)
-    panel.plot(
-        [life.clock(p.ended) / size for p in life.dead],
-        [rows[p.replica] for p in life.dead],
-        linestyle="",
-        marker="x",
-        color=DEATH,
-        markersize=min(6.0, max(3.0, thickness + 1)),
-        markeredgewidth=1.6 if thickness > 3 else 1.0,
-    )
-    for outage in life.outages:
-        panel.axvspan(life.clock(outage.began) / size, life.clock(outage.ended) / size, color=DEATH, alpha=0.25)
+def _draw_processes(panel: Axes, spans: Sequence[tuple[int, float, float, Process]], thickness: float) -> None:
+    """A bar from the beginning to the end of each process, on its row, and a cross where it died."""
+    rows, began, ended, processes = zip(*spans, strict=True)
+    colours = [COLOURS[5 if process.incarnation > 1 else 0] for process in processes]
+    panel.hlines(rows, began, ended, colors=colours, linewidth=thickness)
+    deaths = [(end, row) for row, _, end, process in spans if process.died_of is not None]
+    (crosses,) = panel.plot(*np.reshape(deaths, (-1, 2)).T, linestyle="", marker="x", color=DEATH)
+    crosses.set(markersize=min(6.0, max(3.0, thickness + 1)), markeredgewidth=1.6 if thickness > 3 else 1.0)
 
 
 def _explain(panel: Axes, *, resumed: bool, outages: bool) -> None:
