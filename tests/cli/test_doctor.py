@@ -14,9 +14,9 @@ HERE = Path("/runs")
 @pytest.mark.parametrize(
     ("finding", "told"),
     [
-        (doctor.python("3.12.1", "3.11"), "3.12.1"),
-        (doctor.torch("2.13.0+cpu", "2.6"), "2.13.0+cpu"),
-        (doctor.torch("2.10.0a0+git1", "2.6"), "2.10"),
+        (doctor.release("python", "3.12.1", "3.11"), "3.12.1"),
+        (doctor.release("torch", "2.13.0+cpu", "2.6"), "2.13.0+cpu"),
+        (doctor.release("torch", "2.10.0a0+git1", "2.6"), "2.10"),
         (doctor.processors(8, 8, None, None), "8 cores"),
         (doctor.processors(2, 8, 2.0, "4"), "2 of 8 cores"),
         (doctor.processors(1, 1, None, None), "1 core"),
@@ -66,10 +66,10 @@ def test_what_can_be_trained_with_but_could_be_better(finding: Verdict, mend: st
 @pytest.mark.parametrize(
     ("finding", "mend"),
     [
-        (doctor.python("3.9.2", "3.11"), "install Python 3.11 or newer"),
-        (doctor.torch(None, "2.6"), 'pip install "torch>=2.6"'),
-        (doctor.torch("2.5.1", "2.6"), "too old"),
-        (doctor.torch("nonsense", "2.6"), "too old"),
+        (doctor.release("python", "3.9.2", "3.11"), "install Python 3.11 or newer"),
+        (doctor.release("torch", None, "2.6"), 'pip install "torch>=2.6"'),
+        (doctor.release("torch", "2.5.1", "2.6"), "too old"),
+        (doctor.release("torch", "nonsense", "2.6"), "too old"),
         (doctor.memory(2 * GB - 1, GB, 4), "end other programs"),
         (doctor.memory(0, GB, 4), "0 bytes are free"),
         (doctor.shared_memory("Function not implemented"), "Function not implemented"),

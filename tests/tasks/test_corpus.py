@@ -1,6 +1,7 @@
 """A corpus is its recipe: the same one to the bit, and no speaker in two splits."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from distbelief.errors import DataError, TaskError
-from distbelief.tasks import cache, corpus, espeak
+from distbelief.tasks import cache, corpus
 from distbelief.tasks.corpus import CONTEXT, SPLITS, Recipe
 from distbelief.tasks.phonemes import CONTEXTS, STATES
 from tests.tasks.conftest import SMALL
@@ -118,10 +119,10 @@ def test_a_damaged_corpus_is_made_again(home: Path) -> None:
 
 
 def test_without_the_library_one_sentence_tells_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> str:
-        raise espeak.NotInstalled
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(corpus, "release", absent)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(TaskError, match=r'pip install "distbelief\[speech\]"'):
         corpus.provide(SMALL, progress=False)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WRONG_USAGE = 2
 _INTERRUPTED = 130
+_SETS = click.Choice(["test", "validation", "train"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -110,12 +111,7 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
 
 @main.command(short_help="Evaluate a run's model on data of its task.")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "name",
-    type=click.Choice(["test", "validation", "train"]),
-    help="Which of the task's data.  [default: test, else validation]",
-)
+@click.option("--set", "name", type=_SETS, help="Which of the task's data.  [default: test, else validation]")
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
 def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""

@@ -14,11 +14,11 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -89,19 +89,20 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 def _ingredients(folder: Path) -> Iterator[tuple[str, Verdict]]:
     asked = importlib.metadata.metadata("distbelief")["Requires-Python"] or ""
-    yield "python", python(platform.python_version(), asked.removeprefix(">="))
+    yield "python", release("python", platform.python_version(), asked.removeprefix(">="))
     found, cuda, devices = _torch()
-    yield "torch", torch(found, _least("torch"))
+    yield "torch", release("torch", found, _least("torch"))
     there = os.cpu_count() or cores()
     yield "cores", processors(cores(), there, cpu_quota(), os.environ.get("OMP_NUM_THREADS"))
     yield "memory", memory(available(), _REPLICA_BYTES, Local().replicas)
-    yield "shared memory", shared_memory(_memfd())
+    yield "shared memory", shared_memory(_fault(lambda: os.fdopen(os.memfd_create("distbelief-doctor"), "r+b")))
     yield "/dev/shm", loader_memory(_free(Path("/dev/shm")))
     # The folder of the runs, or the nearest above it that is there.
     runs = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     for name, place in (("runs", runs), ("temporary files", Path(os.environ.get("TMPDIR", "/tmp")))):
         yield name, disk(name, place, _free(place), os.access(place, os.W_OK | os.X_OK))
-    yield "file locks", locks(runs, _locking(runs))
+    unlocked = _fault(partial(tempfile.TemporaryFile, dir=runs), errno.EACCES, errno.EROFS, errno.ENOSPC)
+    yield "file locks", locks(runs, unlocked)
     yield "open files", open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield "gpu", gpu(cuda, devices, any(Path("/dev").glob("nvidia[0-9]*")))
     for module, purpose, package in _EXTRAS:
@@ -129,20 +130,12 @@ def shown(findings: Iterator[Finding]) -> list[Finding]:
 # The checks
 
 
-def python(found: str, least: str) -> Verdict:
-    """Python's own version."""
-    if _version(found) < _version(least):
-        return wrong(f"{found} is too old: install Python {least} or newer")
-    return fine(found)
-
-
-def torch(found: str | None, least: str) -> Verdict:
-    """Torch, by its version; None where it cannot be imported."""
+def release(name: str, found: str | None, least: str) -> Verdict:
+    """The version of Python or torch; None where it cannot be imported."""
+    mend = f"install Python {least} or newer" if name == "python" else f'pip install "{name}>={least}"'
     if found is None:
-        return wrong(f'torch cannot be imported: pip install "torch>={least}"')
-    if _version(found) < _version(least):
-        return wrong(f'{found} is too old: pip install "torch>={least}"')
-    return fine(found)
+        return wrong(f"{name} cannot be imported: {mend}")
+    return wrong(f"{found} is too old: {mend}") if _version(found) < _version(least) else fine(found)
 
 
 def processors(usable: int, there: int, quota: float | None, omp_threads: str | None) -> Verdict:
@@ -226,16 +219,16 @@ def gpu(cuda: str | None, devices: Sequence[tuple[str, int]], driver: bool) -> V
     """GPUs: torch's version of CUDA, the name and bytes of each that torch sees, and whether a driver shows any."""
     if devices:
         return fine(", ".join(f"{name} ({told_bytes(size)})" for name, size in devices))
-    if driver and cuda is None:
+    if not driver:
+        return fine("none: replicas compute on the CPU")
+    if cuda is None:
         return note(
             "there is one, but this torch has no CUDA: install the build for your driver, see pytorch.org/get-started"
         )
-    if driver:
-        return note(
-            f"there is one, but torch cannot use it with CUDA {cuda}: update its driver, or install a torch for an "
-            "older CUDA"
-        )
-    return fine("none: replicas compute on the CPU")
+    return note(
+        f"there is one, but torch cannot use it with CUDA {cuda}: update its driver, or install a torch for an "
+        "older CUDA"
+    )
 
 
 def extra(found: bool, purpose: str, package: str) -> Verdict:
@@ -294,27 +287,16 @@ def _torch() -> tuple[str | None, str | None, list[tuple[str, int]]]:
     return str(library.__version__), library.version.cuda, [(d.name, d.total_memory) for d in devices]
 
 
-def _memfd() -> str | None:
-    """Make shared memory, write to it and lock it; what went wrong."""
+def _fault(opened: Callable[[], IO[Any]], *elsewhere: int) -> str | None:
+    """Open a file, write to it and lock it; what went wrong. Errors of some numbers are another finding's matter."""
     try:
-        with os.fdopen(os.memfd_create("distbelief-doctor", os.MFD_CLOEXEC), "r+b") as file:
-            file.truncate(resource.getpagesize())
+        with opened() as file:
             file.write(b"1")
             file.flush()
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-    except (AttributeError, OSError) as error:
-        return str(error)
-    return None
-
-
-def _locking(folder: Path) -> str | None:
-    """Lock a file in a folder; what went wrong. A folder that cannot be written is another finding's matter."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-    except OSError as error:
-        return None if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC) else str(error)
+    except (AttributeError, OSError) as error:
+        return None if getattr(error, "errno", None) in elsewhere else str(error)
     return None
 
 

@@ -11,6 +11,7 @@
 """
 
 import hashlib
+import importlib.metadata
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from distbelief.checks import check_whole
 from distbelief.errors import DataError, TaskError
 from distbelief.tasks import cache
 from distbelief.tasks.display import display
-from distbelief.tasks.espeak import Fell, NotInstalled, Speech, Synthesiser, Utterance, release
+from distbelief.tasks.espeak import Fell, Speech, Synthesiser, Utterance
 from distbelief.tasks.filterbank import BANDS, frame_centres, log_energies
 from distbelief.tasks.phonemes import Tying, states, triphone_states
 
@@ -45,10 +46,8 @@ _FORMAT = 1
 _WORDS = 10
 _VOICE = "en-us"
 _SPLITS_OF_TWELVE = ("train", "validation", "test") + ("train",) * 9
-_SPEAKERS = {
-    split: speakers
-    for split, *speakers in map(str.split, Path(__file__).with_name("speakers.txt").read_text().splitlines())
-}
+_LINES = Path(__file__).with_name("speakers.txt").read_text().splitlines()
+_SPEAKERS = {split: speakers for split, *speakers in map(str.split, _LINES)}
 """espeak-ng's names of the variants that speak in each split."""
 
 
@@ -96,8 +95,8 @@ def _words() -> list[str]:
 
 def _release_of_voices() -> str:
     try:
-        return release()
-    except NotInstalled as error:
+        return importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError as error:
         raise TaskError('synthetic speech needs the espeak-ng library: pip install "distbelief[speech]"') from error
 
 

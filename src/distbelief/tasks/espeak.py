@@ -16,13 +16,12 @@ This file imports the standard library only, because the child runs it without t
 
 import base64
 import ctypes
-import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from subprocess import PIPE, Popen
 from typing import IO, Any, Self
 
 # From espeak-ng's speak_lib.h.
@@ -63,31 +62,19 @@ class Speech:
     phonemes: list[tuple[str, int]]
 
 
-class NotInstalled(Exception):
-    """The wheel `espeakng-loader` is absent."""
-
-
 class Fell(Exception):
     """The child ended before its work was done, or could not begin."""
-
-
-def release() -> str:
-    """The version of the wheel with the library and the voices. Raises `NotInstalled`."""
-    try:
-        return importlib.metadata.version("espeakng-loader")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise NotInstalled from error
 
 
 class Synthesiser:
     """A child process that speaks. Use it as a context: leaving it ends the child. `rate` is in samples per second."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: Popen[str]) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
-        self._requests: IO[bytes] = child.stdin
-        self._answers: IO[bytes] = child.stdout
+        self._requests: IO[str] = child.stdin
+        self._answers: IO[str] = child.stdout
         self.rate = int(self._line()["rate"])
 
     @classmethod
@@ -97,7 +84,7 @@ class Synthesiser:
 
         # Isolated (-I), because the folder of this file is no place to import from.
         command = [sys.executable, "-I", __file__, espeakng_loader.get_library_path(), espeakng_loader.get_data_path()]
-        return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return cls(Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, errors="replace", bufsize=1))
 
     def __enter__(self) -> Self:
         return self
@@ -108,20 +95,17 @@ class Synthesiser:
 
     def speak(self, utterances: Iterable[Utterance]) -> Iterator[Speech]:
         """Yields what was said, in order. The child is one utterance ahead of the caller."""
-        pending = 0
-        for utterance in utterances:
+        asked = 0
+        for asked, utterance in enumerate(utterances, start=1):
             self._ask(utterance)
-            pending += 1
-            if pending == 2:
+            if asked > 1:
                 yield self._answer()
-                pending -= 1
-        for _ in range(pending):
+        if asked:
             yield self._answer()
 
     def _ask(self, utterance: Utterance) -> None:
         try:
-            self._requests.write(json.dumps(asdict(utterance)).encode() + b"\n")
-            self._requests.flush()
+            self._requests.write(json.dumps(asdict(utterance)) + "\n")
         except BrokenPipeError as error:
             raise Fell(self._last_words()) from error
 
@@ -131,7 +115,7 @@ class Synthesiser:
 
     def _line(self) -> dict[str, Any]:
         line = self._answers.readline()
-        if not line.endswith(b"\n"):
+        if not line.endswith("\n"):
             raise Fell(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -139,7 +123,7 @@ class Synthesiser:
     def _last_words(self) -> str:
         self._child.kill()
         _, errors = self._child.communicate()
-        lines = errors.decode(errors="replace").strip().splitlines()
+        lines = errors.strip().splitlines()
         return lines[-1] if lines else f"exit code {self._child.returncode}"
 
 
@@ -200,18 +184,14 @@ class _Library:
 
 def _serve(library: str, voices: str) -> None:
     # The library may print; what it prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     voice = _Library(library, voices)
-
-    def tell(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-
-    tell({"rate": voice.rate})
-    for line in sys.stdin.buffer:
+    answers.write(json.dumps({"rate": voice.rate}) + "\n")
+    for line in sys.stdin:
         speech = voice.speak(Utterance(**json.loads(line)))
-        tell({"samples": base64.b64encode(speech.samples).decode(), "phonemes": speech.phonemes})
+        answer = {"samples": base64.b64encode(speech.samples).decode(), "phonemes": speech.phonemes}
+        answers.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

@@ -91,15 +91,10 @@ def _curve(label: str, points: Sequence[Point], name: str, look: int | None) -> 
 def _thrice(metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> list[Picture]:
     """The curves that have points, against each axis. In one column they are of several runs."""
     curves = [curve for curve in curves if len(curve.values)]
-    if not curves:
-        return []
     looks = [curve.look for curve in curves]
     if columns == 1:
-        of = {
-            _TRAINING: "Of the batches trained on; lower is better. ",
-            "loss": "Of the evaluations; lower is better. ",
-        }
-        how = f"{of.get(metric, '')}A line a run."
+        losses = {_TRAINING: "batches trained on", "loss": "evaluations"}
+        how = f"Of the {losses[metric]}; lower is better. A line a run." if metric in losses else "A line a run."
     else:
         parts = {
             "Lower is better.": metric == "loss",
@@ -107,7 +102,7 @@ def _thrice(metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> 
             "Lines with marks are of evaluations.": looks != [None],
         }
         how = " ".join(sentence for sentence, holds in parts.items() if holds)
-    return [_picture(metric, axis, curves, tag, how, columns) for axis in AXES]
+    return [_picture(metric, axis, curves, tag, how, columns) for axis in AXES if curves]
 
 
 def _picture(metric: str, axis: str, curves: Sequence[Curve], tag: str, how: str, columns: int) -> Picture:

@@ -253,15 +253,14 @@ def _enter(life: Life, event: Event, seconds: float) -> None:
     replica, incarnation = whole(event.get("replica")), whole(event.get("incarnation"))
     if replica is None or incarnation is None:
         return
-    if event["event"] == "replica":
-        life.processes.append(Process(replica, incarnation, seconds))
-        return
+    begins = event["event"] == "replica"
     same = [p for p in life.processes if (p.replica, p.incarnation) == (replica, incarnation)]
-    if not same:
-        # Its beginning stood in a line that could not be read.
-        same = [Process(replica, incarnation, life.began)]
+    # The beginning of one that died may have stood in a line that could not be read.
+    if begins or not same:
+        same = [Process(replica, incarnation, seconds if begins else life.began)]
         life.processes += same
-    same[-1].ended, same[-1].died_of = seconds, died_of(event)
+    if not begins:
+        same[-1].ended, same[-1].died_of = seconds, died_of(event)
 
 
 def _note_machine(life: Life, event: Event, seconds: float) -> None:

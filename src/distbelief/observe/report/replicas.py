@@ -65,9 +65,8 @@ def _picture(tag: str, found: Course, name: str, unit: str, what: str) -> Pictur
     figure, panels = picture.sheet(name, height, tag=tag, rows=2 if many else 1, sharex=True)
     size, time = picture.unit_of(float(found.seconds[-1]))
     if many:
-        how = (
-            "Above: half of the replicas lie in the dark band, nine of ten in the light one. Below: a row is a replica."
-        )
+        bands = "half of the replicas lie in the dark band, nine of ten in the light one"
+        how = f"Above: {bands}. Below: a row is a replica."
         _bands(panels[0], found, size)
         _map(panels[1], found, size, unit)
     else:
