@@ -39,9 +39,8 @@ class Curve:
     @property
     def told(self) -> str:
         """In words."""
-        first, last = self.values[0], self.values[-1]
-        course = f"{last:.4g}" if len(self.values) == 1 else f"from {first:.4g} to {last:.4g}"
-        return f"{self.label} {course}"
+        first, last = (f"{self.values[end]:.4g}" for end in (0, -1))
+        return f"{self.label} {last}" if len(self.values) == 1 else f"{self.label} from {first} to {last}"
 
 
 def curves_of(record: Record) -> tuple[list[Picture], list[str]]:

@@ -241,11 +241,11 @@ def thinned(places: Floats, values: Floats, most: int | None) -> tuple[Floats, F
     if most is None or len(places) <= most:
         return places, values
     cuts = np.linspace(0, len(places), most + 1).astype(int)[:-1]
-    told = np.isfinite(values)
-    counts, among = np.add.reduceat(told.astype(float), cuts), np.add.reduceat(np.ones(len(places)), cuts)
-    sums = np.add.reduceat(np.where(told, values, 0.0), cuts)
+    table = np.column_stack([places, values])
+    told = np.isfinite(table)
+    counts, sums = (np.add.reduceat(each, cuts) for each in (told.astype(float), np.where(told, table, 0.0)))
     means = np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
-    return np.add.reduceat(places, cuts) / among, means
+    return means[:, 0], means[:, 1:].reshape(-1, *values.shape[1:])
 
 
 def _enter(life: Life, event: Event, seconds: float) -> None:
