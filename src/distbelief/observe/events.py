@@ -22,7 +22,8 @@ it), and:
 """
 
 import signal
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -51,7 +52,7 @@ class Status:
     examples_per_second: float = 0.0
     fraction: float = 0.0
     """How much of the run is over."""
-    replicas: tuple[ReplicaStatus, ...] = field(default_factory=tuple)
+    replicas: tuple[ReplicaStatus, ...] = ()
 
     @property
     def remaining_s(self) -> float | None:
@@ -63,8 +64,17 @@ def how_ended(status: int) -> str:
     """The end of a process in words, by its exit status: negative for a signal."""
     if status >= 0:
         return f"exit code {status}"
-    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
-    return f"{signal.Signals(-status).name}{hint}"
+    if -status == signal.SIGKILL:
+        return "SIGKILL: the machine may be out of memory"
+    return next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
+
+
+def died_of(event: Mapping[str, Any]) -> str:
+    """What a replica died of, in a line, by the event that tells of its death, whatever stands in it."""
+    error, status = event.get("error"), event.get("status")
+    if isinstance(error, str) and error.strip():
+        return error.strip().splitlines()[0]
+    return how_ended(status) if isinstance(status, int) else "unknown"
 
 
 class Observer(Protocol):
