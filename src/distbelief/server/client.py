@@ -4,13 +4,13 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from distbelief.ports import Gradient, Push, Reply, ShardLink, Slice, Verdict, Work
-from distbelief.server.layout import Layout, Piece
+from distbelief.server.layout import Layout
 from distbelief.server.patience import Patience, insist
 
 
@@ -73,11 +73,10 @@ class HandOver:
         """Whether what is accrued may be pushed."""
         if self._size is None:
             self.read()
-        assert self._size is not None
-        if not math.isfinite(self._size):
+        if self._size is not None and not math.isfinite(self._size):
             # Squares of finite numbers may be too large: seldom, so that it may take a second look.
             self._size = self._look_closer(_present(self.tensors))
-        return math.isfinite(self._size)
+        return self._size is not None and math.isfinite(self._size)
 
     def _look_closer(self, present: list[Tensor]) -> float:
         if self.clip_norm is None:
@@ -112,21 +111,6 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
-class _Cut(NamedTuple):
-    """What of a gradient's tensor belongs to a shard, and where it belongs."""
-
-    entry: int
-    part: slice | None
-    """None where it is all of the tensor."""
-    place: Slice
-
-    @classmethod
-    def of(cls, piece: Piece, layout: Layout) -> Self:
-        """Of a piece of a layout."""
-        whole = piece.stop - piece.start == layout.entries[piece.entry].size
-        return cls(piece.entry, None if whole else slice(piece.start, piece.stop), piece.slice)
-
-
 @final
 class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
@@ -155,7 +139,12 @@ class Client:
         self.pushed_bytes = 0
         self._at_least = [0] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
-        self._cuts = [[_Cut.of(piece, layout) for piece in pieces] for pieces in layout.pieces]
+        sizes = [entry.size for entry in layout.entries]
+        # None stands for the whole of a tensor.
+        self._cuts = [
+            [(p.entry, None if p.stop - p.start == sizes[p.entry] else slice(p.start, p.stop), p.slice) for p in pieces]
+            for pieces in layout.pieces
+        ]
         self._into: tuple[Tensor, list[Tensor]] | None = None
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
