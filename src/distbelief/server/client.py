@@ -39,7 +39,7 @@ class HandOver:
     tensors: list[Tensor | None] = field(default_factory=list)
     versions: tuple[int, ...] = ()
     _size: float | None = None
-    """2-norm of what is accrued or, where nothing is clipped, the sum of its tensors'; None until it is read."""
+    """2-norm of what is accrued or, where nothing is clipped, the sum of its elements; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[int, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
@@ -61,10 +61,12 @@ class HandOver:
         if self._size is not None:
             return values(scalars)
         present = _present(self.tensors)
-        norms = torch._foreach_norm(present) if present else ()
-        if self.clip_norm is not None and present:
-            norms = (torch.stack(norms).norm(),)
-        read = values((*scalars, *norms))
+        if self.clip_norm is None or not present:
+            # Not norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+            sizes = [tensor.sum() for tensor in present]
+        else:
+            sizes = [torch.stack(torch._foreach_norm(present)).norm()]
+        read = values((*scalars, *sizes))
         self._size = sum(read[len(scalars) :])
         return read[: len(scalars)]
 
@@ -74,7 +76,7 @@ class HandOver:
         if self._size is None:
             self.read()
         if self._size is not None and not math.isfinite(self._size):
-            # Squares of finite numbers may be too large: seldom, so that it may take a second look.
+            # The sum or the squares of finite numbers may be too large: seldom, so that it may take a second look.
             self._size = self._look_closer(_present(self.tensors))
         return self._size is not None and math.isfinite(self._size)
 
