@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 from itertools import islice
 from pathlib import Path
 

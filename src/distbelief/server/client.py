@@ -4,13 +4,13 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from distbelief.ports import ORIGIN, Gradient, Push, Reply, ShardLink, Slice, Verdict, Version, Work
-from distbelief.server.layout import Layout, Piece
+from distbelief.server.layout import Layout
 from distbelief.server.patience import Patience, insist
 
 
@@ -44,7 +44,7 @@ class HandOver:
     _weight: Tensor | None = None
     _weight_read: float = 0.0
     _size: float | None = None
-    """2-norm of what is accrued or, where nothing is clipped, the sum of its tensors'; None until it is read."""
+    """2-norm of what is accrued or, where nothing is clipped, the sum of its elements; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
@@ -69,11 +69,13 @@ class HandOver:
         if self._size is not None:
             return values(scalars)
         present = _present(self.tensors)
-        norms = torch._foreach_norm(present) if present else ()
-        if self.clip_norm is not None and present:
-            norms = (torch.stack(norms).norm(),)
-        weights = () if self._weight is None else (self._weight,)
-        read = values((*scalars, *weights, *norms))
+        if self.clip_norm is None or not present:
+            # Not norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+            sizes = [tensor.sum() for tensor in present]
+        else:
+            sizes = [torch.stack(torch._foreach_norm(present)).norm()]
+        weights = [] if self._weight is None else [self._weight]
+        read = values((*scalars, *weights, *sizes))
         self._weight_read = sum(read[len(scalars) : len(scalars) + len(weights)])
         self._size = sum(read[len(scalars) + len(weights) :])
         return read[: len(scalars)]
@@ -83,11 +85,10 @@ class HandOver:
         """Whether what is accrued may be pushed."""
         if self._size is None:
             self.read()
-        assert self._size is not None
-        if not math.isfinite(self._size):
-            # Squares of finite numbers may be too large: seldom, so that it may take a second look.
+        if self._size is not None and not math.isfinite(self._size):
+            # The sum or the squares of finite numbers may be too large: seldom, so that it may take a second look.
             self._size = self._look_closer(_present(self.tensors))
-        return math.isfinite(self._size) and 0 <= self._weight_read < math.inf
+        return self._size is not None and math.isfinite(self._size) and 0 <= self._weight_read < math.inf
 
     def _look_closer(self, present: list[Tensor]) -> float:
         if self.clip_norm is None:
@@ -125,21 +126,6 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
-class _Cut(NamedTuple):
-    """What of a gradient's tensor belongs to a shard, and where it belongs."""
-
-    entry: int
-    part: slice | None
-    """None where it is all of the tensor."""
-    place: Slice
-
-    @classmethod
-    def of(cls, piece: Piece, layout: Layout) -> Self:
-        """Of a piece of a layout."""
-        whole = piece.stop - piece.start == layout.entries[piece.entry].size
-        return cls(piece.entry, None if whole else slice(piece.start, piece.stop), piece.slice)
-
-
 @final
 class Client:
     """One replica's (or one of its partitions') dealings with the parameter server.
@@ -168,7 +154,12 @@ class Client:
         self.pushed_bytes = 0
         self._at_least = [ORIGIN] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
-        self._cuts = [[_Cut.of(piece, layout) for piece in pieces] for pieces in layout.pieces]
+        sizes = [entry.size for entry in layout.entries]
+        # None stands for the whole of a tensor.
+        self._cuts = [
+            [(p.entry, None if p.stop - p.start == sizes[p.entry] else slice(p.start, p.stop), p.slice) for p in pieces]
+            for pieces in layout.pieces
+        ]
         self._into: tuple[Tensor, list[Tensor]] | None = None
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]

@@ -150,7 +150,7 @@ def timeline_of(record: Record) -> Picture | None:
 def _draw_processes(panel: Axes, spans: Sequence[tuple[int, float, float, Process]], thickness: float) -> None:
     """A bar from the beginning to the end of each process, on its row, and a cross where it died."""
     rows, began, ended, processes = zip(*spans, strict=True)
-    colours = [COLOURS[5 if process.incarnation > 1 else 0] for process in processes]
+    colours = [COLOURS[5 if process.replaces else 0] for process in processes]
     panel.hlines(rows, began, ended, colors=colours, linewidth=thickness)
     deaths = [(end, row) for row, _, end, process in spans if process.died_of is not None]
     (crosses,) = panel.plot(*np.reshape(deaths, (-1, 2)).T, linestyle="", marker="x", color=DEATH)
