@@ -114,7 +114,6 @@ class Simulation:
         """A new controller goes on from the newest checkpoint, or begins anew."""
         resumed, complaints = newest(self._files.checkpoints)
         prepared = go_on(self._prepared, resumed)
-        self._world.trace.begin_life()
         self._driver = self._begin(prepared)
         self._driver.record.tell("machine", machine=CONTROLLER, there=True)
         self._driver.record.tell_resumed(complaints, None)
