@@ -88,9 +88,13 @@ class Controller:
         """When `tick` will next end something, if it is called then; infinite if nothing is planned."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
-        if self._limit is not None and self.watch.began is not None and self.stopped_by is None:
+        if self._limit is not None and self.watch.began is not None and not self._ending:
             times.append(self.watch.began + self._limit - self.watch.before)
         return min(times)
+
+    @property
+    def _ending(self) -> bool:
+        return self.stopped_by is not None or self.allocator.finished
 
     def waits(self, replica: int) -> bool:
         """Whether a replica has nothing to do until it is given work."""
@@ -196,7 +200,7 @@ class Controller:
                 self._kill(slot)
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
-        if self.stopped_by is None and not self.allocator.finished:
+        if not self._ending:
             seconds = self.watch.seconds(now)
             evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
             if evaluate:
@@ -205,8 +209,6 @@ class Controller:
                 self._actions.append(self._outstanding.snapshots(self._captured))
             if self._limit is not None and self.watch.began is not None and seconds >= self._limit:
                 self.stop(now, "seconds")
-
-    # Replicas
 
     def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
         """The slot of a replica, unless that incarnation is over."""
@@ -243,14 +245,12 @@ class Controller:
         error = None if failure is None else failure.error
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, status, error, account, records, torn))
-        if self.stopped_by is None and not self.allocator.finished:
+        if not self._ending:
             if (pointless := self._supervisor.died(died_at, how, failure)) is None:
                 self._start(now, slot)
             else:
                 self.fail(now, pointless)
         self._grant(now)
-
-    # Leases
 
     def _account(
         self, now: float, slot: ReplicaSlot, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
