@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage lint docs bench kills stress clean
+.PHONY: help install demo test coverage lint docs bench kills stress planted clean
 
 help:
 	@echo "make install   build .venv from requirements.lock"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench     measure training, the parameter server and checkpoints"
 	@echo "make kills     200 kills of real runs at random instants, every account checked (about half an hour)"
 	@echo "make stress    random clusters and faults in virtual time, every rule checked; SEEDS=10000 takes half an hour"
+	@echo "make planted   plant bugs, one at a time, that random clusters must find (about half an hour)"
 	@echo "make clean     remove caches and builds; .venv stays"
 
 install: $(STAMP)
@@ -41,10 +42,10 @@ lint: install docs
 test: lint
 	$(BIN)/pytest -n 2
 
-PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/chance.py,src/distbelief/errors.py
+PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/allocation.py,src/distbelief/chance.py,src/distbelief/errors.py,src/distbelief/engines/controller.py,src/distbelief/engines/outstanding.py,src/distbelief/engines/due.py,src/distbelief/engines/replicas.py,src/distbelief/engines/supervision.py
 
 coverage: install
-	$(BIN)/pytest --quiet --cov --cov-branch --cov-report= tests/server tests/downpour tests/paper tests/conformance tests/test_chance.py
+	$(BIN)/pytest --quiet --cov --cov-branch --cov-report= tests/server tests/downpour tests/paper tests/conformance tests/engines/*.py tests/test_chance.py
 	$(BIN)/coverage report --include='$(PURE)' --fail-under=95
 
 # Strict: a link that leads nowhere is an error. The variable silences a notice about what comes after mkdocs.
@@ -65,6 +66,9 @@ FIRST ?= $(shell date +%s)
 # Other seeds each time. A failure prints the command that replays it.
 stress: install
 	$(BIN)/python -m tests.stress.clusters --seeds $(SEEDS) --first $(FIRST)
+
+planted: install
+	$(BIN)/python -m tests.stress.planted
 
 clean:
 	rm -rf build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

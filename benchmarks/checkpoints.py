@@ -18,10 +18,12 @@ import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
 from distbelief.engines.local.shards import MappedShards
-from distbelief.engines.shards import Shards, state_like
+from distbelief.engines.record import controller_of, flat_at_start
+from distbelief.engines.shards import Shards
 from distbelief.run import checkpoint
-from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.prepare import prepare
+from distbelief.run.state import Totals
 
 REPLICAS = 2
 EVERY_S = 10.0
@@ -114,14 +116,24 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
         replicas=lambda: REPLICAS,
     )
     mapped = MappedShards(prepared, lambda _: None)
-    shards = Shards(prepared, torch.zeros(prepared.layout.length), mapped.shards)
-    image = Image(state_like(prepared.layout, prepared.method.optimizer))
+    flat = flat_at_start(prepared, torch.device("cpu"))
+    shards = Shards(prepared, flat.vector, mapped.shards)
+    image = image_of(flat, prepared.method.optimizer)
+    state = prepared.state(
+        term=1,
+        method=controller_of(prepared).allocator.state(),
+        incarnations=[],
+        totals=Totals(),
+        updates=0,
+        examples=0,
+        history=[],
+    )
     captures = shards.captures(image.tensors)
     copied, written = [], []
     with tempfile.TemporaryDirectory(dir=RUNS) as directory:
         for number in range(repeats):
             copied.append(_cost(lambda: shards.execute_each(captures)))
-            draft = Draft(number, image, {})
+            draft = Draft(number, image, state)
             written.append(_cost(lambda draft=draft: checkpoint.write(Path(directory), draft)))  # type: ignore[misc]
     mapped.close()
     core = [a[0] + b[0] for a, b in zip(copied, written, strict=True)]

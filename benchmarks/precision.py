@@ -5,6 +5,7 @@ after the same examples in the same order by one replica. Where the CPU has no i
 compute is emulated there: operands and results of every product are rounded to bf16, sums are kept in float32.
 """
 
+import copy
 import tempfile
 from dataclasses import replace
 from typing import Any
@@ -62,7 +63,9 @@ def with_rounding(task: db.Task) -> db.Task:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = RoundedLinear
-    return task.with_model(module)
+    rounding = copy.copy(task)
+    rounding.model = module
+    return rounding
 
 
 def speed(precision: Precision | None, seconds: float) -> float:

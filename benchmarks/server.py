@@ -92,7 +92,7 @@ async def compare_large(repeats: int) -> list[Comparison]:
 
     async def hand_over() -> Parcel:
         handed = HandOver()
-        handed.accrue(Gradient(list(gradients), 0.0, _WORK.examples), (ORIGIN, ORIGIN))
+        handed.accrue(Gradient(list(gradients), torch.zeros(()), _WORK.examples), (ORIGIN, ORIGIN))
         return handed.take()
 
     async def copy() -> None:

@@ -26,9 +26,10 @@ from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.replica import DownpourReplica
-from distbelief.engines.simulated.link import SimulatedLink, SimulatedRequests
+from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import VirtualLoop, simulate
 from distbelief.engines.simulated.network import Wire
+from distbelief.engines.simulated.request_server import SimulatedRequests
 from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Gradient, Outcome
 from distbelief.server.admission import Asynchronous
@@ -49,7 +50,7 @@ class Nothing:
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Wait, and compute nothing."""
         await asyncio.sleep(1.0)
-        return Gradient([None], 0.0, 1)
+        return Gradient([None], torch.zeros(()), 1)
 
 
 class Desk:

@@ -1,4 +1,6 @@
-"""A run as a process of its own, to be killed: how it is started, watched, and what must not be left of it."""
+"""Programs as processes of their own, and a run as one, to be killed: how it is started, watched, and what must not be
+left of it.
+"""
 
 import json
 import os
@@ -16,6 +18,32 @@ _MARK = "DISTBELIEF_LIFE"
 _PATIENCE_S = 60.0
 
 
+def launch(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start Python with a command, as a person at a terminal does, where it can import the tests too.
+
+    `options`: those of `Popen`; `env` is added to the environment.
+    """
+    env = {**os.environ, **options.pop("env", {})}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
+    return subprocess.Popen([sys.executable, *command], env=env, text=True, preexec_fn=_heed_requests, **options)
+
+
+def complete(command: list[str], timeout_s: float = 100.0, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """`launch`, and wait for the end; what is printed is in the result."""
+    with launch(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def _heed_requests() -> None:
+    # What `nohup`, or a shell that runs the tests in the background, ignores is ignored by all that is started below.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @final
 class Life:
     """One process that trains in `directory`. Its descendants inherit a mark by which they are found."""
@@ -24,15 +52,8 @@ class Life:
         self.directory = directory
         self._mark = uuid.uuid4().hex
         self._before = len(events(directory))
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, "PYTHONPATH": path, _MARK: self._mark},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **options,
-        )
+        env = {_MARK: self._mark}
+        self.process = launch(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
     @property
     def events(self) -> list[dict[str, Any]]:

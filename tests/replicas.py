@@ -61,6 +61,9 @@ class Recorded:
         self._note("pushed", reply, self._shard)
         return reply
 
+    def moving(self) -> bool:
+        return False
+
     async def execute(self, command: Command) -> Answer:
         return await self._inner.execute(command)
 
@@ -116,7 +119,7 @@ class Computed:
         await asyncio.sleep(self._seconds)
         assert torch.equal(seen, self._vector), "the parameters changed while a gradient was computed"
         self._note("computed", batch, 0)
-        return Gradient(tensors, 0.0, BATCH)
+        return Gradient(tensors, torch.zeros(()), BATCH)
 
 
 class Recording:

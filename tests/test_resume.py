@@ -1,27 +1,32 @@
 """Resuming: a run that was cut short goes on as if it had not been."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import distbelief as db
-from distbelief.errors import DataError, DirectoryError, UsageError
+from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.ports import Answer, Capture, Command
+from distbelief.run.checkpoint import newest
 from distbelief.run.prepare import prepare
 from distbelief.server.shard import Shard
 from distbelief.task.gradients import FlatModule
+from distbelief.training import _state_dict
 from tests import problems
+from tests.lives import launch
 
-ROOT = Path(problems.__file__).parent.parent
 EXAMPLES = 640
 
 
@@ -37,6 +42,26 @@ def train(directory: Path, epochs: int, *, resume: bool = False, **changes: Any)
     )
 
 
+def layers(frozen: Sequence[int] = ()) -> nn.Module:
+    """The problems' network, some of its layers frozen."""
+    module = problems.network()
+    for layer in frozen:
+        module.get_submodule(str(layer)).requires_grad_(False)
+    return module
+
+
+@pytest.fixture(scope="module")
+def first_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of one epoch, which many tests go on from."""
+    return train(tmp_path_factory.mktemp("first") / "run", 1).directory
+
+
+@pytest.fixture
+def begun(first_epoch: Path, tmp_path: Path) -> Path:
+    """A copy of it that is a test's own."""
+    return Path(shutil.copytree(first_epoch, tmp_path / "run"))
+
+
 def same(one: db.Run, other: db.Run) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     return all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -46,16 +71,27 @@ def same(one: db.Run, other: db.Run) -> bool:
     "changes",
     [
         {},
-        {"optimizer": db.Adam(0.01)},
+        {"optimizer": db.Adam(db.Cosine(0.01, 6 * EXAMPLES)), "clip_norm": 0.5},
         {"optimizer": db.SGD(db.Cosine(0.1, 6 * EXAMPLES), momentum=0.5)},
     ],
-    ids=["adagrad", "adam", "momentum-and-schedule"],
+    ids=["adagrad", "adam-without-a-method", "momentum-and-schedule"],
 )
 def test_in_two_parts_it_is_the_same_run_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Data, rule state, schedule and step go on where they were; so do history and totals, over other shards too."""
     whole = train(tmp_path / "whole", 6, **changes)
     train(tmp_path / "parts", 2, **changes)
-    parts = train(tmp_path / "parts", 6, resume=True, shards=3, **changes)
+    if "clip_norm" in changes:
+        # Without a method it is the run's own with every number of it, and not a task's or the default one.
+        train(tmp_path / "parts", 4, resume=True, shards=3, **changes)
+        parts = db.train(
+            problems.task(test=problems.points()),
+            until=db.Until(epochs=6),
+            directory=tmp_path / "parts",
+            resume=True,
+            progress=False,
+        )
+    else:
+        parts = train(tmp_path / "parts", 6, resume=True, shards=3, **changes)
     assert same(whole, parts)
     for field in ("examples", "updates", "account", "epochs"):
         assert parts.summary[field] == whole.summary[field], field
@@ -85,7 +121,13 @@ def test_an_end_that_lies_before_the_run_is_its_end(tmp_path: Path) -> None:
         assert run.summary["examples"] == before.summary["examples"]
 
 
-NOTHING: dict[str, Any] = {"fresh_state": [], "other_data": False, "earlier": None}
+NOTHING: dict[str, Any] = {
+    "fresh_state": [],
+    "newly_frozen": [],
+    "newly_trained": [],
+    "other_data": False,
+    "earlier": None,
+}
 
 
 def resumptions(directory: Path) -> list[dict[str, Any]]:
@@ -93,37 +135,21 @@ def resumptions(directory: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "resumed"]
 
 
-def test_another_optimizer_goes_on_and_says_which_state_begins_anew(tmp_path: Path) -> None:
-    train(tmp_path / "run", 1)
-    run = train(tmp_path / "run", 2, resume=True, optimizer=db.Adam(0.01))
+def test_another_optimizer_goes_on_and_says_which_state_begins_anew(begun: Path) -> None:
+    run = train(begun, 2, resume=True, optimizer=db.Adam(0.01))
     assert run.summary["resumed_at"] == EXAMPLES
-    assert resumptions(tmp_path / "run")[0]["fresh_state"] == sorted(db.Adam(0.01).state)
-    train(tmp_path / "run", 3, resume=True, optimizer=db.AdamW(0.01))
-    assert resumptions(tmp_path / "run")[1]["fresh_state"] == []
+    assert resumptions(begun)[0]["fresh_state"] == sorted(db.Adam(0.01).state)
+    train(begun, 3, resume=True, optimizer=db.AdamW(0.01))
+    assert resumptions(begun)[1]["fresh_state"] == []
 
 
-def test_without_a_method_it_goes_on_with_its_own(tmp_path: Path) -> None:
-    """With every number of it, not with a task's or with the defaults."""
-    whole = train(tmp_path / "whole", 4, optimizer=db.Adam(db.Cosine(0.01, 4 * EXAMPLES)), clip_norm=0.5)
-    train(tmp_path / "parts", 2, optimizer=db.Adam(db.Cosine(0.01, 4 * EXAMPLES)), clip_norm=0.5)
-    parts = db.train(
-        problems.task(test=problems.points()),
-        until=db.Until(epochs=4),
-        directory=tmp_path / "parts",
-        resume=True,
-        progress=False,
-    )
-    assert same(whole, parts)
-
-
-def test_other_data_are_said(tmp_path: Path) -> None:
+def test_other_data_are_said(begun: Path) -> None:
     """Such as those that a script makes anew, without a seed, each time it is started."""
-    train(tmp_path / "run", 1)
-    train(tmp_path / "run", 2, resume=True)
+    train(begun, 2, resume=True)
     x, y = problems.points()
     other = problems.task(train=(x + 1, y))
-    db.train(other, until=db.Until(epochs=3), directory=tmp_path / "run", resume=True, progress=False)
-    assert [said["other_data"] for said in resumptions(tmp_path / "run")] == [False, True]
+    db.train(other, until=db.Until(epochs=3), directory=begun, resume=True, progress=False)
+    assert [said["other_data"] for said in resumptions(begun)] == [False, True]
 
 
 class Halved:
@@ -153,7 +179,7 @@ def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -
     """Small tensors travel inside the task; a view of the whole vector among them would bring all of it along."""
     state = problems.network().state_dict()
     prepared = prepare(
-        problems.task(),
+        problems.task(model=lambda: layers(frozen=(0,))),
         db.Downpour(replicas=1, batch_size=16),
         until=db.Until(epochs=1),
         evaluate_every=None,
@@ -162,19 +188,21 @@ def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -
         start=state,
     )
     FlatModule(prepared.module, prepared.layout)
-    shipped = prepared.task.build(0)
-    assert all(p.untyped_storage().nbytes() == p.nbytes for p in shipped.parameters())
-    assert all(torch.equal(tensor, state[name]) for name, tensor in shipped.state_dict().items())
+    shipped, begun = prepared.task.values, prepared.origin.values
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in [*shipped.values(), *begun.values()])
+    assert shipped.keys() == {"0.weight", "0.bias"}, "the others are fetched"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in begun.items())
+    assert begun.keys() == state.keys()
 
 
-def test_means_that_begin_anew_are_corrected_for_it(tmp_path: Path) -> None:
+def test_means_that_begin_anew_are_corrected_for_it(begun: Path) -> None:
     """Adam's first step is its rate; without the correction for means of zero it would be three times that."""
-    before = train(tmp_path / "run", 1).state_dict()
+    before = db.load(begun, problems.task()).state_dict()
     run = db.train(
         problems.task(),
         db.Downpour(replicas=1, batch_size=16, optimizer=db.Adam(0.01)),
         until=db.Until(examples=EXAMPLES + 16),
-        directory=tmp_path / "run",
+        directory=begun,
         resume=True,
         progress=False,
     )
@@ -244,8 +272,8 @@ db.train(
 """
 
 
-def controller(directory: Path, epochs: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", CONTROLLER, str(directory), str(epochs)], cwd=ROOT)
+def controller(directory: Path, epochs: int) -> subprocess.Popen[str]:
+    return launch(["-c", CONTROLLER, str(directory), str(epochs)])
 
 
 def wait_for_checkpoints(directory: Path, count: int) -> None:
@@ -259,29 +287,30 @@ def wait_for_checkpoints(directory: Path, count: int) -> None:
 
 
 def test_after_kill_9_of_the_controller_every_account_is_exact(tmp_path: Path) -> None:
-    """At most the work since the last checkpoint is lost; every epoch's account is exact over all lives of the run."""
+    """At most the work since the last checkpoint is lost; every epoch's account is exact over both lives of the run.
+
+    tests/stress/kills.py kills many lives of many runs.
+    """
     run = tmp_path / "run"
-    written = 0
-    for _ in range(2):
-        process = controller(run, 1_000_000)
-        written += 2
-        wait_for_checkpoints(run, written)
-        process.kill()
-        process.wait()
-        written = (run / "events.jsonl").read_text().count('"checkpoint"')
+    process = controller(run, 1_000_000)
+    wait_for_checkpoints(run, 2)
+    process.kill()
+    process.wait()
     newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     epochs = newest // EXAMPLES + 3
     assert controller(run, epochs).wait(timeout=60) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert sum(summary["account"].values()) == epochs * EXAMPLES
     # A checkpoint can fall between two shards' copies of a push, as a death can fall between the pushes.
-    assert summary["account"]["partial"] <= 3 * 2 * 16
+    assert summary["account"]["partial"] <= 2 * 2 * 16
     assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
-def test_sigterm_writes_a_checkpoint_and_can_be_resumed(tmp_path: Path) -> None:
+def test_a_directory_in_use_is_refused_and_sigterm_writes_a_checkpoint(tmp_path: Path) -> None:
     process = controller(tmp_path / "run", 1_000_000)
     wait_for_checkpoints(tmp_path / "run", 1)
+    with pytest.raises(DirectoryError, match="in use by a run that is at work"):
+        train(tmp_path / "run", 3, resume=True)
     asked = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=10) != 0
@@ -292,49 +321,40 @@ def test_sigterm_writes_a_checkpoint_and_can_be_resumed(tmp_path: Path) -> None:
     assert newest == summary["examples"]
 
 
-def test_a_directory_in_use_or_of_another_model_is_refused(tmp_path: Path) -> None:
-    process = controller(tmp_path / "run", 1_000_000)
-    wait_for_checkpoints(tmp_path / "run", 1)
-    with pytest.raises(DirectoryError, match="in use by a run that is at work"):
-        train(tmp_path / "run", 3, resume=True)
-    process.kill()
-    process.wait()
+def test_a_directory_of_another_run_is_refused(begun: Path) -> None:
     with pytest.raises(DirectoryError, match="holds a run already"):
-        train(tmp_path / "run", 3)
+        train(begun, 3)
     with pytest.raises(UsageError, match="batches of 16 examples"):
-        train(tmp_path / "run", 3, resume=True, batch_size=32)
+        train(begun, 3, resume=True, batch_size=32)
     fewer = problems.task(train=problems.points(EXAMPLES - 1))
     with pytest.raises(DataError, match="has 640 examples to train on, and cannot go on with 639"):
-        db.train(fewer, directory=tmp_path / "run", resume=True, progress=False)
+        db.train(fewer, directory=begun, resume=True, progress=False)
     other = db.Task(lambda: torch.nn.Linear(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
     with pytest.raises(DirectoryError, match=r"another model \(.*weight.*\): choose"):
-        db.train(other, db.Downpour(batch_size=16), directory=tmp_path / "run", resume=True, progress=False)
+        db.train(other, db.Downpour(batch_size=16), directory=begun, resume=True, progress=False)
 
 
-def test_damaged_checkpoints(tmp_path: Path) -> None:
+def test_damaged_checkpoints(begun: Path) -> None:
     """The one before is used, and it is said."""
-    train(tmp_path / "run", 1)
-    train(tmp_path / "run", 2, resume=True)
-    folder = tmp_path / "run" / "checkpoints"
+    train(begun, 2, resume=True)
+    folder = begun / "checkpoints"
     victim = folder / f"{2 * EXAMPLES:012}" / "tensors.safetensors"
     victim.write_bytes(victim.read_bytes()[:100])
-    run = train(tmp_path / "run", 3, resume=True)
+    run = train(begun, 3, resume=True)
     assert sum(run.summary["account"].values()) == 3 * EXAMPLES
-    told = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    resumed = [event for event in told if event["event"] == "resumed"][-1]
+    resumed = resumptions(begun)[-1]
     assert resumed["examples"] == EXAMPLES
     assert f"{victim.parent} is damaged" in resumed["damaged"][0]
 
 
-def test_a_directory_goes_on_wherever_it_is(tmp_path: Path) -> None:
+def test_a_directory_goes_on_wherever_it_is(begun: Path, tmp_path: Path) -> None:
     """Nothing in it knows where it lies; a copy and the original go their own ways."""
-    train(tmp_path / "run", 1)
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(begun, tmp_path / "copy")
+    begun.rename(tmp_path / "moved")
     runs = [train(tmp_path / name, 2, resume=True) for name in ("copy", "moved")]
     assert same(*runs)
     assert [run.summary["examples"] for run in runs] == [2 * EXAMPLES] * 2
-    assert not (tmp_path / "run").exists()
+    assert not begun.exists()
 
 
 def test_resume_needs_a_directory() -> None:
@@ -342,19 +362,20 @@ def test_resume_needs_a_directory() -> None:
         db.train(problems.task(), resume=True)
 
 
-def test_starting_from_another_run(tmp_path: Path) -> None:
-    first = train(tmp_path / "first", 5)
-    starts: dict[str, Any] = {"run": first, "directory": tmp_path / "first", "state": first.state_dict()}
-    for name, start in starts.items():
-        run = db.train(
-            problems.task(test=problems.points()),
-            db.Downpour(replicas=1, optimizer=db.SGD(1e-9)),
-            until=db.Until(epochs=1),
-            directory=tmp_path / name,
-            start=start,
-            progress=False,
-        )
-        assert run.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-3)
+def test_starting_from_another_run(first_epoch: Path, tmp_path: Path) -> None:
+    first = db.load(first_epoch, problems.task(test=problems.points()))
+    for start in (first, first_epoch, str(first_epoch), first.state_dict()):
+        found = _state_dict(start)
+        assert all(torch.equal(tensor, found[name]) for name, tensor in first.state_dict().items())
+    run = db.train(
+        problems.task(test=problems.points()),
+        db.Downpour(replicas=1, optimizer=db.SGD(1e-9)),
+        until=db.Until(epochs=1),
+        directory=tmp_path / "second",
+        start=first,
+        progress=False,
+    )
+    assert run.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-3)
 
 
 def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
@@ -390,3 +411,186 @@ def test_a_target_that_is_no_metric(tmp_path: Path) -> None:
         db.train(problems.task(), until=db.Until(target={"speed": 1}), directory=tmp_path, progress=False)
     with pytest.raises(UsageError, match="need validation or test data"):
         db.train(problems.task(), until=db.Until(patience=1), directory=tmp_path, progress=False)
+
+
+# A checkpoint is the whole run
+
+
+def go(directory: Path, epochs: int, model: Any, *, resume: bool = False, **options: Any) -> db.Run:
+    """Train a model of one's own on the problem, by one replica."""
+    return db.train(
+        problems.task(model=model),
+        db.Downpour(replicas=1, batch_size=16, optimizer=options.pop("optimizer", db.Adagrad(0.05))),
+        until=db.Until(epochs=epochs),
+        directory=directory,
+        resume=resume,
+        progress=False,
+        **options,
+    )
+
+
+def weights(run: db.Run, layer: int) -> list[Tensor]:
+    state = run.state_dict()
+    return [state[f"{layer}.weight"], state[f"{layer}.bias"]]
+
+
+def equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[bool]:
+    return [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def test_what_is_frozen_or_trained_may_change_and_is_said(tmp_path: Path) -> None:
+    """What is frozen keeps its last values, through a life after it too; what is trained begins fresh rule state."""
+    run = tmp_path / "run"
+    models = [lambda: layers(frozen=(2,)), lambda: layers(frozen=(0,)), layers, layers]
+    reached = []
+    for life, model in enumerate(models):
+        ended = go(run, life + 1, model, resume=life > 0)
+        reached.append({layer: weights(ended, layer) for layer in (0, 2)})
+    moved = [{layer: not all(equal(now[layer], before[layer])) for layer in now} for before, now in pairwise(reached)]
+    assert moved == [{0: False, 2: True}, {0: True, 2: True}, {0: True, 2: True}]
+    assert ended.summary["examples"] == 4 * EXAMPLES
+    said = [(event["fresh_state"], event["newly_frozen"], event["newly_trained"]) for event in resumptions(run)]
+    first_layer, last_layer = (["0.weight", "0.bias"], ["2.weight", "2.bias"])
+    assert said == [([], first_layer, last_layer), ([], [], first_layer), ([], [], [])]
+
+
+def test_rule_state_that_begins_anew_is_that_of_a_first_step(tmp_path: Path) -> None:
+    """Adagrad's first step is its rate, in every coordinate that has a gradient."""
+    first = go(tmp_path / "run", 1, lambda: layers(frozen=(2,)))
+    before = weights(first, 0), weights(first, 2)
+    run = db.train(
+        problems.task(model=layers),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+        until=db.Until(examples=EXAMPLES + 16),
+        directory=tmp_path / "run",
+        resume=True,
+        progress=False,
+    )
+    old, new = (
+        [(a - b).abs() for a, b in zip(weights(run, layer), was, strict=True)]
+        for layer, was in zip((0, 2), before, strict=True)
+    )
+    assert all(torch.allclose(step, torch.tensor(0.05), rtol=1e-3) for step in new)
+    assert all(0 < float(step.max()) < 0.04 for step in old)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["without start", "with another start"])
+def test_a_run_that_started_from_another_goes_on_with_what_it_brought(tmp_path: Path, again: bool) -> None:
+    """Replicas too: another backbone would give other gradients."""
+
+    def model() -> nn.Module:
+        return layers(frozen=(0,))
+
+    pretrained = go(tmp_path / "pretrained", 2, layers)
+    whole = go(tmp_path / "whole", 3, model, start=pretrained)
+    go(tmp_path / "parts", 1, model, start=pretrained)
+    other = {name: torch.zeros_like(tensor) for name, tensor in pretrained.state_dict().items()}
+    parts = go(tmp_path / "parts", 3, model, resume=True, start=other if again else None)
+    assert equal(weights(parts, 0), weights(pretrained, 0)) == [True, True]
+    assert same(whole, parts)
+    assert equal(list(parts.model().parameters()), list(whole.model().parameters())) == [True] * 4
+
+
+class Buffered(nn.Module):
+    """Every kind of buffer that training changes, and of those that it does not, each with chance in it."""
+
+    seen: Tensor
+    any: Tensor
+    turned: Tensor
+    turned_wide: Tensor
+    left_scalar: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm1d(16), problems.network())
+        chance = torch.rand(3)
+        still: dict[str, Tensor] = {
+            "float": chance,
+            "double": chance.double(),
+            "half": chance.half(),
+            "int": (chance * 1000).long() + 2**53,
+            "byte": (chance * 200).byte(),
+            "bool": chance > 0.5,
+            "complex": torch.complex(chance, 2 * chance),
+            "scalar": chance[0].clone(),
+            "empty": chance[:0].clone(),
+        }
+        for name, value in still.items():
+            self.register_buffer(f"still_{name}", value, persistent=name != "complex")
+            self.register_buffer(f"left_{name}", value.clone(), persistent=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("any", torch.zeros(2, dtype=torch.bool), persistent=False)
+        self.register_buffer("turned", torch.zeros(2, dtype=torch.complex64))
+        self.register_buffer("turned_wide", torch.zeros(1, 2, dtype=torch.complex128), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+            self.any |= True
+            self.turned += 1 + 2j
+            self.turned_wide += x.mean().double() * 1j
+        y: Tensor = self.net(x * self.left_scalar)
+        return y
+
+
+def test_every_kind_of_buffer_goes_on(tmp_path: Path) -> None:
+    """Also without the seed that they came from: what is built on resume has others, and none of it is used."""
+    whole = go(tmp_path / "whole", 2, Buffered)
+    begun = dict(go(tmp_path / "parts", 1, Buffered).model().named_buffers())
+    torch.manual_seed(99)
+    other = Buffered()
+    parts = go(tmp_path / "parts", 2, other, resume=True)
+    assert same(whole, parts)
+    ended = dict(parts.model().named_buffers())
+    for name, tensor in begun.items():
+        if "still" in name or "left" in name:
+            assert torch.equal(ended[name], tensor), name
+            assert ended[name].dtype == tensor.dtype
+    batches = 2 * EXAMPLES // 16
+    assert torch.equal(ended["turned"], torch.full((2,), batches * (1 + 2j), dtype=torch.complex64))
+    assert int(ended["seen"]) == batches
+
+
+def test_lives_incarnations_and_leases_go_on_counting(tmp_path: Path) -> None:
+    """Also those of a replica that a life between did not have."""
+    lives = [
+        (train(tmp_path / "run", n + 1, resume=n > 0, replicas=r), newest(tmp_path / "run" / "checkpoints")[0])
+        for n, r in enumerate((3, 1, 2))
+    ]
+    states = [found.state for _, found in lives if found is not None]
+    assert [state.term for state in states] == [1, 2, 3]
+    assert [state.incarnations for state in states] == [(1, 1, 1), (2, 1, 1), (3, 2, 1)]
+    leases = [state.method.next_lease for state in states]
+    assert leases == sorted(set(leases))
+    assert [run.summary["restarts"] for run, _ in lives] == [0, 0, 0]
+
+
+def test_a_checkpoint_of_another_format_is_not_begun_over(tmp_path: Path) -> None:
+    train(tmp_path / "run", 1)
+    path = tmp_path / "run" / "checkpoints" / f"{EXAMPLES:012}" / "state.json"
+    text = json.dumps({"format": 2, "tensors": 0, "state": {}})
+    path.write_text(json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest(), "content": text}))
+    with pytest.raises(DirectoryError, match=r"is of format 2, .* begin another run with its model"):
+        train(tmp_path / "run", 2, resume=True)
+    assert not (tmp_path / "run" / "earlier-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("buffer", "sentence"),
+    [
+        (
+            torch.eye(3).to_sparse(),
+            "of torch.float32, torch.sparse_coo, which checkpoints cannot hold: keep",
+        ),
+        (
+            torch.zeros(2, dtype=torch.complex128),
+            "of torch.complex128, which files of models cannot hold: keep",
+        ),
+    ],
+    ids=["sparse", "complex128"],
+)
+def test_a_buffer_that_cannot_be_written_is_refused_before_training(buffer: Tensor, sentence: str) -> None:
+    module = problems.network()
+    module.register_buffer("mask", buffer)
+    with pytest.raises(TaskError, match=sentence):
+        db.train(problems.task(model=module), progress=False)

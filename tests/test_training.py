@@ -3,8 +3,6 @@
 import asyncio
 import json
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import distbelief as db
 from distbelief.errors import UsageError
 from tests import problems
+from tests.lives import complete
 
 
 def train(tmp_path: Path, task: db.Task, **changes: Any) -> db.Run:
@@ -220,10 +219,59 @@ def test_a_script_without_a_guard_executes_once(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     # A file with the name of a module of the standard library lies beside it, as it does in many a user's folder.
     (tmp_path / "random.txt").write_text("")
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = complete(["script.py"], cwd=tmp_path)
     assert done.stdout.split() == ["executed", "768"], done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "summary.json").exists()
+
+
+SPARSE = """
+import resource
+import torch
+from torch import nn
+import distbelief as db
+from tests import problems
+
+def peak(who):
+    return resource.getrusage(who).ru_maxrss // 1024
+
+x, y = problems.sparse_points()
+
+def loss(prediction, target):
+    return nn.functional.binary_cross_entropy_with_logits(prediction, target)
+
+def right(prediction, target):
+    return ((prediction > 0) == target).double().mean()
+
+class Logistic(nn.Linear):
+    def forward(self, x):
+        assert x.layout is torch.sparse_csr
+        return super().forward(x)
+
+task = db.Task(
+    lambda: Logistic(x.shape[1], 1), loss, train=(x, y), validation=(x[:1000], y[:1000]), metrics={"right": right},
+    num_workers=1, sparse=True,
+)
+before = peak(resource.RUSAGE_SELF)
+run = db.train(
+    task, db.Downpour(replicas=2, batch_size=500, optimizer=db.Adagrad(0.1)), until=db.Until(epochs=10), progress=False,
+)
+predicted = run.predict(x)
+assert predicted.shape == (2000, 1)
+print(run.summary["examples"], run.metrics["right"], right(predicted, y).item(), run.evaluate((x, y))["right"])
+print(peak(resource.RUSAGE_SELF) - before, peak(resource.RUSAGE_CHILDREN) - before)
+"""
+
+
+def test_csr_reaches_a_logistic_regression_and_is_nowhere_made_dense(tmp_path: Path) -> None:
+    """Of 200,000 features, a batch of 500 rows would take 400 MB. Nor does a person see that torch's CSR is in beta."""
+    done = complete(["-c", SPARSE], cwd=tmp_path)
+    assert done.stderr == ""
+    examples, *judged, grown, replicas_grown = map(float, done.stdout.split())
+    assert examples == 10 * 2000
+    assert min(judged) > 0.85
+    assert grown < 200
+    assert replicas_grown < 200
 
 
 def test_in_a_notebook(tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ class Push(NamedTuple):
     slices: tuple[Slice, ...]
     gradients: Sequence[Tensor]
     """One flat tensor a slice, of the vector's dtype."""
+    weight: float = 0.0
+    """Of the sum that the gradients are of, over all batches of the work; 0: they are means, or sums of these."""
+
+    @property
+    def divisor(self) -> float:
+        """What the gradients are divided by where they are applied: the mean weight of a batch."""
+        return self.weight / (self.work.stop - self.work.start) if self.weight else 1.0
 
 
 class Reply(NamedTuple):
@@ -192,9 +199,11 @@ class Gradient(NamedTuple):
 
     tensors: list[Tensor | None]
     """In the layout's order and the vector's dtype; None where a parameter took no part."""
-    loss: float
-    """The mean over the batch."""
+    loss: Tensor
+    """The mean over the batch, a scalar without a graph; not read yet, since reading it waits for the device."""
     examples: int
+    weight: Tensor | None = None
+    """A scalar as the loss: the tensors are the gradient of a sum of this weight. None: that of the mean."""
 
 
 class ShardLink(Protocol):
@@ -210,6 +219,9 @@ class ShardLink(Protocol):
 
     async def execute(self, command: Command) -> Answer:
         """Have a command of the controller's obeyed."""
+
+    def moving(self) -> bool:
+        """Whether bytes of a call are under way: then it makes no sense to give the call up."""
 
 
 class WorkSource(Protocol):

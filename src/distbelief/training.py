@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, final
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from distbelief.downpour.method import Downpour
 from distbelief.engines.callbacks import Callback
@@ -129,11 +129,13 @@ def fulfil(request: Request, session: Session) -> Run:
     if not request.resume:
         prepared = _prepared(request, None, session)
         with closing(RunDirectory(request.path)) as files:
+            files.check_model(prepared.module)
             return _train(request, prepared, session, files, watch)
     # The directory first: no other run is to write a checkpoint between our look at them and our own.
     with closing(RunDirectory(request.path, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
-        return _train(request, _prepared(request, resumed, session), session, files, watch, complaints)
+        prepared = _prepared(request, resumed, session, files.check_model)
+        return _train(request, prepared, session, files, watch, complaints)
 
 
 def own_method(task: Task, resumed: Path | None) -> Downpour:
@@ -151,7 +153,12 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
     return stored or task.suggested_method or Downpour()
 
 
-def _prepared(request: Request, resumed: Checkpoint | None, session: Session) -> Prepared:
+def _prepared(
+    request: Request,
+    resumed: Checkpoint | None,
+    session: Session,
+    check_model: Callable[[nn.Module], None] = lambda module: None,
+) -> Prepared:
     task, engine = request.task, request.on
     method = request.method or own_method(task, request.path if request.resume else None)
     session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
@@ -160,11 +167,12 @@ def _prepared(request: Request, resumed: Checkpoint | None, session: Session) ->
         method,
         until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
         evaluate_every=request.evaluate_every,
-        seed=request.seed if resumed is None else resumed.state["seed"],
+        seed=request.seed if resumed is None else resumed.state.seed,
         replicas=lambda: engine.replicas,
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         start=None if request.start is None else _state_dict(request.start),
         resumed=resumed,
+        check_model=check_model,
         precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
@@ -178,7 +186,6 @@ def _train(
     watch: AbstractContextManager[Observer],
     complaints: Sequence[str] = (),
 ) -> Run:
-    files.check_model(prepared.module)
     # From here on a request to end waits for its moment: what was reached is written first.
     with requests_to_end() as received, watch as seen:
         observer = _Both(files, seen)

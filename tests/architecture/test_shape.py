@@ -7,9 +7,23 @@ import pytest
 from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
-CODE_BUDGET = 9000
-"""Lines of code in the package. A newcomer reads that in a day or two, so whoever exceeds it looks first for what could
-go; raising it is a decision of its own."""
+CODE_BUDGET = {
+    ".": 530,
+    "cli": 575,
+    "downpour": 650,
+    "engines": 1495,
+    "engines/local": 550,
+    "engines/simulated": 1555,
+    "links": 120,
+    "observe": 260,
+    "observe/report": 940,
+    "run": 1040,
+    "server": 965,
+    "task": 675,
+    "tasks": 565,
+}
+"""Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its
+reason; any other change that exceeds a folder's budget looks first for what could go."""
 
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
@@ -25,6 +39,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/simulated/compute.py": "test_simulation.py: it only computes in runs",
     "engines/simulated/driver.py": "test_simulation.py: it only lives in runs",
     "engines/simulated/session.py": "test_simulation.py: it has nothing to prepare",
+    "engines/simulated/request_server.py": "tests/conformance/test_work_source.py, and test_simulation.py beside it",
     "engines/simulated/world.py": "test_simulation.py: what outlives the controller of a run",
     "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",
     "server/register.py": "the same, and test_shard_deaths.py",
@@ -74,8 +89,11 @@ def test_every_module_has_its_tests() -> None:
     assert {path.relative_to(SOURCE).as_posix() for path in need} == TESTED_ELSEWHERE.keys()
 
 
-def test_the_package_stays_small() -> None:
-    assert sum(shape.code_lines(path.read_text()) for path in modules()) <= CODE_BUDGET
+def test_each_folder_stays_small() -> None:
+    found = dict.fromkeys(CODE_BUDGET, 0)
+    for path in modules():
+        found[path.relative_to(SOURCE).parent.as_posix()] += shape.code_lines(path.read_text())
+    assert {folder: lines for folder, lines in found.items() if lines > CODE_BUDGET[folder]} == {}
 
 
 def test_a_long_function_is_seen() -> None:

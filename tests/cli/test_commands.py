@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from distbelief.cli.commands import main
+from tests.lives import launch
 
 GOOD = """
 import torch
@@ -232,8 +232,8 @@ def test_without_a_terminal_progress_is_plain_lines(folder: Path) -> None:
 
 
 def test_ctrl_c_writes_what_was_reached_and_exits_with_130(folder: Path) -> None:
-    command = [sys.executable, "-m", "distbelief", "train", "good.py", "--seconds", "600", "--directory", "run"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["-m", "distbelief", "train", "good.py", "--seconds", "600", "--directory", "run"]
+    process = launch(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     log = folder / "run" / "events.jsonl"
     while time.monotonic() < deadline and '"evaluation"' not in (log.read_text() if log.exists() else ""):

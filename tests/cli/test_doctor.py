@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distbelief.cli import doctor
-from distbelief.cli.doctor import Finding, State
+from distbelief.cli.doctor import Finding, State, Verdict
 
 GB = 10**9
 HERE = Path("/runs")
@@ -14,9 +14,9 @@ HERE = Path("/runs")
 @pytest.mark.parametrize(
     ("finding", "told"),
     [
-        (doctor.python("3.12.1", "3.11"), "3.12.1"),
-        (doctor.torch("2.13.0+cpu", "2.6"), "2.13.0+cpu"),
-        (doctor.torch("2.10.0a0+git1", "2.6"), "2.10"),
+        (doctor.release("python", "3.12.1", "3.11"), "3.12.1"),
+        (doctor.release("torch", "2.13.0+cpu", "2.6"), "2.13.0+cpu"),
+        (doctor.release("torch", "2.10.0a0+git1", "2.6"), "2.10"),
         (doctor.processors(8, 8, None, None), "8 cores"),
         (doctor.processors(2, 8, 2.0, "4"), "2 of 8 cores"),
         (doctor.processors(1, 1, None, None), "1 core"),
@@ -29,11 +29,11 @@ HERE = Path("/runs")
         (doctor.open_files(1024), "1,024"),
         (doctor.gpu(None, [], False), "none"),
         (doctor.gpu("12.6", [("H100", 80 * GB), ("H100", 80 * GB)], True), "H100 (80 GB), H100 (80 GB)"),
-        (doctor.extra("ray", True, "clusters", "ray"), "installed"),
+        (doctor.extra(True, "clusters", "ray"), "installed"),
         (doctor.training(2.04, None), "2.0 s"),
     ],
 )
-def test_what_is_fine(finding: Finding, told: str) -> None:
+def test_what_is_fine(finding: Verdict, told: str) -> None:
     assert finding.state is State.FINE
     assert told in finding.told
 
@@ -55,10 +55,10 @@ def test_what_is_fine(finding: Finding, told: str) -> None:
         (doctor.open_files(0), "ulimit -n 4096"),
         (doctor.gpu(None, [], True), "this torch has no CUDA"),
         (doctor.gpu("12.6", [], True), "cannot use it with CUDA 12.6"),
-        (doctor.extra("ray", False, "clusters", "ray"), "for clusters: pip install ray"),
+        (doctor.extra(False, "clusters", "ray"), "for clusters: pip install ray"),
     ],
 )
-def test_what_can_be_trained_with_but_could_be_better(finding: Finding, mend: str) -> None:
+def test_what_can_be_trained_with_but_could_be_better(finding: Verdict, mend: str) -> None:
     assert finding.state is State.NOTE
     assert mend in finding.told
 
@@ -66,10 +66,10 @@ def test_what_can_be_trained_with_but_could_be_better(finding: Finding, mend: st
 @pytest.mark.parametrize(
     ("finding", "mend"),
     [
-        (doctor.python("3.9.2", "3.11"), "install Python 3.11 or newer"),
-        (doctor.torch(None, "2.6"), 'pip install "torch>=2.6"'),
-        (doctor.torch("2.5.1", "2.6"), "too old"),
-        (doctor.torch("nonsense", "2.6"), "too old"),
+        (doctor.release("python", "3.9.2", "3.11"), "install Python 3.11 or newer"),
+        (doctor.release("torch", None, "2.6"), 'pip install "torch>=2.6"'),
+        (doctor.release("torch", "2.5.1", "2.6"), "too old"),
+        (doctor.release("torch", "nonsense", "2.6"), "too old"),
         (doctor.memory(2 * GB - 1, GB, 4), "end other programs"),
         (doctor.memory(0, GB, 4), "0 bytes are free"),
         (doctor.shared_memory("Function not implemented"), "Function not implemented"),
@@ -79,7 +79,7 @@ def test_what_can_be_trained_with_but_could_be_better(finding: Finding, mend: st
         (doctor.training(1.0, "oh"), "(oh)"),
     ],
 )
-def test_what_nothing_can_be_trained_with(finding: Finding, mend: str) -> None:
+def test_what_nothing_can_be_trained_with(finding: Verdict, mend: str) -> None:
     assert finding.state is State.WRONG
     assert mend in finding.told
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from distbelief.observe import events as events_module
 from tests import problems
 from tests.architecture.source import ROOT
 from tests.docs.blocks import KINDS, Block, blocks, pages
+from tests.lives import complete
 
 ALL = [block for page in pages() for block in blocks(page)]
 PLAYED = [page for page in pages() if any(b.kind in ("python", "sh") and not b.exempt for b in blocks(page))]
@@ -30,15 +30,8 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
 @pytest.mark.parametrize("page", PLAYED, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    modules = os.pathsep.join(map(str, (ROOT, ROOT / "src")))
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.docs.play", page],
-        cwd=tmp_path,
-        env={**os.environ, **ALONE, **OFFLINE, "PATH": path, "PYTHONPATH": modules},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {**ALONE, **OFFLINE, "PATH": path, "PYTHONPATH": str(ROOT / "src")}
+    found = complete(["-m", "tests.docs.play", str(page)], cwd=tmp_path, env=env)
     assert found.returncode == 0, found.stdout + found.stderr
 
 

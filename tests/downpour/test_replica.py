@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +15,10 @@ from distbelief.engines.simulated.loop import simulate
 from distbelief.errors import Diverged
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Outcome, Push, Reply, Verdict, Version
 from distbelief.server.admission import Asynchronous, Buffered, Decision
-from distbelief.server.client import Client
+from distbelief.server.client import Client, values
 from distbelief.server.host import ShardHost
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
+from tests.reads import Reads
 from tests.replicas import BATCH, Compute, Computed, Portions, Recording, run_replica, run_replicas, toward
 from tests.shards import at, flat_layout, linked, make_shards, vector_of
 
@@ -178,7 +180,7 @@ def test_a_parameter_that_took_no_part_takes_no_local_step() -> None:
     layout = flat_layout(16)
     vector = torch.ones(16)
     step = LocalStep(SGD(0.1, momentum=0.9, weight_decay=0.5), layout, vector)
-    step(Gradient([None], 0.0, 8))
+    step(Gradient([None], torch.zeros(()), 8))
     assert torch.equal(vector, torch.ones(16))
 
 
@@ -233,6 +235,30 @@ def test_nineteen_refusals_in_a_row_are_not() -> None:
 def test_divergence_leaves_no_push_and_no_fetch_under_way() -> None:
     with pytest.raises(Diverged):
         record(Portions((0, 40)), poisoned(*range(1, 40)), overlap=1)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize(("n_fetch", "n_push"), [(1, 1), (3, 1), (1, 3), (3, 3)])
+def test_a_step_waits_once_for_what_it_reads(
+    monkeypatch: pytest.MonkeyPatch, n_fetch: int, n_push: int, clip_norm: float | None
+) -> None:
+    """On a GPU each read waits for it, so that loss, finiteness and norm are read together, by `values`."""
+    together: list[int] = []
+    reads = Reads()
+
+    def counted(scalars: Sequence[Tensor]) -> list[float]:
+        before, read = reads.count, values(scalars)
+        together.append(reads.count - before)
+        return read
+
+    monkeypatch.setattr("distbelief.server.client.values", counted)
+    monkeypatch.setattr("distbelief.downpour.replica.values", counted)
+    with reads:
+        # The last step pushes, so that there is nothing left to be read at the end of the lease.
+        record(Portions((0, 7)), n_fetch=n_fetch, n_push=n_push, clip_norm=clip_norm)
+    assert len(together) == 7
+    assert min(together) >= 1
+    assert reads.count == sum(together)
 
 
 # Other endings
@@ -303,6 +329,9 @@ def test_a_link_that_fails_ends_the_replica_with_its_error(overlap: int) -> None
 
         async def push(self, push: Push) -> Reply:
             raise ConnectionResetError("gone")
+
+        def moving(self) -> bool:
+            return False
 
         async def execute(self, command: Command) -> Answer:
             raise ConnectionResetError("gone")

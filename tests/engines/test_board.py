@@ -8,12 +8,37 @@ from distbelief.engines.board import Board, Row
 def test_rows_and_buffers_are_each_replicas_own() -> None:
     memory = torch.zeros(Board.nbytes(3, 2), dtype=torch.uint8)
     board, other = Board(memory, 3, 2), Board(memory, 3, 2)
-    board.write(1, Row(steps=3, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
+    board.write(1, Row(steps=7, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
     board.buffers[2] = torch.tensor([1.0, 2.0])
-    assert other.read(1) == Row(3, 32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
-    assert [other.steps(replica) for replica in range(3)] == [0, 3, 0]
+    assert other.read(1) == Row(7, 32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
+    assert other.steps(1) == 7
     assert other.read(0) == other.read(2) == Row()
     assert other.buffers.tolist() == [[0, 0], [0, 0], [1, 2]]
     assert not other.stopping
     board.stop()
     assert other.stopping
+
+
+def test_a_replica_publishes_its_buffers_once_at_first_and_once_a_request() -> None:
+    memory = torch.zeros(Board.nbytes(2, 2), dtype=torch.uint8)
+    controller, replica = Board(memory, 2, 2), Board(memory, 2, 2)
+    published = []
+    for step in range(6):
+        if step in (2, 3):
+            controller.request_buffers()
+        if replica.awaits_buffers(1):
+            replica.publish_buffers(1, torch.full((2,), float(step)))
+            published.append(step)
+        assert not controller.awaits_buffers(1)
+    assert published == [0, 2, 3]
+    assert controller.buffers.tolist() == [[0, 0], [3, 3]]
+    assert controller.awaits_buffers(0)
+
+
+def test_one_row_of_buffers_answers_all_requests_before_it() -> None:
+    board = Board(torch.zeros(Board.nbytes(1, 1), dtype=torch.uint8), 1, 1)
+    for _ in range(3):
+        board.request_buffers()
+    board.publish_buffers(0, torch.ones(1))
+    assert not board.awaits_buffers(0)
+    assert board.read(0) == Row()

@@ -9,6 +9,7 @@ from typing import Any
 from distbelief.engines.checkpointing import Checkpoints
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, Image
+from tests.states import state
 
 
 def wait_for(checkpoints: Checkpoints) -> None:
@@ -24,7 +25,7 @@ def test_each_is_written_and_told_of_once(tmp_path: Path) -> None:
     assert not checkpoints.turn()
     for examples in (10, 20):
         checkpoints.capturing()
-        checkpoints.begin(Draft(examples, Image({}), {}))
+        checkpoints.begin(Draft(examples, Image({}), state()))
         wait_for(checkpoints)
         assert not checkpoints.turn()
     checkpoints.close()
@@ -43,7 +44,7 @@ def test_training_goes_on_while_one_is_written() -> None:
 
     checkpoints = Checkpoints(write, tell=told.append)
     checkpoints.capturing()
-    checkpoints.begin(Draft(1, Image({}), {}))
+    checkpoints.begin(Draft(1, Image({}), state()))
     assert not checkpoints.turn()
     assert told == []
     go_on.set()
@@ -58,7 +59,7 @@ def test_not_beside_training_it_is_written_when_begin_returns() -> None:
     told: list[dict[str, Any]] = []
     checkpoints = Checkpoints(lambda draft: Path("there"), tell=told.append, beside=False)
     checkpoints.capturing()
-    checkpoints.begin(Draft(1, Image({}), {}))
+    checkpoints.begin(Draft(1, Image({}), state()))
     assert checkpoints.turn()
     checkpoints.close()
     assert [content["path"] for content in told] == ["there"]
@@ -72,7 +73,7 @@ def test_a_disk_that_is_full_is_told_of_and_ends_nothing() -> None:
 
     checkpoints = Checkpoints(write, tell=told.append, beside=False)
     checkpoints.capturing()
-    checkpoints.begin(Draft(1, Image({}), {}))
+    checkpoints.begin(Draft(1, Image({}), state()))
     assert checkpoints.turn(), "it has come to its end, all the same"
     checkpoints.close()
     assert told[0]["path"] is None
@@ -84,7 +85,7 @@ def test_how_long_the_copy_took_is_told() -> None:
     checkpoints = Checkpoints(lambda draft: Path("there"), tell=told.append, beside=False)
     checkpoints.capturing()
     time.sleep(0.05)
-    checkpoints.begin(Draft(1, Image({}), {}))
+    checkpoints.begin(Draft(1, Image({}), state()))
     checkpoints.finish()
     checkpoints.close()
     assert 0.05 <= told[0]["capture_s"] < 5.0

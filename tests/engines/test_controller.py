@@ -14,6 +14,7 @@ import torch
 from distbelief.allocation import Account
 from distbelief.downpour.lease_server import Granted
 from distbelief.downpour.ledger import Ledger
+from distbelief.downpour.ledger_state import Portion
 from distbelief.engines import actions
 from distbelief.engines.controller import GRACE_S, LEAVE_S, REQUESTED_GRACE_S, Controller
 from distbelief.engines.supervision import Failure
@@ -346,10 +347,11 @@ def test_rule_3_who_dies_with_its_last_lease_is_fenced_although_it_was_told_of_t
 
 def test_rule_3_the_run_is_not_over_while_a_fence_is_under_way() -> None:
     cluster = Cluster(1, obedient=False)
+    cluster.lease(0)
     cluster.controller.stop(cluster.now, "target")
     cluster.die(0)
     assert not cluster.controller.over
-    (fence,) = cluster.of(actions.Execute)
+    (fence,) = [action for action in cluster.of(actions.Execute) if isinstance(action.command, Fence)]
     cluster.obey(fence)
     assert [type(action) for action in cluster.take()] == [actions.Lost]
     assert cluster.controller.over
@@ -439,7 +441,7 @@ def test_rule_4_a_checkpoint_accounts_as_if_every_replica_died_with_what_the_sha
     (write,) = cluster.captured()
     assert isinstance(write, actions.WriteCheckpoint)
     assert write.total == Account(used=50)
-    assert write.state["released"] == [[0, 5, 32], [0, *cluster.leases[1][2:]]]
+    assert write.state.released == (Portion(0, 5, 32), Portion(0, *cluster.leases[1][2:]))
     assert len(write.snapshots) == SHARDS
     assert cluster.ledger.total == Account(), "the run itself goes on"
     assert cluster.ledger.holders == {0, 1}
@@ -542,7 +544,7 @@ def test_a_quorum_that_can_be_had_no_more_is_waited_for_no_longer() -> None:
         cluster.ask(replica)
     cluster.die(2)
     assert actions.Start(2, 2) in cluster.take()
-    cluster.controller.gone(2)
+    cluster.controller.gone(cluster.now, 2)
     cluster.tick()
     assert [granted.replica for granted in cluster.of(Granted)] == [0, 1]
 
@@ -834,7 +836,7 @@ def test_an_error_ends_every_replica_at_once() -> None:
 
 def test_a_replica_that_will_never_be_there_is_waited_for_no_longer() -> None:
     cluster = Cluster(2, batches=3)
-    cluster.controller.gone(1)
+    cluster.controller.gone(cluster.now, 1)
     cluster.work_to_the_end(0)
     cluster.die(0)
     cluster.take()
@@ -863,7 +865,7 @@ def test_a_shard_that_comes_back_is_told_who_is_dead_and_who_lives() -> None:
     cluster.now += 10
     cluster.die(1)
     cluster.take()
-    cluster.controller.gone(2)
+    cluster.controller.gone(cluster.now, 2)
     cluster.controller.returned(1)
     (restore,) = cluster.of(actions.RestoreShard)
     # Replica 0 lives in its first incarnation, 1 in its second, and 2 will never be there again.

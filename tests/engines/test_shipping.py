@@ -11,6 +11,8 @@ import torch
 
 from distbelief.engines.shipping import pack, unpack
 from distbelief.errors import TaskError, UsageError
+from distbelief.task.data import ArrayRows
+from tests import problems
 
 
 def there_and_back(thing: Any) -> Any:
@@ -52,6 +54,19 @@ def test_arrays_are_not_in_the_pickle_and_are_mapped_privately() -> None:
     one, other = unpack(os.dup(memory.fd)), unpack(os.dup(memory.fd))
     one["x"].fill_(1)
     assert float(other["x"].sum()) == 0
+
+
+def test_csr_lies_in_the_memory_once_whatever_its_dense_size() -> None:
+    matrix, _ = problems.sparse_points()
+    rows = ArrayRows(((matrix, matrix), np.arange(2000)), "train", sparse=True)
+    parts = matrix.data, matrix.indices, matrix.indptr
+    memory = pack(rows)
+    assert sum(part.nbytes for part in parts) < memory.nbytes < sum(part.nbytes for part in parts) + 32_000
+    (one, other), _ = unpack(os.dup(memory.fd)).arrays
+    assert one is other
+    assert (one != matrix).nnz == 0
+    # A view of the memory, and no copy of it.
+    assert not any(part.flags.owndata for part in (one.data, one.indices, one.indptr))
 
 
 def test_a_part_of_a_tensor_does_not_take_the_whole_along() -> None:

@@ -37,6 +37,9 @@ class Recorder:
         self.pushed.append((push.slices, [gradient.clone() for gradient in push.gradients]))
         return Reply(Verdict.APPLIED, "", 0, at(1), ORIGIN)
 
+    def moving(self) -> bool:
+        return False
+
     async def execute(self, command: Command) -> Answer:
         self.commands.append(command)
         return ANSWER

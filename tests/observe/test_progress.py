@@ -58,18 +58,29 @@ def test_many_replicas_fit_a_screen() -> None:
     ]
 
 
+SAME = {"newly_frozen": [], "newly_trained": [], "other_data": False, "earlier": None}
+
+
 @pytest.mark.parametrize(
     ("event", "content", "expected"),
     [
         (
             "resumed",
-            {"examples": 1000, "damaged": [], "fresh_state": ["mean"], "other_data": False, "earlier": None},
+            {"examples": 1000, "damaged": [], "fresh_state": ["mean"], **SAME},
             "goes on after 1,000 examples; the checkpoint holds no mean for this optimizer",
         ),
         (
             "resumed",
-            {"examples": 1000, "damaged": [], "fresh_state": [], "other_data": True, "earlier": None},
+            {"examples": 1000, "damaged": [], "fresh_state": [], **(SAME | {"other_data": True})},
             "goes on after 1,000 examples\nthe training data are not those that the run began with",
+        ),
+        (
+            "resumed",
+            {"examples": 1000, "damaged": [], "fresh_state": []}
+            | SAME
+            | {"newly_frozen": ["0.weight"], "newly_trained": [f"{i}.bias" for i in range(6)]},
+            "goes on after 1,000 examples\n0.weight: not trained any more, and kept as it was\n"
+            "0.bias, 1.bias, 2.bias, 3.bias and 2 others: trained from here on, with optimizer state that begins anew",
         ),
         (
             "resumed",

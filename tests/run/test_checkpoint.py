@@ -1,22 +1,39 @@
 """Checkpoints on disk: whole, or not there at all."""
 
 import errno
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+import distbelief as db
+from distbelief.errors import DirectoryError
 from distbelief.run import checkpoint
-from distbelief.run.checkpoint import KEPT, Draft, Image
+from distbelief.run.checkpoint import KEPT, Draft, Image, image_of, savable, storable
+from distbelief.server.layout import Layout
+from distbelief.task.gradients import FlatModule
+from distbelief.task.task import trainable
+from tests.states import state
+
+PLAIN = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool),
+]
 
 
 def made(examples: int) -> Draft:
     image = Image({"parameters/w": torch.empty(1001, device="meta")})
     image.tensors["parameters/w"].fill_(examples)
-    return Draft(examples, image, {"ledger": {"next": [1, 2]}})
+    return Draft(examples, image, state())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -26,12 +43,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert complaints == []
     assert found.examples == 128
     assert torch.equal(found.tensors["parameters/w"], torch.full((1001,), 128.0))
-    assert found.state == made(128).state
+    assert found.state == state()
 
 
 @pytest.mark.parametrize("page_cache", [False, True])
 def test_an_image_is_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_cache: bool) -> None:
-    """Of any shapes and both types, some of them longer than what is written at a time; on any file system."""
+    """Of any shapes and types, some of them longer than what is written at a time; on any file system."""
     opened: list[int] = []
 
     def open_(path: Path, flags: int, mode: int = 0o777, open_: Callable[..., int] = os.open) -> int:
@@ -42,24 +59,116 @@ def test_an_image_is_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("distbelief.run.checkpoint.os.open", open_)
     tensors = {
-        "odd": torch.randn(3),
-        "long": torch.randn(3, 1_000_003),
-        "none": torch.zeros(0),
-        "one": torch.tensor(1.5),
-        "wide": torch.randn(2, 5, dtype=torch.float64),
+        "parameters/odd": torch.randn(3),
+        "sum/odd": torch.randn(3, 1_000_003),
+        "buffers/none": torch.zeros(0),
+        "buffers/one": torch.tensor(1.5),
+        "buffers/wide": torch.randn(2, 5, dtype=torch.float64),
+        **{f"buffers/{dtype}": torch.tensor([[0, 1, 7]]).to(dtype) for dtype in PLAIN},
+        **{f"frozen/{dtype}": torch.tensor(1).to(dtype) for dtype in PLAIN},
+        "buffers/half none": torch.zeros(3, 0, dtype=torch.float16),
     }
     image = Image(tensors)
     for name, tensor in tensors.items():
         image.tensors[name].copy_(tensor)
-    path = checkpoint.write(tmp_path, Draft(1, image, {}))
+    path = checkpoint.write(tmp_path, Draft(1, image, state(trained=("odd",))))
     assert any(opened) != page_cache
     for found in (load_file(path / "tensors.safetensors"), image.tensors):
         assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        assert all(torch.equal(found[name].double(), tensor.double()) for name, tensor in tensors.items())
         assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
     whole, complaints = checkpoint.newest(tmp_path)
     assert whole is not None
     assert complaints == []
+
+
+def test_complex_numbers_are_pairs(tmp_path: Path) -> None:
+    """Whatever else is beside them."""
+    tensors = {
+        "buffers/byte": torch.ones(3, dtype=torch.uint8),
+        "buffers/narrow": torch.randn(3, dtype=torch.complex64),
+        "buffers/wide": torch.randn(2, 2, dtype=torch.complex128),
+        "buffers/none": torch.zeros(0, dtype=torch.complex64),
+        "buffers/one": torch.tensor(1 + 2j),
+        "parameters/w": torch.randn(5),
+    }
+    image = Image(tensors)
+    for name, tensor in tensors.items():
+        image.tensors[name].copy_(tensor)
+    checkpoint.write(tmp_path, Draft(1, image, state()))
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    for name, tensor in tensors.items():
+        expected = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        assert found.tensors[name].dtype == expected.dtype
+        assert torch.equal(found.tensors[name], expected)
+
+
+def test_what_can_be_held(tmp_path: Path) -> None:
+    """What is said to be savable is saved."""
+    narrow, wide = (torch.empty(0, dtype=kind) for kind in (torch.complex64, torch.complex128))
+    assert all(map(storable, [narrow, wide, *(torch.empty(0, dtype=kind) for kind in PLAIN)]))
+    assert not storable(torch.eye(3).to_sparse())
+    assert not savable(torch.eye(3).to_sparse())
+    assert not savable(wide)
+    for kind in PLAIN:
+        assert savable(torch.empty(0, dtype=kind))
+        checkpoint.save({"x": torch.zeros(3).to(kind)}, tmp_path / "x.safetensors")
+        assert load_file(tmp_path / "x.safetensors")["x"].dtype == kind
+
+
+def test_an_image_of_a_run_holds_what_training_leaves_alone() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).requires_grad_(False))
+    module.register_buffer("scale", torch.tensor(2.0, dtype=torch.float16), persistent=False)
+    flat = FlatModule(module, Layout.of([(name, p.detach()) for name, p in trainable(module)]))
+    image, rule = image_of(flat, db.Adagrad(0.1)), db.Adagrad(0.1)
+    assert torch.equal(image.tensors["frozen/2.weight"], module.get_parameter("2.weight"))
+    assert torch.equal(image.tensors["buffers/scale"], torch.tensor(2.0, dtype=torch.float16))
+    assert image.tensors["buffers/1.num_batches_tracked"].dtype == torch.int64
+    assert {key.partition("/")[0] for key in image.tensors} == {"parameters", "frozen", "buffers", *rule.state}
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the state in a checkpoint as one who writes it would, checksum and all."""
+    content = json.loads(json.loads((path / "state.json").read_text())["content"])
+    change(content)
+    text = json.dumps(content)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    (path / "state.json").write_text(json.dumps({"checksum": checksum, "content": text}))
+
+
+@pytest.mark.parametrize("found", [2, 4])
+@pytest.mark.parametrize("place", ["content", "state"])
+def test_another_format_is_refused_with_a_way_out(tmp_path: Path, found: int, place: str) -> None:
+    """It is whole: the one before would not be what the run has reached."""
+    folder = tmp_path / "run" / "checkpoints"
+    checkpoint.write(folder, made(1))
+    path = checkpoint.write(folder, made(2))
+    if place == "content":
+        rewritten(path, lambda content: content.update(format=found))
+    else:
+        rewritten(path, lambda content: content["state"].update(format=found))
+    sentence = f"000000000002 is of format {found}, .* from format 3: .*--from {tmp_path}/run"
+    with pytest.raises(DirectoryError, match=sentence):
+        checkpoint.newest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda content: content["state"].update(format=None), "no format"),
+        (lambda content: content["state"].update(term=0), "too small"),
+        (lambda content: content["state"].update(trained=["v"]), "were trained"),
+        (lambda content: content.update(state=[]), "list"),
+    ],
+)
+def test_a_malformed_state_is_damage(tmp_path: Path, change: Callable[[dict[str, Any]], object], why: str) -> None:
+    checkpoint.write(tmp_path, made(1))
+    rewritten(checkpoint.write(tmp_path, made(2)), change)
+    found, (complaint,) = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.examples == 1
+    assert re.search(f"000000000002 is damaged .*{why}", complaint)
 
 
 def test_an_image_is_used_again(tmp_path: Path) -> None:

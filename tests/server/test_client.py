@@ -9,17 +9,21 @@ from distbelief.chance import generator
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Push, Reply, Slice, Verdict, Version
 from distbelief.server.admission import Buffered
-from distbelief.server.client import Client, HandOver, Parcel, verdict_of
+from distbelief.server.client import Client, HandOver, Parcel, values, verdict_of
 from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
 from tests.shards import NO_WORK, at, flat_layout, linked, make_client, make_push, make_shards, set_living, vector_of
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")),
+]
 LAYOUT = Layout.of([("a", torch.zeros(5, 3)), ("b", torch.zeros(40)), ("c", torch.zeros(()))], 3)
 
 
 def gradient(*tensors: Tensor | None) -> Gradient:
-    return Gradient(list(tensors), 0.0, 1)
+    return Gradient(list(tensors), torch.zeros(()), 1)
 
 
 def versions(*updates: int) -> tuple[Version, ...]:
@@ -105,6 +109,52 @@ def test_infinities_of_both_signs_do_not_cancel() -> None:
         hand_over = HandOver()
         hand_over.accrue(gradient(*tensors), versions(0))
         assert not hand_over.take().finite
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_finite_gradient_is_not_refused_for_its_sum_or_its_norm(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for tensor in (torch.full((5,), most, dtype=dtype), torch.tensor([most, -most], dtype=dtype)):
+        hand_over = HandOver()
+        hand_over.accrue(gradient(tensor.clone()), versions(0))
+        parcel = hand_over.take()
+        assert parcel.finite
+        assert torch.equal(only(parcel), tensor)
+
+
+def test_a_norm_beyond_float32_is_clipped() -> None:
+    hand_over = HandOver(clip_norm=1.0)
+    hand_over.accrue(gradient(torch.tensor([3e30, 4e30])), versions(0))
+    parcel = hand_over.take()
+    assert parcel.finite
+    torch.testing.assert_close(only(parcel), torch.tensor([0.6, 0.8]))
+
+
+def test_a_norm_beyond_float64_cannot_be_clipped() -> None:
+    hand_over = HandOver(clip_norm=1.0)
+    hand_over.accrue(gradient(torch.tensor([3e300, 4e300], dtype=torch.float64)), versions(0))
+    assert not hand_over.take().finite
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_what_was_read_of_one_gradient_is_not_taken_for_the_next(clip_norm: float | None) -> None:
+    hand_over = HandOver(clip_norm)
+    hand_over.accrue(gradient(torch.ones(1)), versions(0))
+    assert hand_over.read(torch.tensor(7.0)) == [7.0]
+    assert hand_over.finite
+    hand_over.accrue(gradient(torch.tensor([math.nan])), versions(0))
+    assert not hand_over.take().finite
+    hand_over.accrue(gradient(torch.ones(1)), versions(0))
+    assert hand_over.read() == []
+    assert hand_over.take().finite
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_scalars_are_read_whatever_their_types(device: str) -> None:
+    scalars = [torch.tensor(0.5, dtype=t, device=device) for t in (torch.float32, torch.float64, torch.bfloat16)]
+    assert values(scalars) == [0.5] * 3
+    assert values(scalars[1:2]) == [0.5]
+    assert values([]) == []
 
 
 def test_the_poison_of_one_batch_does_not_reach_the_next_push() -> None:
@@ -208,6 +258,9 @@ class Watched:
         self.log.append(("push", self.shard))
         self.pushes.append(push)
         return Reply(Verdict.HELD, "held", 0, at(10), self.at_least)
+
+    def moving(self) -> bool:
+        return False
 
     async def execute(self, command: Command) -> Answer:
         raise NotImplementedError

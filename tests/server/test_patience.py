@@ -45,6 +45,9 @@ class Losing:
         await self._message()
         return reply
 
+    def moving(self) -> bool:
+        return False
+
     async def execute(self, command: Command) -> Answer:
         await self._message()
         answer = self._shard.execute(command)
@@ -115,3 +118,40 @@ def test_other_errors_are_not_repeated() -> None:
 
     with pytest.raises(ZeroDivisionError):
         simulate(insist(Patience(1.0, 8.0), attempt), seed=0)
+
+
+def test_a_transfer_that_makes_progress_is_waited_for_however_long_it_takes() -> None:
+    attempts = 0
+    until = 100.0
+
+    async def transfer() -> str:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(until)
+        return "arrived"
+
+    async def main() -> tuple[str, float]:
+        loop = asyncio.get_running_loop()
+        answer = await insist(Patience(1.0, 4.0), transfer, lambda: loop.time() < until)
+        return answer, loop.time()
+
+    assert simulate(main(), seed=0) == ("arrived", until)
+    assert attempts == 1
+
+
+def test_a_transfer_that_stands_still_is_begun_anew() -> None:
+    begun: list[float] = []
+
+    async def transfer() -> str:
+        begun.append(asyncio.get_running_loop().time())
+        if len(begun) == 1:
+            await asyncio.get_running_loop().create_future()
+        return "arrived"
+
+    async def main() -> str:
+        loop = asyncio.get_running_loop()
+        return await insist(Patience(1.0, 4.0), transfer, lambda: loop.time() < 10.0)
+
+    assert simulate(main(), seed=0) == "arrived"
+    assert begun[0] == 0.0
+    assert 10.0 < begun[1] < 12.0

@@ -58,7 +58,7 @@ def through_shards(
         hand_over = HandOver()
         for gradient in gradients:
             versions = await client.fetch(vector)
-            hand_over.accrue(Gradient(list(gradient), 0.0, 1), versions)
+            hand_over.accrue(Gradient(list(gradient), torch.zeros(()), 1), versions)
             await client.push(hand_over.take(), NO_WORK)
         await client.fetch(vector)
 

@@ -94,6 +94,60 @@ def test_csr_rows_become_dense() -> None:
         assert torch.equal(y, Y[PICK])
 
 
+def csr(form: Any = scipy.sparse.csr_matrix, kind: Any = np.float32) -> tuple[Any, Tensor]:
+    dense = np.where(np.random.default_rng(0).random((ROWS, 7)) < 0.2, 2.5, 0).astype(kind)
+    return form(dense), torch.from_numpy(dense)
+
+
+@pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, scipy.sparse.csr_array])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_csr_rows_stay_sparse_where_that_was_asked_for(form: Any, kind: Any) -> None:
+    matrix, dense = csr(form, kind)
+    x, y = rows((matrix, Y), sparse=True).batch(PICK)
+    assert (x.layout, x.dtype) == (torch.sparse_csr, dense.dtype)
+    assert x.crow_indices().dtype == x.col_indices().dtype == torch.int32
+    assert torch.equal(x.to_dense(), dense[PICK])
+    assert torch.equal(y, Y[PICK])
+    # Also where it is nested, and the data are the input alone.
+    nested = rows({"a": (matrix, X), "b": matrix}, sparse=True).batch(PICK)
+    assert [part.layout for part in (*nested["a"], nested["b"])] == [torch.sparse_csr, torch.strided, torch.sparse_csr]
+
+
+def test_a_sparse_batch_is_a_copy_that_torch_finds_valid() -> None:
+    """SciPy allows a row to name its columns in any order and more than once."""
+    parts = np.array([1.0, 2.0, 3.0], np.float32), np.array([4, 0, 4]), np.array([0, 3, 3])
+    matrix = scipy.sparse.csr_matrix(parts, shape=(2, 5))
+    for indices in (np.arange(2), np.array([1, 0, 0])):
+        x = rows(matrix, sparse=True).batch(indices)
+        assert torch.equal(x.to_dense(), torch.tensor([[2.0, 0, 0, 0, 4], [0.0] * 5])[indices])
+        with torch.sparse.check_sparse_tensor_invariants():
+            torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), x.values(), x.shape)
+        x.values().zero_()
+    assert matrix.data.tolist() == [1.0, 2.0, 3.0]
+
+
+def beyond() -> Any:
+    matrix = csr()[0]
+    matrix.indices[0] = 7
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ((X, Y), r"^train holds no SciPy CSR, which is what sparse=True is for: give .* or leave sparse out$"),
+        (TensorDataset(X, Y), "^train holds no SciPy CSR"),
+        (DataLoader(TensorDataset(X, Y)), "^train holds no SciPy CSR"),
+        (scipy.sparse.csr_array(np.ones(5)), r"a CSR array of shape \(5,\), and with sparse=True it must have two dim"),
+        (beyond(), r"^train holds a CSR matrix that is not valid: .*indices must be < 7"),
+    ],
+    ids=["arrays", "dataset", "loader", "one dimension", "invalid"],
+)
+def test_what_cannot_be_sparse_is_refused_in_one_sentence(data: Any, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        rows(data, sparse=True)
+
+
 def test_inputs_may_be_nested_in_tuples_and_dicts() -> None:
     (a, b), y = rows((([X, X.numpy() + 1]), Y)).batch(PICK)
     assert torch.equal(a, X[PICK])
@@ -313,6 +367,17 @@ def test_batches_made_ahead_by_processes_are_the_same_batches() -> None:
                 assert torch.equal(made, reference)
 
 
+def test_sparse_batches_made_ahead_by_processes_are_the_same_batches() -> None:
+    matrix, _ = csr()
+    here, ahead = (Batches(rows((matrix, Y), sparse=True), 4, 5, workers) for workers in (0, 1))
+    ahead.expect(0, 0, 3)
+    for batch in range(3):
+        (x, y), (expected, target) = ahead(0, batch), here(0, batch)
+        assert x.layout is torch.sparse_csr
+        assert torch.equal(x.to_dense(), expected.to_dense())
+        assert torch.equal(y, target)
+
+
 def test_a_portion_that_was_given_up_half_way_leaves_nothing_behind() -> None:
     here, ahead = (Batches(SampleRows(Noisy(), None), 4, 5, workers) for workers in (0, 1))
     ahead.expect(0, 0, 7)
@@ -328,11 +393,33 @@ def test_a_fingerprint_is_of_what_the_tensors_hold() -> None:
     x = torch.arange(6.0).view(2, 3)
     same = [{"x": x.clone()}, [torch.tensor([1, 2]), "text"]], [{"x": x}, [torch.tensor([1, 2]), None]]
     assert fingerprint(same[0]) == fingerprint(same[1])
-    assert fingerprint(x.to_sparse()) == fingerprint(x)
     assert len({fingerprint(batch) for batch in (x, x + 1, x.double(), (x, x), x.bool(), torch.tensor(1.0))}) == 6
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_a_fingerprint_of_sparse_tensors_is_of_indices_and_values(layout: torch.layout) -> None:
+    x = torch.eye(4)
+    moved = x[[1, 0, 2, 3]]
+    made = [tensor.to_sparse(layout=layout) for tensor in (x, x.clone(), moved, x * 2)]
+    first, same, *others = map(fingerprint, made)
+    assert first == same
+    assert len({first, *others}) == 3
+    # What would never fit the memory if it were dense.
+    one = torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1)
+    assert fingerprint(torch.sparse_csr_tensor(*one, size=(1, 1 << 60), check_invariants=False))
+
+
+def test_a_fingerprint_of_csr_does_not_depend_on_the_kind_of_its_indices() -> None:
+    start, column = torch.tensor([0, 1]), torch.tensor([0])
+    long = torch.sparse_csr_tensor(start, column, torch.ones(1), (1, 3), check_invariants=False)
+    short = torch.sparse_csr_tensor(start.int(), column.int(), torch.ones(1), (1, 3), check_invariants=False)
+    assert fingerprint(short) == fingerprint(long)
 
 
 def test_a_batch_is_told_of_as_nested_as_it_is() -> None:
     batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
     assert kinds(batch) == "{a: float32 (5, 3), b: (int64 (5,), str)}"
     assert kinds(batch, of_each=True) == "{a: float32 (3,), b: (int64 (), str)}"
+    sparse = rows(csr()[0], sparse=True).batch(PICK)
+    assert kinds(sparse) == "sparse_csr float32 (3, 7)"
+    assert kinds(sparse, of_each=True) == "sparse_csr float32 (7,)"

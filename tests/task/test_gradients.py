@@ -17,6 +17,7 @@ from distbelief.server.layout import Layout
 from distbelief.task.data import ArrayRows, Batches, Rows, SampleRows
 from distbelief.task.gradients import FlatModule, ModuleGradients
 from distbelief.task.task import Task, trainable
+from tests.reads import Reads
 
 CHANCE = generator(0, "gradients")
 X = torch.randn(20, 6, generator=CHANCE)
@@ -104,6 +105,16 @@ def test_gradients_do_not_add_up_between_batches() -> None:
         assert a.data_ptr() != b.data_ptr(), "the receiver owns its tensors"
 
 
+def test_nothing_is_read_out_of_a_tensor_before_the_replica_does() -> None:
+    """On a GPU, computing a batch would wait for it."""
+    source = source_of(regression(lambda: nn.Linear(6, 3)))
+    ask(source)
+    with Reads() as reads:
+        gradient = ask(source)
+    assert reads.count == 0
+    assert not gradient.loss.requires_grad
+
+
 def test_a_layer_used_twice_is_one_parameter_with_the_sum_of_its_gradients() -> None:
     task = regression(Two)
     source = source_of(task)
@@ -170,15 +181,19 @@ def test_a_sparse_gradient_becomes_dense() -> None:
     assert tensor.shape == (10, 3)
 
 
-def test_a_loss_that_is_a_sum_and_a_weight_is_divided() -> None:
+def test_a_loss_that_is_a_sum_keeps_its_weight_until_it_is_applied() -> None:
     def weighted(prediction: Tensor, target: Tensor) -> tuple[Tensor, int]:
         return nn.functional.mse_loss(prediction, target, reduction="sum"), prediction.numel()
 
     plain = ask(source_of(regression(lambda: nn.Linear(6, 3))))
     summed = ask(source_of(Task(lambda: nn.Linear(6, 3), weighted, train=(X, Y))))
-    assert summed.loss == pytest.approx(plain.loss)
+    assert summed.loss.item() == pytest.approx(plain.loss.item())
+    assert plain.weight is None
+    assert summed.weight is not None
     for a, b in zip(plain.tensors, summed.tensors, strict=True):
-        torch.testing.assert_close(a, b)
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a, b / summed.weight)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """A corpus is its recipe: the same one to the bit, and no speaker in two splits."""
 
 import hashlib
-import os
-import subprocess
-import sys
+import importlib.metadata
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 
 from distbelief.errors import DataError, TaskError
-from distbelief.tasks import cache, corpus, espeak
+from distbelief.tasks import cache, corpus
 from distbelief.tasks.corpus import CONTEXT, SPLITS, Recipe
 from distbelief.tasks.phonemes import CONTEXTS, STATES
+from tests.lives import complete
 from tests.tasks.conftest import SMALL
 
 
@@ -27,8 +27,7 @@ def test_two_builds_are_equal_to_the_bit(made: Path, tmp_path: Path) -> None:
         "from distbelief.tasks.corpus import Recipe, provide\n"
         f"print(provide(Recipe({SMALL.hours}, {SMALL.seed}), progress=False))"
     )
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    done = complete(["-c", code], env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1"})
     folder = Path(done.stdout.strip())
     assert folder.name == made.name
     assert sums(folder) == sums(made)
@@ -43,7 +42,7 @@ def test_another_seed_is_another_corpus(made: Path, home: Path) -> None:
 
 
 def test_the_manifest_counts_what_is_there(made: Path) -> None:
-    content = cache.content(made)
+    content = json.loads((made / "manifest.json").read_text())["content"]
     assert content["seconds"] >= 36
     examples = {split: len(np.load(made / f"{split}.states.npy")) for split in SPLITS}
     assert content["examples"] == examples
@@ -117,10 +116,10 @@ def test_a_damaged_corpus_is_made_again(home: Path) -> None:
 
 
 def test_without_the_library_one_sentence_tells_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> str:
-        raise espeak.NotInstalled
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(corpus, "release", absent)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(TaskError, match=r'pip install "distbelief\[speech\]"'):
         corpus.provide(SMALL, progress=False)
 

@@ -1,12 +1,10 @@
 """A child process speaks, and tells when each phoneme starts."""
 
-import importlib.metadata
 from dataclasses import replace
 
 import pytest
 
-from distbelief.tasks import espeak
-from distbelief.tasks.espeak import Fell, NotInstalled, Synthesiser, Utterance
+from distbelief.tasks.espeak import Fell, Synthesiser, Utterance
 
 HELLO = Utterance("hello there, hello world.", "en-us+f2", rate=170, pitch=50, range=50, seed=1)
 
@@ -49,12 +47,3 @@ def test_a_child_that_dies_is_noticed() -> None:
         voice._child.kill()
         with pytest.raises(Fell, match="exit code -9"):
             list(voice.speak([HELLO, HELLO]))
-
-
-def test_the_library_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(NotInstalled):
-        espeak.release()

@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from distbelief.tasks.phonemes import CONTEXTS, PHONEMES, STATES, Tying, number, states, triphone_states
+from distbelief.tasks.phonemes import (
+    CONTEXTS,
+    PHONEMES,
+    STATES,
+    TRIPHONE_STATES,
+    Tying,
+    number,
+    states,
+    triphone_states,
+)
 
 
 def test_there_are_201_states_and_no_phoneme_twice() -> None:
@@ -41,7 +50,7 @@ def test_neighbours_make_a_triphone() -> None:
 
 
 def test_frequent_triphones_have_classes_of_their_own_and_others_their_state() -> None:
-    counts = Tying.no_counts()
+    counts = np.zeros(TRIPHONE_STATES, np.int64)
     rng = np.random.default_rng(0)
     seen = rng.permutation(len(counts))[:10_000]
     counts[seen] = rng.integers(1, 50, len(seen))
@@ -55,6 +64,6 @@ def test_frequent_triphones_have_classes_of_their_own_and_others_their_state() -
 
 
 def test_a_small_corpus_uses_few_classes() -> None:
-    counts = Tying.no_counts()
+    counts = np.zeros(TRIPHONE_STATES, np.int64)
     counts[[7, 900]] = 1, 2
     assert Tying.of_counts(counts).contexts(np.array([900, 7, 8])).tolist() == [201, 202, 8]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WRONG_USAGE = 2
 _INTERRUPTED = 130
+_SETS = click.Choice(["test", "validation", "train"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -111,12 +112,7 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
 
 @main.command(short_help="Evaluate a run's model on data of its task.")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "name",
-    type=click.Choice(["test", "validation", "train"]),
-    help="Which of the task's data.  [default: test, else validation]",
-)
+@click.option("--set", "name", type=_SETS, help="Which of the task's data.  [default: test, else validation]")
 @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
 def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
@@ -142,7 +138,9 @@ def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
         from distbelief.run.load import load
 
         run, rows = load(directory), _read(inputs)
-        _check_folder(output)
+        # Before the work of predicting is done.
+        if not output.parent.is_dir():
+            raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
         count = _write(output, run.predict(rows))
         click.echo(f"{count:,} predictions written to {output}")
     except Exception as error:  # noqa: BLE001
@@ -228,19 +226,18 @@ def _report(run: Run) -> str:
     s, staleness = run.summary, run.summary["staleness"]
     account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
     simulated = " of simulated time" if "virtual_seconds" in s else ""
+    speed = f"{s['seconds']:.1f} s{simulated} ({s['examples_per_second']:,.0f}/s)"
+    stale = f"median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']}"
     lines = [
-        f"{s['examples']:,} examples in {s['seconds']:.1f} s{simulated} ({s['examples_per_second']:,.0f}/s), "
-        f"{s['updates']:,} updates, stopped by {s['stopped_by']}",
+        f"{s['examples']:,} examples in {speed}, {s['updates']:,} updates, stopped by {s['stopped_by']}",
         f"account: {account}",
-        f"staleness: median {staleness['median']}, 99 % {staleness['p99']}, largest {staleness['max']} updates "
-        "between fetch and push",
+        f"staleness: {stale} updates between fetch and push",
     ]
     if s["restarts"] or s["rejected"]:
         lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}")
-    if s["train_loss"] is not None:
-        lines.append(told({"train_loss": s["train_loss"], **s["metrics"]}))
-    elif s["metrics"]:
-        lines.append(told(s["metrics"]))
+    loss = {} if s["train_loss"] is None else {"train_loss": s["train_loss"]}
+    if numbers := loss | s["metrics"]:
+        lines.append(told(numbers))
     if s["resumed_at"] == sum(s["account"].values()):
         lines.append("nothing was left to do: the run had come to this end before; give a later one, such as --epochs")
     return "\n".join([*lines, f"written to {run.directory}"])
@@ -253,19 +250,10 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    # What numpy raises of files that are empty, cut short, of objects, or something else altogether.
+        return np.lib.format.open_memmap(path, mode="r")
+    # What numpy raises of files that are empty, cut short, of several arrays or objects, or something else altogether.
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path} cannot be read as one array of numbers: write it with numpy.save") from error
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{path} holds several arrays: write the one to predict from with numpy.save")
-    return found
-
-
-def _check_folder(output: Path) -> None:
-    """Before the work of predicting is done: whether there will be a place for it."""
-    if not output.parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
 
 
 def _write(path: Path, predictions: Any) -> int:
@@ -295,16 +283,12 @@ def _fail(error: Exception, *, verbose: bool) -> NoReturn:
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)
-    if isinstance(error, UsageError | Diverged):
-        message = as_flags(str(error))
-    elif isinstance(error, DistBeliefError):
-        message = str(error)
-    else:
+    ours = isinstance(error, DistBeliefError)
+    if not ours:
         click.echo(user_frames(error), err=True, nl=False)
-        message = "".join(traceback.format_exception_only(error)).strip()
+    message = str(error) if ours else "".join(traceback.format_exception_only(error)).strip()
+    notes = getattr(error, "__notes__", ()) if ours and not isinstance(error, UsageError) else ()
     # As click itself says what was wrong with a flag.
-    click.echo(f"Error: {message}", err=True)
-    if isinstance(error, DistBeliefError) and not isinstance(error, UsageError):
-        for note in getattr(error, "__notes__", ()):
-            click.echo(f"Error: {note}", err=True)
+    for line in (as_flags(message) if isinstance(error, UsageError | Diverged) else message, *notes):
+        click.echo(f"Error: {line}", err=True)
     sys.exit(_WRONG_USAGE if type(error) is UsageError else 1)

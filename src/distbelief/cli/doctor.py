@@ -14,10 +14,11 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -57,61 +58,71 @@ class State(Enum):
     """Nothing can be trained like this."""
 
 
+class Verdict(NamedTuple):
+    """How something is, and a sentence: what was found and, where it is not fine, what to do."""
+
+    state: State
+    told: str
+
+
 class Finding(NamedTuple):
-    """What was looked at, how it is, and a sentence: what was found and, where it is not fine, what to do."""
+    """What was looked at, and the verdict on it."""
 
     name: str
     state: State
     told: str
 
 
+fine, note, wrong = (partial(Verdict, state) for state in State)
 _STYLES = {State.FINE: "green", State.NOTE: "yellow", State.WRONG: "red"}
 
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Look at this machine, for runs that are written under `folder`. The last finding is a run, if one makes sense."""
-    before = list(_ingredients(folder))
-    yield from before
-    if all(finding.state is not State.WRONG for finding in before):
-        yield training(*_try_to_train())
+    usable = True
+    for name, verdict in _ingredients(folder):
+        usable &= verdict.state is not State.WRONG
+        yield Finding(name, *verdict)
+    if usable:
+        yield Finding("training", *training(*_try_to_train()))
 
 
-def _ingredients(folder: Path) -> Iterator[Finding]:
-    yield python(platform.python_version(), _asked_of_python())
+def _ingredients(folder: Path) -> Iterator[tuple[str, Verdict]]:
+    asked = importlib.metadata.metadata("distbelief")["Requires-Python"] or ""
+    yield "python", release("python", platform.python_version(), asked.removeprefix(">="))
     found, cuda, devices = _torch()
-    yield torch(found, _least("torch"))
-    replicas = Local().replicas
-    yield processors(cores(), os.cpu_count() or cores(), cpu_quota(), os.environ.get("OMP_NUM_THREADS"))
-    yield memory(available(), _REPLICA_BYTES, replicas)
-    yield shared_memory(_memfd())
-    yield loader_memory(_free(Path("/dev/shm")))
-    runs = _existing(folder)
-    yield disk("runs", runs, _free(runs), os.access(runs, os.W_OK | os.X_OK))
-    temporary = Path(os.environ.get("TMPDIR", "/tmp"))
-    yield disk("temporary files", temporary, _free(temporary), os.access(temporary, os.W_OK | os.X_OK))
-    yield locks(runs, _locking(runs))
-    yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    yield gpu(cuda, devices, any(Path("/dev").glob("nvidia[0-9]*")))
+    yield "torch", release("torch", found, _least("torch"))
+    there = os.cpu_count() or cores()
+    yield "cores", processors(cores(), there, cpu_quota(), os.environ.get("OMP_NUM_THREADS"))
+    yield "memory", memory(available(), _REPLICA_BYTES, Local().replicas)
+    yield "shared memory", shared_memory(_fault(lambda: os.fdopen(os.memfd_create("distbelief-doctor"), "r+b")))
+    yield "/dev/shm", loader_memory(_free(Path("/dev/shm")))
+    # The folder of the runs, or the nearest above it that is there.
+    runs = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    for name, place in (("runs", runs), ("temporary files", Path(os.environ.get("TMPDIR", "/tmp")))):
+        yield name, disk(name, place, _free(place), os.access(place, os.W_OK | os.X_OK))
+    unlocked = _fault(partial(tempfile.TemporaryFile, dir=runs), errno.EACCES, errno.EROFS, errno.ENOSPC)
+    yield "file locks", locks(runs, unlocked)
+    yield "open files", open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield "gpu", gpu(cuda, devices, any(Path("/dev").glob("nvidia[0-9]*")))
     for module, purpose, package in _EXTRAS:
-        yield extra(module, importlib.util.find_spec(module) is not None, purpose, package)
+        yield module, extra(importlib.util.find_spec(module) is not None, purpose, package)
 
 
 def shown(findings: Iterator[Finding]) -> list[Finding]:
     """Print findings as they come, as lines, or as a table where somebody looks; and return them."""
     console = Console(highlight=False, markup=False)
+    seen = []
     if not console.is_terminal:
-        seen = []
         for finding in findings:
             seen.append(finding)
             console.print(f"{finding.state.value:<5}  {finding.name:<15}  {finding.told}", soft_wrap=True)
         return seen
     table = Table(box=None, pad_edge=False, show_header=False)
-    for style in ("cyan", "", ""):
-        table.add_column(style=style)
     with console.status("looking, and training for a moment"):
-        seen = list(findings)
-    for finding in seen:
-        table.add_row(finding.name, Text(finding.state.value, _STYLES[finding.state]), finding.told)
+        for finding in findings:
+            seen.append(finding)
+            table.add_row(Text(finding.name, "cyan"), Text(finding.state.value, _STYLES[finding.state]), finding.told)
     console.print(table)
     return seen
 
@@ -119,157 +130,120 @@ def shown(findings: Iterator[Finding]) -> list[Finding]:
 # The checks
 
 
-def python(found: str, least: str) -> Finding:
-    """Python's own version."""
-    if _version(found) < _version(least):
-        return Finding("python", State.WRONG, f"{found} is too old: install Python {least} or newer")
-    return Finding("python", State.FINE, found)
-
-
-def torch(found: str | None, least: str) -> Finding:
-    """Torch, by its version; None where it cannot be imported."""
+def release(name: str, found: str | None, least: str) -> Verdict:
+    """The version of Python or torch; None where it cannot be imported."""
+    mend = f"install Python {least} or newer" if name == "python" else f'pip install "{name}>={least}"'
     if found is None:
-        return Finding("torch", State.WRONG, f'torch cannot be imported: pip install "torch>={least}"')
-    if _version(found) < _version(least):
-        return Finding("torch", State.WRONG, f'{found} is too old: pip install "torch>={least}"')
-    return Finding("torch", State.FINE, found)
+        return wrong(f"{name} cannot be imported: {mend}")
+    return wrong(f"{found} is too old: {mend}") if _version(found) < _version(least) else fine(found)
 
 
-def processors(usable: int, there: int, quota: float | None, omp_threads: str | None) -> Finding:
+def processors(usable: int, there: int, quota: float | None, omp_threads: str | None) -> Verdict:
     """Cores that the process may run on, of those that are there; the cores' worth of time that its group may take."""
     told = f"{usable} of {there} cores" if usable < there else count(usable, "core")
     if quota is not None and quota < usable:
         fitting = max(1, int(quota))
-        return Finding(
-            "cores",
-            State.NOTE,
+        return note(
             f"{told}, but this container may take the time of {quota:g} only: train with --replicas {fitting} "
-            "--threads 1, or replicas slow each other down",
+            "--threads 1, or replicas slow each other down"
         )
     if omp_threads is not None and not (omp_threads.isdigit() and int(omp_threads)):
-        return Finding("cores", State.NOTE, f"{told}; OMP_NUM_THREADS={omp_threads} is no number of threads: unset it")
+        return note(f"{told}; OMP_NUM_THREADS={omp_threads} is no number of threads: unset it")
     # Replicas are told their number of threads whatever it says: only evaluations obey it.
     if omp_threads is not None and int(omp_threads) < usable:
-        return Finding(
-            "cores", State.NOTE, f"{told}, but OMP_NUM_THREADS={omp_threads} keeps evaluations to fewer: unset it"
-        )
-    return Finding("cores", State.FINE, told)
+        return note(f"{told}, but OMP_NUM_THREADS={omp_threads} keeps evaluations to fewer: unset it")
+    return fine(told)
 
 
-def memory(available: int, replica: int, replicas: int) -> Finding:
+def memory(available: int, replica: int, replicas: int) -> Verdict:
     """Memory for the controller and `replicas` replicas, which take `replica` bytes each before they hold a model."""
-    room = available // replica - 1
+    room, free = available // replica - 1, told_bytes(available)
     if room < 1:
-        return Finding(
-            "memory",
-            State.WRONG,
-            f"{told_bytes(available)} are free, but a run takes {told_bytes(2 * replica)} before it holds any model: "
-            "end other programs, or raise the container's limit",
+        return wrong(
+            f"{free} are free, but a run takes {told_bytes(2 * replica)} before it holds any model: "
+            "end other programs, or raise the container's limit"
         )
     if room < replicas:
-        return Finding(
-            "memory",
-            State.NOTE,
-            f"{told_bytes(available)} are free, too little for {count(replicas, 'replica')}: train with --replicas "
-            f"{room}",
-        )
-    return Finding("memory", State.FINE, f"{told_bytes(available)} free")
+        return note(f"{free} are free, too little for {count(replicas, 'replica')}: train with --replicas {room}")
+    return fine(f"{free} free")
 
 
-def shared_memory(fault: str | None) -> Finding:
+def shared_memory(fault: str | None) -> Verdict:
     """The shards' memory, and the locks in it: what went wrong when some was made, or None."""
     if fault is not None:
-        return Finding(
-            "shared memory",
-            State.WRONG,
+        return wrong(
             f"anonymous shared memory cannot be had ({fault}): shards live in it, so use Linux 5.3 or newer, and a "
-            "sandbox that allows memfd_create and file locks",
+            "sandbox that allows memfd_create and file locks"
         )
-    return Finding("shared memory", State.FINE, "memfd and its locks work; it is as large as the memory")
+    return fine("memfd and its locks work; it is as large as the memory")
 
 
-def loader_memory(free: int | None) -> Finding:
+def loader_memory(free: int | None) -> Verdict:
     """/dev/shm, through which torch's loader processes send their batches; None where it is not there."""
     if free is None or free < _LOADER_BYTES:
         size = "is not there" if free is None else f"has {told_bytes(free)}"
-        return Finding(
-            "/dev/shm",
-            State.NOTE,
-            f"it {size}, which matters for data with num_workers above 0 only: start the container with --shm-size=1g",
+        return note(
+            f"it {size}, which matters for data with num_workers above 0 only: start the container with --shm-size=1g"
         )
-    return Finding("/dev/shm", State.FINE, f"{told_bytes(free)} free")
+    return fine(f"{told_bytes(free)} free")
 
 
-def disk(name: str, folder: Path, free: int | None, writable: bool) -> Finding:
+def disk(name: str, folder: Path, free: int | None, writable: bool) -> Verdict:
     """The disk that a folder is on."""
     if free is None or not writable:
         mend = "set TMPDIR to a folder that is" if name == "temporary files" else "give one that is as --directory"
-        return Finding(name, State.WRONG, f"{folder} is not writable: {mend}, or work from another place")
+        return wrong(f"{folder} is not writable: {mend}, or work from another place")
     if free < _ROOM_BYTES:
-        return Finding(
-            name, State.NOTE, f"{told_bytes(free)} free in {folder}: a large model's checkpoints may not fit, make room"
-        )
-    return Finding(name, State.FINE, f"{told_bytes(free)} free in {folder}")
+        return note(f"{told_bytes(free)} free in {folder}: a large model's checkpoints may not fit, make room")
+    return fine(f"{told_bytes(free)} free in {folder}")
 
 
-def locks(folder: Path, fault: str | None) -> Finding:
+def locks(folder: Path, fault: str | None) -> Verdict:
     """Locks of files on the disk of a folder: what went wrong when one was taken, or None."""
     if fault is not None:
-        return Finding(
-            "file locks",
-            State.WRONG,
+        return wrong(
             f"files in {folder} cannot be locked ({fault}), as happens on some network disks: give a --directory on a "
-            "local disk",
+            "local disk"
         )
-    return Finding("file locks", State.FINE, f"work in {folder}")
+    return fine(f"work in {folder}")
 
 
-def open_files(limit: int) -> Finding:
+def open_files(limit: int) -> Verdict:
     """How many files a process may have open; -1 is any number."""
     if 0 <= limit < _FILES:
-        return Finding(
-            "open files", State.NOTE, f"a process may have {limit} open, few for many replicas: ulimit -n 4096"
-        )
-    return Finding("open files", State.FINE, "no limit" if limit < 0 else f"{limit:,} a process")
+        return note(f"a process may have {limit} open, few for many replicas: ulimit -n 4096")
+    return fine("no limit" if limit < 0 else f"{limit:,} a process")
 
 
-def gpu(cuda: str | None, devices: Sequence[tuple[str, int]], driver: bool) -> Finding:
+def gpu(cuda: str | None, devices: Sequence[tuple[str, int]], driver: bool) -> Verdict:
     """GPUs: torch's version of CUDA, the name and bytes of each that torch sees, and whether a driver shows any."""
     if devices:
-        return Finding("gpu", State.FINE, ", ".join(f"{name} ({told_bytes(size)})" for name, size in devices))
-    if driver and cuda is None:
-        return Finding(
-            "gpu",
-            State.NOTE,
-            "there is one, but this torch has no CUDA: install the build for your driver, see pytorch.org/get-started",
+        return fine(", ".join(f"{name} ({told_bytes(size)})" for name, size in devices))
+    if not driver:
+        return fine("none: replicas compute on the CPU")
+    if cuda is None:
+        return note(
+            "there is one, but this torch has no CUDA: install the build for your driver, see pytorch.org/get-started"
         )
-    if driver:
-        return Finding(
-            "gpu",
-            State.NOTE,
-            f"there is one, but torch cannot use it with CUDA {cuda}: update its driver, or install a torch for an "
-            "older CUDA",
-        )
-    return Finding("gpu", State.FINE, "none: replicas compute on the CPU")
+    return note(
+        f"there is one, but torch cannot use it with CUDA {cuda}: update its driver, or install a torch for an "
+        "older CUDA"
+    )
 
 
-def extra(module: str, found: bool, purpose: str, package: str) -> Finding:
+def extra(found: bool, purpose: str, package: str) -> Verdict:
     """An optional package."""
-    if not found:
-        return Finding(module, State.NOTE, f"not installed; for {purpose}: pip install {package}")
-    return Finding(module, State.FINE, "installed")
+    return fine("installed") if found else note(f"not installed; for {purpose}: pip install {package}")
 
 
-def training(seconds: float, fault: str | None) -> Finding:
+def training(seconds: float, fault: str | None) -> Verdict:
     """A tiny run: how long it took, and what went wrong."""
     if fault is not None:
-        return Finding(
-            "training",
-            State.WRONG,
+        return wrong(
             f"a tiny run failed after {seconds:.1f} s ({fault}): "
-            "distbelief train digits --epochs 1 --verbose shows where",
+            "distbelief train digits --epochs 1 --verbose shows where"
         )
-    return Finding("training", State.FINE, f"a tiny run took {seconds:.1f} s, processes and set-up included")
+    return fine(f"a tiny run took {seconds:.1f} s, processes and set-up included")
 
 
 # This machine
@@ -287,11 +261,6 @@ def cpu_quota(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
         if quota not in ("max", "-1"):
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
-
-
-def _asked_of_python() -> str:
-    asked = importlib.metadata.metadata("distbelief")["Requires-Python"] or ""
-    return asked.removeprefix(">=")
 
 
 def _least(package: str) -> str:
@@ -318,34 +287,17 @@ def _torch() -> tuple[str | None, str | None, list[tuple[str, int]]]:
     return str(library.__version__), library.version.cuda, [(d.name, d.total_memory) for d in devices]
 
 
-def _memfd() -> str | None:
-    """Make shared memory, write to it and lock it; what went wrong."""
+def _fault(opened: Callable[[], IO[Any]], *elsewhere: int) -> str | None:
+    """Open a file, write to it and lock it; what went wrong. Errors of some numbers are another finding's matter."""
     try:
-        with os.fdopen(os.memfd_create("distbelief-doctor", os.MFD_CLOEXEC), "r+b") as file:
-            file.truncate(resource.getpagesize())
+        with opened() as file:
             file.write(b"1")
             file.flush()
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-    except (AttributeError, OSError) as error:
-        return str(error)
-    return None
-
-
-def _locking(folder: Path) -> str | None:
-    """Lock a file in a folder; what went wrong. A folder that cannot be written is another finding's matter."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-    except OSError as error:
-        return None if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC) else str(error)
+    except (AttributeError, OSError) as error:
+        return None if getattr(error, "errno", None) in elsewhere else str(error)
     return None
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _free(folder: Path) -> int | None:
@@ -357,22 +309,14 @@ def _free(folder: Path) -> int | None:
 
 def _try_to_train() -> tuple[float, str | None]:
     """Train a ready-made task for a few batches, and say how many seconds that took, and what went wrong."""
-    from distbelief.downpour.method import Downpour
-    from distbelief.run.until import Until
-    from distbelief.tasks import digits
-    from distbelief.training import train
+    import distbelief as db
 
     began = time.monotonic()
     fault = None
+    task, method, until = db.tasks.digits(), db.Downpour(replicas=1), db.Until(examples=_EXAMPLES)
     try:
         with tempfile.TemporaryDirectory(prefix="distbelief-doctor-") as folder:
-            train(
-                digits(),
-                Downpour(replicas=1),
-                until=Until(examples=_EXAMPLES),
-                directory=Path(folder) / "run",
-                progress=False,
-            )
+            db.train(task, method, until=until, directory=folder, progress=False)
     except (DistBeliefError, OSError, RuntimeError) as error:
         fault = str(error).splitlines()[0] if str(error) else type(error).__name__
     return time.monotonic() - began, fault

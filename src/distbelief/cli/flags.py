@@ -138,13 +138,13 @@ def _admission(text: str) -> Admission:
     name, _, number = text.partition(":")
     plain: dict[str, Callable[[], Admission]] = {"asynchronous": Asynchronous, "staleness-scaled": StalenessScaled}
     numbered: dict[str, Callable[[int], Admission]] = {"bounded": Bounded, "paced": Paced, "buffered": Buffered}
-    if name in plain and not number:
-        return plain[name]()
-    if name in numbered and number.isdigit():
-        try:
+    try:
+        if name in plain and not number:
+            return plain[name]()
+        if name in numbered and number.isdigit():
             return numbered[name](int(number))
-        except UsageError as error:
-            raise UsageError(f"--admission {text} cannot be: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"--admission {text} cannot be: {error}") from error
     known = ", ".join([*plain, *(f"{name}:N" for name in numbered)])
     raise UsageError(f"--admission takes one of {known}, such as buffered:2, not {text!r}")
 

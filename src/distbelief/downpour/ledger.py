@@ -12,9 +12,11 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, final
+from dataclasses import replace
+from typing import final
 
 from distbelief.allocation import Account, Grant, LastPush, Reason
+from distbelief.downpour.ledger_state import LedgerState, Portion
 from distbelief.errors import InvariantViolated
 from distbelief.ports import Lease, Outcome, Verdict
 
@@ -213,27 +215,30 @@ class Ledger:
         """The numbers of a holder's leases, in the order in which it works on them."""
         return sorted(number for number, (_, who) in self._leases.items() if who == holder)
 
-    def state(self) -> dict[str, Any]:
-        """Where the data stand, as JSON, for a ledger without leases: what is written down is leased to nobody."""
+    def state(self) -> LedgerState:
+        """Where the data stand, for a ledger without leases: what is written down is leased to nobody."""
         if self._leases:
             raise InvariantViolated("a ledger with leases outstanding cannot be written down")
-        return {
-            "examples": self.examples,
-            "batch_size": self.batch_size,
-            "epochs_ended": self.epochs_ended,
-            "next": [self._epoch, self._batch],
-            "released": [[lease.epoch, lease.start, lease.stop] for lease in self._released],
-            "total": vars(self.total),
-            "accounts": {epoch: vars(a) for epoch, a in self.accounts.items() if epoch >= self.epochs_ended},
-        }
+        return LedgerState(
+            examples=self.examples,
+            batch_size=self.batch_size,
+            next_lease=self._number + 1,
+            next_epoch=self._epoch,
+            next_batch=self._batch,
+            epochs_ended=self.epochs_ended,
+            released=tuple(Portion(lease.epoch, lease.start, lease.stop) for lease in self._released),
+            total=replace(self.total),
+            accounts={epoch: replace(a) for epoch, a in self.accounts.items() if epoch >= self.epochs_ended},
+        )
 
-    def restore_(self, state: dict[str, Any]) -> None:
+    def restore_(self, state: LedgerState) -> None:
         """Go on from where another ledger of the same data and batch size stood."""
-        self.epochs_ended = state["epochs_ended"]
-        self._epoch, self._batch = state["next"]
-        self._released = deque(Lease(0, *released) for released in state["released"])
-        self.total = Account(**state["total"])
-        self.accounts = {int(epoch): Account(**account) for epoch, account in state["accounts"].items()}
+        self._number = state.next_lease - 1
+        self._epoch, self._batch = state.next_epoch, state.next_batch
+        self.epochs_ended = state.epochs_ended
+        self._released = deque(Lease(0, portion.epoch, portion.start, portion.stop) for portion in state.released)
+        self.total = replace(state.total)
+        self.accounts = {epoch: replace(account) for epoch, account in state.accounts.items()}
 
     def _end(self, number: int) -> Lease:
         if number not in self._leases:

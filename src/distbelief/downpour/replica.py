@@ -20,7 +20,7 @@ from torch import Tensor
 from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
-from distbelief.server.client import Client, HandOver, Parcel, verdict_of
+from distbelief.server.client import Client, HandOver, Parcel, all_finite, values, verdict_of
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
 from distbelief.server.schedules import rate
@@ -107,11 +107,11 @@ class DownpourReplica:
             gradient = await self.source.gradient(lease.epoch, batch)
             self._hand_over.accrue(gradient, self._versions)
             self._account.accrued(batch, gradient.examples)
-            if self._local is not None:
-                self._local(gradient)
-            if self.progress.steps % self.method.n_push == 0:
+            due = self.progress.steps % self.method.n_push == 0
+            loss = self._read(gradient, due)
+            if due:
                 await self._push()
-            self._tell(gradient)
+            self._tell(loss)
         if self._account.open:
             await self._push()
         await self._settle()
@@ -127,6 +127,17 @@ class DownpourReplica:
                 self._fetching = asyncio.create_task(self.client.fetch(self._staging))
             else:
                 self._versions = await self.client.fetch(self.parameters)
+
+    def _read(self, gradient: Gradient, due: bool) -> float:
+        """A batch's loss, read together with whatever else of the step must be read; takes the local step."""
+        if self._local is None and not due:
+            return values((gradient.loss,))[0]
+        (loss,) = self._hand_over.read(gradient.loss)
+        # What is not finite will be refused. Taken here, it would stay in the state of the rule for good. Where what is
+        # accrued is not finite, it may be an earlier batch's fault.
+        if self._local is not None and (self._hand_over.finite or all_finite(gradient.tensors)):
+            self._local(gradient)
+        return loss
 
     async def _push(self) -> None:
         await self._settle()
@@ -168,12 +179,12 @@ class DownpourReplica:
                 "Lower lr, set clip_norm, or look for a division by zero or a logarithm of zero in the loss"
             )
 
-    def _tell(self, gradient: Gradient) -> None:
+    def _tell(self, loss: float) -> None:
         progress = self.progress
         progress.steps += 1
-        if math.isfinite(gradient.loss):
+        if math.isfinite(loss):
             progress.losses += 1
-            progress.loss += gradient.loss
+            progress.loss += loss
         self.watch(progress)
 
 
@@ -192,16 +203,15 @@ class LocalStep:
         self._examples = 0
 
     def __call__(self, gradient: Gradient) -> None:
-        """Apply a batch's gradient to the replica's own parameters."""
+        """Apply a batch's finite gradient to the replica's own parameters."""
         present = [i for i, tensor in enumerate(gradient.tensors) if tensor is not None]
-        finite = math.isfinite(sum(tensor.sum().item() for tensor in gradient.tensors if tensor is not None))
-        # What is not finite will be refused. Taken here, it would stay in the state of the rule for good.
-        if not present or not finite:
+        if not present:
             return
         self._step += 1
+        tensors = [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None]
         self._rule.update_(
             [self._parameters[i] for i in present],
-            [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None],
+            tensors if gradient.weight is None else torch._foreach_div(tensors, float(gradient.weight) or 1.0),
             [[vector[i] for i in present] for vector in self._state],
             self._step,
             rate(self._rule.lr, self._examples),

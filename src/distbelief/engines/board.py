@@ -39,12 +39,16 @@ class Row(NamedTuple):
 
 _FIELDS = len(Row._fields)
 _STOP = 0
+_REQUESTS = 1
 _HEAD = 8
 
 
 @final
 class Board:
     """Rows of float64: one a replica for progress, one a replica for the buffers of its module.
+
+    Buffers are large, and wanted a few times a minute only. So a replica publishes them after its first step, after the
+    first step that follows a request, and at the end of each lease; in between its row is older than its module.
 
     A row is written by its replica alone and read at any time; a reader may see a step's row half written, which is a
     fault of one step in a figure for the eye. `memory` is uint8, `nbytes` of zeros, the caller's; all who look into it
@@ -54,14 +58,15 @@ class Board:
     def __init__(self, memory: Tensor, replicas: int, buffers: int) -> None:
         numbers = memory[: self.nbytes(replicas, buffers)].view(torch.float64)
         self._cells = cast("memoryview[float]", numbers.numpy().data)
-        self._rows = _HEAD
-        start = _HEAD + replicas * _FIELDS
+        self._answers = _HEAD
+        self._rows = self._answers + replicas
+        start = self._rows + replicas * _FIELDS
         self.buffers = numbers[start : start + replicas * buffers].view(replicas, buffers)
 
     @staticmethod
     def nbytes(replicas: int, buffers: int) -> int:
         """Bytes of memory that a board takes."""
-        return 8 * (_HEAD + replicas * (_FIELDS + buffers))
+        return 8 * (_HEAD + replicas * (1 + _FIELDS + buffers))
 
     @property
     def stopping(self) -> bool:
@@ -71,6 +76,20 @@ class Board:
     def stop(self) -> None:
         """Ask all replicas to stop."""
         self._cells[_STOP] = 1
+
+    def request_buffers(self) -> None:
+        """Ask all replicas to publish their buffers after the step they are at."""
+        self._cells[_REQUESTS] += 1
+
+    def awaits_buffers(self, replica: int) -> bool:
+        """Whether a replica has not published its buffers since the last request or, without one, at all."""
+        return self._cells[self._answers + replica] != self._cells[_REQUESTS] + 1
+
+    def publish_buffers(self, replica: int, values: Tensor) -> None:
+        """Replace a replica's row of buffers, which answers all requests so far."""
+        request = self._cells[_REQUESTS]
+        self.buffers[replica] = values
+        self._cells[self._answers + replica] = request + 1
 
     def write(self, replica: int, row: Row) -> None:
         """Replace a replica's row."""

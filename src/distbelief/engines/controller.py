@@ -73,8 +73,6 @@ class Controller:
         self._outstanding = Outstanding()
         self._actions: list[actions.Action] = []
 
-    # What is seen
-
     def take(self) -> list[actions.Action]:
         """What is to be done now."""
         taken, self._actions = self._actions, []
@@ -90,14 +88,13 @@ class Controller:
         """When `tick` will next end something, if it is called then; infinite if nothing is planned."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
-        if self._limit is not None and self.watch.began is not None and self.stopped_by is None:
+        if self._limit is not None and self.watch.began is not None and not self._ending:
             times.append(self.watch.began + self._limit - self.watch.before)
         return min(times)
 
     @property
-    def has_latecomers(self) -> bool:
-        """Whether `tick` will end replicas that are still starting, since there is no more work."""
-        return self.allocator.finished and any(slot.alive and slot.state == "starting" for slot in self.slots)
+    def _ending(self) -> bool:
+        return self.stopped_by is not None or self.allocator.finished
 
     def waits(self, replica: int) -> bool:
         """Whether a replica has nothing to do until it is given work."""
@@ -152,11 +149,12 @@ class Controller:
         fenced = partial(self._outstanding.when_still, self._fenced, slot, status, how, now)
         self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
 
-    def gone(self, replica: int) -> None:
+    def gone(self, now: float, replica: int) -> None:
         """A replica that was to be started will never be there."""
         slot = self.slots[replica]
-        slot.alive, slot.state = False, "dead"
+        slot.never_came()
         self.allocator.leave(replica)
+        self._outstanding.when_still(self._grant, now)
 
     def returned(self, shard: int) -> None:
         """A shard's machine is back, without the shard."""
@@ -202,9 +200,7 @@ class Controller:
                 self._kill(slot)
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
-        if self.allocator.finished:
-            self._dismiss_latecomers()
-        elif self.stopped_by is None:
+        if not self._ending:
             seconds = self.watch.seconds(now)
             evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
             if evaluate:
@@ -213,8 +209,6 @@ class Controller:
                 self._actions.append(self._outstanding.snapshots(self._captured))
             if self._limit is not None and self.watch.began is not None and seconds >= self._limit:
                 self.stop(now, "seconds")
-
-    # Replicas
 
     def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
         """The slot of a replica, unless that incarnation is over."""
@@ -251,14 +245,12 @@ class Controller:
         error = None if failure is None else failure.error
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, status, error, account, records, torn))
-        if self.stopped_by is None and not self.allocator.finished:
+        if not self._ending:
             if (pointless := self._supervisor.died(died_at, how, failure)) is None:
                 self._start(now, slot)
             else:
                 self.fail(now, pointless)
         self._grant(now)
-
-    # Leases
 
     def _account(
         self, now: float, slot: ReplicaSlot, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
@@ -278,6 +270,8 @@ class Controller:
             known = partial(self._living_known, command.number)
             self._actions.append(self._outstanding.execute(command, known))
         self._send_granted(now)
+        if self.allocator.finished:
+            self._dismiss_latecomers()
 
     def _living_known(self, number: int, now: float, answers: Sequence[Answer]) -> None:
         self._leases.obeyed(number)
@@ -294,8 +288,6 @@ class Controller:
                 if slot.replica not in self.allocator.holders:
                     slot.leave_by(now + LEAVE_S)
             self._actions.append(granted)
-
-    # Checkpoints
 
     def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:
         """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""

@@ -5,7 +5,6 @@ The controller decides; what it wants kept arrives here.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -19,26 +18,29 @@ from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.controller import Controller
 from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.replicas import ReplicaSlot
-from distbelief.engines.result import Result, Totals, trimmed
-from distbelief.engines.shards import Shards, missing_state, state_like
+from distbelief.engines.result import Result, trimmed
+from distbelief.engines.shards import Shards
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Capture, Snapshot
-from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
+from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
 from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
+from distbelief.task.tensors import put_, tensors_of
+
+_BUFFERS_S = 1.0
+"""How long a replica that is in a batch is waited for before its buffers are taken as they were."""
 
 
 def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
     """The model at its beginning, or as the run that is resumed left it."""
     flat = FlatModule(prepared.module, prepared.layout, prepared.moving, device)
     if prepared.resumed is not None:
-        for name, view in prepared.layout.named(flat.vector).items():
-            view.copy_(prepared.resumed.tensors[f"parameters/{name}"])
-        flat.load_buffers_(prepared.resumed.tensors["buffers"])
+        parameters_into_(flat.vector, prepared.layout, prepared.resumed.tensors)
     return flat
 
 
@@ -47,17 +49,17 @@ def controller_of(prepared: Prepared) -> Controller:
     method, until, resumed = prepared.method, prepared.until, prepared.resumed
     allocator = method.allocator(len(prepared.rows), epochs=until.epochs, limit=until.examples)
     if resumed is not None:
-        allocator.restore_(resumed.state["ledger"])
+        allocator.restore_(resumed.state.method)
     return Controller(
         allocator,
-        incarnations=prepared.incarnations,
+        incarnations=prepared.incarnations[: prepared.replicas],
         term=prepared.term,
         counts_living=method.admission.round > 1 or method.admission.lead is not None,
         evaluate_every=prepared.evaluate_every,
         checkpoint_every=prepared.checkpoint_every,
         evaluates=bool(prepared.sets),
         seconds_limit=until.seconds,
-        seconds_before=0.0 if resumed is None else resumed.state["totals"]["seconds"],
+        seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
     )
 
 
@@ -91,7 +93,7 @@ class RunRecord:
         self._files = files
         self._clock = clock
         resumed = prepared.resumed
-        self._past = Totals() if resumed is None else Totals(**resumed.state["totals"])
+        self._past = Totals() if resumed is None else resumed.state.totals
         board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
         self._evaluations = Evaluations(
             prepared,
@@ -101,13 +103,15 @@ class RunRecord:
             tell=lambda row, best: self.tell("evaluation", **row, best=best),
             beside=beside,
         )
-        like = state_like(prepared.layout, prepared.method.optimizer)
-        self._image = Image({**like, "buffers": flat.buffers()})
+        self._image = image_of(flat, prepared.method.optimizer)
         self._checkpoints = Checkpoints(
             files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
         self.callbacks = Callbacks(callbacks, LiveRun(files.path, self._evaluations.history, self._model))
         self._speeds = Speeds(prepared.replicas)
+        self._beside = beside
+        self._waiting: list[tuple[float, Callable[[], None]]] = []
+        """What waits for buffers, and until when."""
         self._retired = Row()
         self._worked: set[int] = set()
         """Replicas that came to their natural end, and had worked until then."""
@@ -145,13 +149,13 @@ class RunRecord:
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
         """Say what the run goes on from, or that it begins, and what of the earlier run is of no use to it."""
-        resumed, rule = self._prepared.resumed, self._prepared.method.optimizer
+        resumed, changes = self._prepared.resumed, self._prepared.changes
         self.tell(
             "resumed",
             examples=None if resumed is None else resumed.examples,
             damaged=list(complaints),
-            fresh_state=[] if resumed is None else missing_state(rule, resumed.tensors),
-            other_data=resumed is not None and resumed.state["data"] != self._prepared.data,
+            **changes._asdict(),
+            other_data=resumed is not None and resumed.state.data != self._prepared.data,
             earlier=None if earlier is None else str(earlier),
         )
 
@@ -163,11 +167,26 @@ class RunRecord:
             case Lost():
                 self._lost(action)
             case Evaluate():
-                self._evaluations.begin(self._stamp())
+                self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
-                self._write(action)
+                self._with_buffers(lambda: self._write(action))
             case _:
                 raise InvariantViolated(f"{action} is nothing to keep")
+
+    def _with_buffers(self, then: Callable[[], None]) -> None:
+        """Do something as soon as the replicas at work have published the buffers that training changes."""
+        if self._beside and self._prepared.moving:
+            self._board.request_buffers()
+            self._waiting.append((self._clock() + _BUFFERS_S, then))
+        else:
+            then()
+
+    def _look_for_buffers(self, now: float) -> None:
+        slots = (slot for slot in self._controller.slots if slot.alive and slot.state == "working")
+        if now >= self._waiting[0][0] or not any(self._board.awaits_buffers(slot.replica) for slot in slots):
+            waiting, self._waiting = self._waiting, []
+            for _, then in waiting:
+                then()
 
     def started(self, replica: int, incarnation: int, pid: int | None) -> None:
         """A replica was started."""
@@ -207,6 +226,8 @@ class RunRecord:
         """
         controller, now = self._controller, self._clock()
         controller.tick(now, self.examples, [self._board.steps(slot.replica) for slot in controller.slots])
+        if self._waiting:
+            self._look_for_buffers(now)
         if self._checkpoints.turn():
             controller.written()
         if self._evaluations.turn():
@@ -234,7 +255,7 @@ class RunRecord:
         """A module of its own, with what the server holds now."""
         prepared = self._prepared
         module = prepared.task.build(prepared.seed)
-        module.load_state_dict(self._flat.module.state_dict())
+        put_(module, tensors_of(self._flat.module))
         flat = FlatModule(module, prepared.layout, prepared.moving)
         self._shards.fetch(flat.vector)
         flat.refresh()
@@ -254,18 +275,17 @@ class RunRecord:
 
     def _write(self, checkpoint: WriteCheckpoint) -> None:
         snapshots = [snapshot for snapshot in checkpoint.snapshots if isinstance(snapshot, Snapshot)]
-        self._image.tensors["buffers"].copy_(self._buffers())
-        state = {
-            "seed": self._prepared.seed,
-            "data": self._prepared.data,
-            "term": self._controller.term,
-            "incarnations": [slot.incarnation for slot in self._controller.slots],
-            "ledger": checkpoint.state,
-            "totals": asdict(self._totals()),
-            "version": max(map(updates_of, snapshots)),
-            "examples": max(map(examples_of, snapshots)),
-            "history": list(self._evaluations.history),
-        }
+        for name, buffer in self._flat.named_buffers(self._buffers()).items():
+            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
+        state = self._prepared.state(
+            term=self._controller.term,
+            method=checkpoint.state,
+            incarnations=[slot.incarnation for slot in self._controller.slots],
+            totals=self._totals(),
+            updates=max(map(updates_of, snapshots)),
+            examples=max(map(examples_of, snapshots)),
+            history=self._evaluations.history,
+        )
         self._checkpoints.begin(Draft(checkpoint.total.total, self._image, state))
 
     def _write_last(self) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from distbelief.allocation import Method, Replica
+from distbelief.allocation import Replica
 from distbelief.engines.board import Row
 from distbelief.engines.supervision import Failure
 from distbelief.errors import Diverged
 from distbelief.ports import GradientSource, ShardLink, WorkSource
+from distbelief.run.prepare import Prepared
 from distbelief.server.client import Client
-from distbelief.server.layout import Layout
 from distbelief.server.patience import Patience
 from distbelief.task.tracebacks import user_frames
 
@@ -20,28 +20,26 @@ _LONGEST_FRAMES = 8000
 
 
 def assemble(
-    method: Method,
-    layout: Layout,
+    run: Prepared,
     links: Sequence[ShardLink],
-    *,
     replica: int,
     incarnation: int,
+    *,
     source: GradientSource,
     work: WorkSource,
     parameters: Tensor,
-    overlap: int,
     stopping: Callable[[], bool],
     publish: Callable[[Row], None],
     patience: Patience | None = None,
 ) -> Replica:
-    """The replica of a method; `publish` is given how far it is, after each step."""
-    client = Client(layout, links, replica=replica, incarnation=incarnation, patience=patience)
-    return method.replica(
+    """A replica of the run's method; `publish` is given how far it is, after each step."""
+    client = Client(run.layout, links, replica=replica, incarnation=incarnation, patience=patience)
+    return run.method.replica(
         client=client,
         source=source,
         work=work,
         parameters=parameters,
-        overlap=overlap,
+        overlap=run.overlap,
         stopping=stopping,
         watch=lambda progress: publish(Row.of(progress, client)),
     )

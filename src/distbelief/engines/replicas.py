@@ -42,6 +42,11 @@ class ReplicaSlot:
         self.kill_at = math.inf
         self._heard_at, self._steps = now, 0
 
+    def never_came(self) -> None:
+        """What was to be started has no machine."""
+        self.state, self.alive = "dead", False
+        self.starts -= 1
+
     def leave_by(self, when: float) -> None:
         """It is to have ended by then."""
         self.kill_at = min(self.kill_at, when)

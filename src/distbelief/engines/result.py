@@ -1,12 +1,13 @@
 """What an engine gives back."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from distbelief.allocation import Account
 from distbelief.errors import DistBeliefError
+from distbelief.run.state import Totals
 
 STAMP = ("epoch", "examples", "updates", "seconds")
 """When an evaluation was made."""
@@ -15,24 +16,6 @@ STAMP = ("epoch", "examples", "updates", "seconds")
 def trimmed(histogram: Tensor) -> list[int]:
     """A histogram's counts, without the zeros at its end."""
     return histogram[: int(histogram.nonzero().max()) + 1].tolist() if histogram.any() else []
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over a run's life, resumed runs included. Plain numbers: they are written into checkpoints."""
-
-    updates: int = 0
-    """Pushes that every shard used."""
-    seconds: float = 0.0
-    """From the first lease to the end of the last, pauses between a run and its resumption apart."""
-    restarts: int = 0
-    rejected: int = 0
-    """Pushes that were not finite, or that every shard turned away."""
-    staleness: list[int] = field(default_factory=list)
-    """Histogram over all shards, without the zeros at its end."""
-    stalest: int = 0
-    fetched_bytes: int = 0
-    pushed_bytes: int = 0
 
 
 @dataclass(frozen=True)

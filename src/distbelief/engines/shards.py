@@ -9,10 +9,9 @@ from torch import Tensor
 
 from distbelief.ports import Answer, Capture, Command, PushRecord, Slice
 from distbelief.run.prepare import Prepared
+from distbelief.run.state import PARAMETERS, flat_state, key
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
-from distbelief.server.layout import Layout
-from distbelief.server.rules import Rule
 from distbelief.server.shard import Shard
 
 
@@ -51,11 +50,11 @@ class Shards:
         self._shards = shards
         self._partial = [0] * len(shards)
         resumed = prepared.resumed
-        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer.state)
-        # Adam corrects its means by the number of updates: means that begin anew need a count that does.
-        anew = resumed is None or bool(missing_state(method.optimizer, resumed.tensors))
-        self._version: int = 0 if resumed is None or anew else resumed.state["version"]
-        examples: int = 0 if resumed is None else resumed.state["examples"]
+        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer)
+        # Adam corrects its means by the number of updates: means that begin anew need a count that does. Those that do
+        # not take smaller steps for a while; the other way round, the new ones would take too large ones.
+        self._version = 0 if resumed is None or prepared.changes.fresh else resumed.state.updates
+        examples = 0 if resumed is None else resumed.state.examples
         for number, shard in enumerate(self._shards):
             parts = {name: self._layout.part(flat, number) for name, flat in state.items()}
             start = self._layout.part(vector, number)
@@ -101,10 +100,10 @@ class Shards:
         names = [entry.name for entry in self._layout.entries]
         return {
             vector: [
-                (piece.slice, into[f"{vector}/{names[piece.entry]}"].view(-1)[piece.start : piece.stop])
+                (piece.slice, into[key(vector, names[piece.entry])].view(-1)[piece.start : piece.stop])
                 for piece in self._layout.pieces[shard]
             ]
-            for vector in ("parameters", *self._rule.state)
+            for vector in (PARAMETERS, *self._rule.state)
         }
 
     @property
@@ -116,27 +115,3 @@ class Shards:
         """Raise `InvariantViolated` unless every shard's account is consistent."""
         for shard in self._shards:
             shard.check()
-
-
-def state_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
-    """Parameters and rule state as "VECTOR/NAME" tensors without contents, independent of where the vector is cut."""
-    flat = torch.empty(layout.length, dtype=layout.dtype, device="meta")
-    vectors = ("parameters", *rule.state)
-    return {f"{vector}/{name}": view for vector in vectors for name, view in layout.named(flat).items()}
-
-
-def missing_state(rule: Rule, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The rule's vectors of which there is nothing among "VECTOR/NAME" tensors."""
-    found = {name.partition("/")[0] for name in tensors}
-    return sorted(rule.state.keys() - found)
-
-
-def flat_state(layout: Layout, tensors: Mapping[str, Tensor], fills: Mapping[str, float]) -> dict[str, Tensor]:
-    """The rule's vectors, gathered from "VECTOR/NAME" tensors; what is not among them begins as the rule says."""
-    flat = {}
-    for vector, fill in fills.items():
-        flat[vector] = torch.full((layout.length,), fill, dtype=layout.dtype)
-        for name, view in layout.named(flat[vector]).items():
-            if (tensor := tensors.get(f"{vector}/{name}")) is not None:
-                view.copy_(tensor)
-    return flat

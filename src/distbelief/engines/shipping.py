@@ -7,6 +7,7 @@ import io
 import mmap
 import pickle
 import struct
+import sys
 from itertools import accumulate
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from distbelief.engines.memory import available, require
 from distbelief.errors import TaskError
 from distbelief.links.mapped import SharedMemory
-from distbelief.task import taskfile
+from distbelief.task.task import FILE_MODULE
 
 _LEAST_BYTES = 4096
 """Arrays below this travel inside the pickle."""
@@ -99,8 +100,10 @@ def pack(thing: object) -> SharedMemory:
 
     Raises `TaskError` for what cannot be pickled, `UsageError` where there is too little memory.
     """
-    for module in taskfile.FROM_FILES:
-        cloudpickle.register_pickle_by_value(module)
+    for name, module in list(sys.modules.items()):
+        # Another process cannot import what was made from a task file, or would execute it again.
+        if name.startswith(FILE_MODULE):
+            cloudpickle.register_pickle_by_value(module)
     file = io.BytesIO()
     packer = _Packer(file)
     try:

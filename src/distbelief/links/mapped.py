@@ -137,3 +137,7 @@ class MappedLink:
     async def execute(self, command: Command) -> Answer:
         """Obey here."""
         return self._shard.execute(command)
+
+    def moving(self) -> bool:
+        """Nothing is ever under way."""
+        return False

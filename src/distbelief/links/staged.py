@@ -46,6 +46,10 @@ class StagedLink:
         """Pass a command on."""
         return await self._link.execute(command)
 
+    def moving(self) -> bool:
+        """As the link that bytes go by."""
+        return self._link.moving()
+
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

@@ -13,6 +13,7 @@ it), and:
     evaluation   the row that is added to the history, and whether it is the best so far
     resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint,
                  fresh_state: the optimizer's vectors that the checkpoint does not hold,
+                 newly_frozen, newly_trained: names of parameters that were trained and are not any more, or vice versa,
                  other_data: whether the first batch is not the one that the run began with,
                  earlier: where the files of a run without a checkpoint were moved, or None
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
@@ -21,7 +22,8 @@ it), and:
 """
 
 import signal
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -50,7 +52,7 @@ class Status:
     examples_per_second: float = 0.0
     fraction: float = 0.0
     """How much of the run is over."""
-    replicas: tuple[ReplicaStatus, ...] = field(default_factory=tuple)
+    replicas: tuple[ReplicaStatus, ...] = ()
 
     @property
     def remaining_s(self) -> float | None:
@@ -62,8 +64,17 @@ def how_ended(status: int) -> str:
     """The end of a process in words, by its exit status: negative for a signal."""
     if status >= 0:
         return f"exit code {status}"
-    hint = ": the machine may be out of memory" if -status == signal.SIGKILL else ""
-    return f"{signal.Signals(-status).name}{hint}"
+    if -status == signal.SIGKILL:
+        return "SIGKILL: the machine may be out of memory"
+    return next((known.name for known in signal.Signals if known == -status), f"signal {-status}")
+
+
+def died_of(event: Mapping[str, Any]) -> str:
+    """What a replica died of, in a line, by the event that tells of its death, whatever stands in it."""
+    error, status = event.get("error"), event.get("status")
+    if isinstance(error, str) and error.strip():
+        return error.strip().splitlines()[0]
+    return how_ended(status) if isinstance(status, int) else "unknown"
 
 
 class Observer(Protocol):

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast, final
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distbelief.observe.events import Observer, ReplicaStatus, Status, how_ended
+from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -20,54 +20,38 @@ _EVALUATIONS_S = 1.0
 """How often evaluations are told of, at most: a small task makes dozens a second."""
 _WHY = {"interrupted": "Ctrl-C", "terminated": "SIGTERM", "failure": "a failure"}
 _REDRAWS_PER_S = 5
+_NAMED = 4
+"""Parameters that are named in a line."""
 _SHOWN = 8
 """Replicas that are told of one by one; of more, how they are together."""
 
 
-@final
-class Silent:
-    """Shows nothing."""
-
-    def event(self, event: str, seconds: float, **content: Any) -> None:
-        """Nothing."""
-
-    def status(self, status: Status) -> None:
-        """Nothing."""
-
-
-class _Throttle:
-    """Lets evaluations pass once in a while, and the last one of a run always."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def passes(self, event: str) -> bool:
-        if event == "evaluating":
-            self._next = 0.0
-        if event != "evaluation":
-            return True
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + _EVALUATIONS_S
-        return True
-
-
-@final
-class Lines:
-    """A line every few seconds, and one for each thing that happens."""
+class _Told:
+    """Events in sentences: evaluations once in a while, and the last one of a run always."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._next = 0.0
-        self._throttle = _Throttle()
+        self._next_evaluation = 0.0
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Print what a person wants to know of it."""
-        if not self._throttle.passes(event):
+        now = time.monotonic()
+        if event == "evaluation" and now < self._next_evaluation:
             return
+        if event in ("evaluation", "evaluating"):
+            self._next_evaluation = now + _EVALUATIONS_S if event == "evaluation" else 0.0
         if line := sentence(event, content):
-            self._console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
+            self._print(seconds, line)
+
+    def _print(self, seconds: float, line: str) -> None:
+        self._console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
+
+
+@final
+class Lines(_Told):
+    """A line every few seconds, and one for each thing that happens."""
+
+    _next = 0.0
 
     def status(self, status: Status) -> None:
         """Print a line, if the last one is some time ago."""
@@ -75,25 +59,16 @@ class Lines:
         # The first waits until there is a speed to tell.
         if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            self._console.print(
-                f"{_clock(status.seconds)}  {headline(status)}  {_each(status.replicas)}", soft_wrap=True
-            )
+            self._print(status.seconds, f"{headline(status)}  {_each(status.replicas)}")
 
 
 @final
-class LiveTable:
+class LiveTable(_Told):
     """A live table, redrawn in place; events are printed above it."""
 
     def __init__(self, live: Live) -> None:
+        super().__init__(live.console)
         self._live = live
-        self._throttle = _Throttle()
-
-    def event(self, event: str, seconds: float, **content: Any) -> None:
-        """Print it above the table."""
-        if not self._throttle.passes(event):
-            return
-        if line := sentence(event, content):
-            self._live.console.print(f"{_clock(seconds)}  {line}", soft_wrap=True)
 
     def status(self, status: Status) -> None:
         """Redraw."""
@@ -104,9 +79,8 @@ def _each(replicas: Sequence[ReplicaStatus]) -> str:
     """How fast and how stale replicas are; of many, the least and the most."""
     if len(replicas) <= _SHOWN:
         return "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in replicas)
-    return (
-        f"each {_range(r.examples_per_second for r in replicas)}/s, staleness {_range(r.staleness for r in replicas)}"
-    )
+    speeds, staleness = (r.examples_per_second for r in replicas), (r.staleness for r in replicas)
+    return f"each {_range(speeds)}/s, staleness {_range(staleness)}"
 
 
 def _range(values: Iterable[float]) -> str:
@@ -115,74 +89,72 @@ def _range(values: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _row(name: str, replicas: Sequence[ReplicaStatus]) -> tuple[str, ...]:
-    restarts = sum(r.restarts for r in replicas)
-    speeds, staleness = (r.examples_per_second for r in replicas), (r.staleness for r in replicas)
-    return name, replicas[0].state, _range(speeds), _range(staleness), str(restarts) if restarts else ""
-
-
 def _drawn(status: Status) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("replica", "", "examples/s", "staleness", "restarts"):
-        table.add_column(
-            name, justify="left" if name in ("replica", "") else "right", style="cyan" if name == "replica" else ""
-        )
-    if len(status.replicas) <= _SHOWN:
-        rows = [_row(f"#{r.replica}", [r]) for r in status.replicas]
-    else:
-        states = dict.fromkeys(r.state for r in status.replicas)
-        alike = [[r for r in status.replicas if r.state == state] for state in states]
-        rows = [_row(count(len(replicas), "replica"), replicas) for replicas in alike]
-    for row in rows:
-        table.add_row(*row)
+    table.add_column("replica", style="cyan")
+    table.add_column("")
+    for name in ("examples/s", "staleness", "restarts"):
+        table.add_column(name, justify="right")
+    many = len(status.replicas) > _SHOWN
+    kinds = dict.fromkeys(r.state if many else r.replica for r in status.replicas)
+    for kind in kinds:
+        alike = [r for r in status.replicas if kind in (r.state, r.replica)]
+        name = count(len(alike), "replica") if many else f"#{kind}"
+        speeds, staleness = (r.examples_per_second for r in alike), (r.staleness for r in alike)
+        restarts = sum(r.restarts for r in alike)
+        table.add_row(name, alike[0].state, _range(speeds), _range(staleness), str(restarts or ""))
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
     return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
 
 
 def headline(status: Status) -> str:
     """One line on how a run stands."""
-    parts = [f"epoch {status.epoch:.2f}", f"{status.examples:,} examples", f"{status.examples_per_second:,.0f}/s"]
-    if status.loss is not None:
-        parts.append(f"loss {status.loss:.4f}")
-    if status.remaining_s is not None:
-        parts.append(f"{_clock(status.remaining_s)} left")
-    return "  ".join(parts)
+    loss = "" if status.loss is None else f"  loss {status.loss:.4f}"
+    left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
+    speed = f"{status.examples_per_second:,.0f}/s"
+    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:
     """What a person is told of an event; nothing for those that the status shows anyway."""
-    if event == "started":
-        gpus = ", ".join(device for device in content["devices"] if device != "cpu")
-        return (
-            f"{count(content['replicas'], 'replica')}{gpus and f' on {gpus}'}, {count(content['shards'], 'shard')}, "
-            f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
-            + ("; times are simulated" if content["engine"] == "simulated" else "")
-            + ("; the test set chooses, since there is no validation set" if content["chosen_by"] == "test" else "")
-            + (
-                f"\nthis CPU has no {content['precision']} instructions: float32 is far faster"
-                if content["emulated"]
-                else ""
-            )
-        )
-    if event == "resumed":
-        return "\n".join([*content["damaged"], _resumed(content)])
-    if event == "checkpoint" and content["error"]:
-        return f"the checkpoint could not be written: {content['error']}"
-    if event == "unwritten" and content["name"] != "the last checkpoint":
-        return f"{content['name']} could not be written: {content['error']}; the run goes on"
-    if event == "evaluating":
-        return "training has ended; evaluating what was reached"
-    if event == "evaluation":
-        numbers = {k: v for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")}
-        return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
-    if event == "died":
-        return f"replica #{content['replica']} died ({_why(content)}); what it held is leased again"
-    if event == "machine":
-        return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
-    if event == "stopped":
-        why = _WHY.get(content["stopped_by"], content["stopped_by"])
-        return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
-    return ""
+    match event:
+        case "started":
+            return _started(content)
+        case "resumed":
+            return "\n".join([*content["damaged"], _resumed(content)])
+        case "checkpoint" if content["error"]:
+            return f"the checkpoint could not be written: {content['error']}"
+        case "unwritten" if content["name"] != "the last checkpoint":
+            return f"{content['name']} could not be written: {content['error']}; the run goes on"
+        case "evaluating":
+            return "training has ended; evaluating what was reached"
+        case "evaluation":
+            numbers = {k: v for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")}
+            return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
+        case "died":
+            why = died_of(content)
+            why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
+            return f"replica #{content['replica']} died ({why}); what it held is leased again"
+        case "machine":
+            return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
+        case "stopped":
+            why = _WHY.get(content["stopped_by"], content["stopped_by"])
+            return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+        case _:
+            return ""
+
+
+def _started(content: dict[str, Any]) -> str:
+    gpus = ", ".join(device for device in content["devices"] if device != "cpu")
+    remarks = {
+        "; times are simulated": content["engine"] == "simulated",
+        "; the test set chooses, since there is no validation set": content["chosen_by"] == "test",
+        f"\nthis CPU has no {content['precision']} instructions: float32 is far faster": content["emulated"],
+    }
+    replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
+    size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
+    remarked = "".join(remark for remark, holds in remarks.items() if holds)
+    return f"{replicas}{gpus and f' on {gpus}'}, {shards}, {size}{remarked}"
 
 
 def _resumed(content: dict[str, Any]) -> str:
@@ -191,24 +163,25 @@ def _resumed(content: dict[str, Any]) -> str:
         return f"no checkpoint to resume from: begins{moved}"
     fresh = ", ".join(content["fresh_state"])
     state = f"; the checkpoint holds no {fresh} for this optimizer: this state begins anew" if fresh else ""
+    for names, what in (
+        (content["newly_frozen"], "not trained any more, and kept as it was"),
+        (content["newly_trained"], "trained from here on, with optimizer state that begins anew"),
+    ):
+        state += f"\n{_listed(names)}: {what}" if names else ""
     data = "\nthe training data are not those that the run began with; are they made without a seed?"
     return f"goes on after {content['examples']:,} examples{state}{data if content['other_data'] else ''}"
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Names in a line: the first few, and how many more there are."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {count(rest, 'other')}" if rest > 0 else "")
+
+
 def told(metrics: dict[str, float]) -> str:
     """Metrics in a line; the test set's are left out where they are those of the set that chooses."""
-    return "  ".join(
-        f"{name} {value:.4f}"
-        for name, value in metrics.items()
-        if not (name.startswith("test_") and metrics.get(name.removeprefix("test_")) == value)
-    )
-
-
-def _why(content: dict[str, Any]) -> str:
-    if content["error"]:
-        line = str(content["error"]).splitlines()[0]
-        return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
-    return how_ended(content["status"])
+    repeated = {f"test_{name}" for name, value in metrics.items() if metrics.get(f"test_{name}") == value}
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in repeated)
 
 
 def count(number: int, noun: str) -> str:
@@ -243,28 +216,16 @@ class _Forgiving:
         return getattr(self._file, name)
 
 
-def _console(**options: Any) -> Console:
-    return Console(file=cast("TextIO", _Forgiving(sys.stderr)), markup=False, **options)
-
-
 @contextmanager
-def _live() -> Iterator[Observer]:
-    with Live(console=_console(), refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
-        yield LiveTable(live)
-
-
-@contextmanager
-def _plain(observer: Observer) -> Iterator[Observer]:
-    yield observer
-
-
-def watching(progress: bool, *, redrawn: bool = True) -> AbstractContextManager[Observer]:
+def watching(progress: bool, *, redrawn: bool = True) -> Iterator[Observer]:
     """The progress that fits where standard error goes; none if it is not wanted.
 
     Not `redrawn`: lines in any case, so that a debugger in this process has the terminal to itself.
     """
-    if not progress:
-        return _plain(Silent())
-    if redrawn and sys.stderr.isatty():
-        return _live()
-    return _plain(Lines(_console(width=200, highlight=False)))
+    file = cast("TextIO", _Forgiving(sys.stderr))
+    if progress and redrawn and sys.stderr.isatty():
+        console = Console(file=file, markup=False)
+        with Live(console=console, refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
+            yield LiveTable(live)
+    else:
+        yield Lines(Console(file=file, markup=False, width=200, highlight=False, quiet=not progress))

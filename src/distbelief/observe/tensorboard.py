@@ -57,13 +57,11 @@ class TensorBoard:
 
     def _open(self, directory: Path, first: dict[str, Any]) -> None:
         self._close()
-        purge_step = None
-        self._examples = 0
-        if first["event"] == "resumed":
-            # What stands at the step of the checkpoint itself belongs to it.
-            purge_step = 0 if first["examples"] is None else first["examples"] + 1
-            self._examples = first["examples"] or 0
-        self._run = directory
+        resumed = first["event"] == "resumed"
+        after = first["examples"] if resumed else None
+        # What stands at the step of the checkpoint itself belongs to it.
+        purge_step = (0 if after is None else after + 1) if resumed else None
+        self._run, self._examples = directory, after or 0
         target = self._directory or directory / "tensorboard"
         self._writer = self._make(str(target), purge_step=purge_step, flush_secs=_FLUSH_S)
 
@@ -73,6 +71,7 @@ class TensorBoard:
         self._writer = self._run = None
 
     def _write(self, writer: "SummaryWriter", event: dict[str, Any]) -> None:
+        scalars: dict[str, Any] = {}
         match event["event"]:
             case "evaluation":
                 scalars = {f"evaluation/{name}": value for name, value in event.items() if name not in _STAMP}
@@ -83,9 +82,6 @@ class TensorBoard:
                         scalars[f"{name}/replica_{replica['replica']}"] = replica[name]
             case "died":
                 writer.add_text("deaths", sentence("died", event), self._examples)
-                return
-            case _:
-                return
         for name, value in scalars.items():
             if value is not None:
                 writer.add_scalar(name, value, event["examples"])

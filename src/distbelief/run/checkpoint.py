@@ -1,8 +1,8 @@
 """Checkpoints: a run at one instant, as named tensors and JSON, whole or not there at all.
 
     checkpoints/00000012800/     the examples that had been used
-        tensors.safetensors      "parameters/NAME", "STATE/NAME" for each vector of the rule, "buffers"
-        state.json               the ledger, totals, history, and the checksum of the tensors
+        tensors.safetensors      everything that the module and the rule hold, by the keys of `state.py`
+        state.json               the state of the run (`state.py`), and the checksum of the tensors
     checkpoints/best.safetensors the model at its best evaluation, with the names of `state_dict`
 
 Nothing in them depends on the number of shards or replicas.
@@ -19,23 +19,46 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
+
+from distbelief.errors import DirectoryError
+from distbelief.run.state import FORMAT, RunState, check_tensors, from_json, untrained, vectors_like
+from distbelief.server.rules import Rule
+from distbelief.task.gradients import FlatModule
 
 KEPT = 3
 """How many of the newest are kept."""
-_FORMAT = 2
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _PARTIAL = ".partial"
 _PAGE = mmap.PAGESIZE
 _PIECE = 8 << 20
 """Bytes that are written at a time."""
-_DTYPES = {torch.float32: "F32", torch.float64: "F64"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+"""They lie there as pairs of real numbers: not every version of the format knows complex ones."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,7 @@ class Checkpoint:
 
     examples: int
     tensors: dict[str, Tensor]
-    state: dict[str, Any]
+    state: RunState
 
 
 @final
@@ -55,14 +78,16 @@ class Image:
     """
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
-        """Room for tensors of these shapes, float32 or float64; they may lie on the meta device."""
+        """Room for tensors of these shapes, of kinds that are `storable`; they may lie on the meta device."""
         # Wider elements come first, so that all are aligned. The format allows no holes.
         ordered = dict(sorted(like.items(), key=lambda item: -item[1].itemsize))
         header, end = {}, 0
         for name, tensor in ordered.items():
             start, end = end, end + tensor.nbytes
-            shape = list(tensor.shape)
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+            dtype, shape = tensor.dtype, list(tensor.shape)
+            if dtype in _COMPLEX:
+                dtype, shape = _COMPLEX[dtype], [*shape, 2]
+            header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header).encode()
         text = text.ljust(_paged(8 + len(text)) - 8)
         self.nbytes = 8 + len(text) + end
@@ -78,12 +103,35 @@ class Image:
         }
 
 
+def image_of(flat: FlatModule, rule: Rule) -> Image:
+    """Room for all tensors of a run, with those already in it that training does not change."""
+    rest = untrained(flat.module)
+    image = Image(vectors_like(flat.layout, rule) | rest)
+    for name, tensor in rest.items():
+        image.tensors[name].copy_(tensor)
+    return image
+
+
+def storable(tensor: Tensor) -> bool:
+    """Whether a checkpoint can hold a tensor."""
+    return tensor.layout is torch.strided and (tensor.dtype in _DTYPES or tensor.dtype in _COMPLEX)
+
+
+def savable(tensor: Tensor) -> bool:
+    """Whether `save` can write a tensor: formats differ in their kinds of complex numbers from version to version."""
+    try:
+        serialize({"": torch.empty(0, dtype=tensor.dtype)})
+    except (KeyError, SafetensorError):
+        return False
+    return tensor.layout is torch.strided
+
+
 class Draft(NamedTuple):
     """A checkpoint that is to be written. Its image must not change until it has been."""
 
     examples: int
     image: Image
-    state: dict[str, Any]
+    state: RunState
 
 
 def write(folder: Path, draft: Draft) -> Path:
@@ -95,8 +143,7 @@ def write(folder: Path, draft: Draft) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        content = {"format": _FORMAT, "tensors": _write(partial / _TENSORS, draft.image), "state": draft.state}
-        text = json.dumps(content)
+        text = json.dumps({"tensors": _write(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
         sync(partial / _STATE)
         sync(partial)
@@ -115,11 +162,16 @@ def write(folder: Path, draft: Draft) -> Path:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a sentence on each newer one that is damaged."""
+    """The newest checkpoint that is whole, or None; and a sentence on each newer one that is damaged.
+
+    Raises `DirectoryError` where one is of another format: it is whole, and nothing is to be begun in its place.
+    """
     complaints: list[str] = []
     for path in _all(folder):
         try:
             return _read(path), complaints
+        except DirectoryError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             complaints.append(f"checkpoint {path} is damaged ({error}); the one before it is used")
     return None, complaints
@@ -153,11 +205,26 @@ def _read(path: Path) -> Checkpoint:
     if outer["checksum"] != _digest(outer["content"].encode()):
         raise ValueError("the checksum of its state is wrong")
     content = json.loads(outer["content"])
-    if content["format"] != _FORMAT:
-        raise ValueError(f"its format is {content['format']}")
+    # Formats before this one had their number beside the state.
+    if (found := content.get("format", content["state"].get("format"))) != FORMAT:
+        raise _other_format(path, found)
+    state = from_json(content["state"])
     if content["tensors"] != _checksum(path / _TENSORS):
         raise ValueError("the checksum of its tensors is wrong")
-    return Checkpoint(int(path.name), load_file(path / _TENSORS), content["state"])
+    tensors = load_file(path / _TENSORS)
+    check_tensors(state, tensors)
+    return Checkpoint(int(path.name), tensors, state)
+
+
+def _other_format(path: Path, found: object) -> Exception:
+    if type(found) is not int:
+        return ValueError("it has no format")
+    directory = path.parent.parent
+    return DirectoryError(
+        f"checkpoint {path} is of format {found}, and this version of distbelief goes on from format {FORMAT}: go on "
+        "with the version that wrote it, or begin another run with its model "
+        f"(start={str(directory)!r}, or --from {directory})"
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -2,22 +2,25 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from distbelief.downpour.ledger_state import LedgerState
 from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError, UsageError
-from distbelief.run.checkpoint import Checkpoint
+from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import evaluate
+from distbelief.run.state import KINDS, Changes, RunState, Totals, changes, module_values
 from distbelief.run.until import Every, Until
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, Head, Rows, fingerprint, kinds, moved, rows_of, seeded
 from distbelief.task.gradients import CPU, Precision, autocast
 from distbelief.task.task import Task, trainable
+from distbelief.task.tensors import put_, tensors_of
 
 _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
@@ -30,10 +33,13 @@ class Prepared:
     """A run that has been checked and whose numbers are all decided."""
 
     task: Task
+    """Its modules are as the run begins, or goes on, but for the trained parameters, which are the server's."""
+    origin: Task
+    """Its modules are as the run began in its first life."""
     method: Downpour
     """With numbers in the place of "auto" and None."""
     module: nn.Module
-    """The model at its start; the run owns it."""
+    """The model as the run begins, or goes on; the run owns it."""
     layout: Layout
     rows: Rows
     workers: int
@@ -72,18 +78,56 @@ class Prepared:
     @property
     def past_history(self) -> list[dict[str, Any]]:
         """The evaluations of the run that this one goes on from."""
-        return [] if self.resumed is None else list(self.resumed.state["history"])
+        return [] if self.resumed is None else list(self.resumed.state.history)
+
+    @property
+    def changes(self) -> Changes:
+        """What is not as in the checkpoint that the run goes on from."""
+        if self.resumed is None:
+            return Changes([], [], [])
+        before = self.resumed.state.trained
+        return changes(before, self.resumed.tensors, self.layout, self.method.optimizer)
 
     @property
     def term(self) -> int:
-        """The term of the shards as the run begins or goes on: later than all there have been."""
-        return 0 if self.resumed is None else self.resumed.state["term"] + 1
+        """The term of the shards as the run begins or goes on, from 1: later than all there have been."""
+        return 1 if self.resumed is None else self.resumed.state.term + 1
 
     @property
-    def incarnations(self) -> list[int]:
-        """How many incarnations of each replica there have been."""
-        before = [] if self.resumed is None else self.resumed.state["incarnations"]
-        return [before[replica] if replica < len(before) else 0 for replica in range(self.replicas)]
+    def incarnations(self) -> tuple[int, ...]:
+        """How many processes each replica has had in the lives before, also those that are not there any more."""
+        before = () if self.resumed is None else self.resumed.state.incarnations
+        return before + (0,) * (self.replicas - len(before))
+
+    def state(
+        self,
+        *,
+        term: int,
+        method: LedgerState,
+        incarnations: Sequence[int],
+        totals: Totals,
+        updates: int,
+        examples: int,
+        history: Sequence[dict[str, Any]],
+    ) -> RunState:
+        """The state of the run for a checkpoint; `incarnations` are those of the replicas that are there now."""
+        return RunState(
+            seed=self.seed,
+            data=self.data,
+            term=term,
+            incarnations=(*incarnations, *self.incarnations[len(incarnations) :]),
+            trained=tuple(entry.name for entry in self.layout.entries),
+            method=method,
+            totals=totals,
+            updates=updates,
+            examples=examples,
+            history=list(history),
+        )
+
+    @property
+    def overlap(self) -> int:
+        """Batches that fetches and pushes may lag behind."""
+        return self.method.overlap or 0
 
     @property
     def batch_size(self) -> int:
@@ -109,36 +153,38 @@ def prepare(
     checkpoint_every: Every = _EVERY_MINUTE,
     start: Mapping[str, Tensor] | None = None,
     resumed: Checkpoint | None = None,
+    check_model: Callable[[nn.Module], None] = lambda module: None,
     precision: Precision | None = None,
     device: torch.device = CPU,
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
 
-    `device`: where the first batch is tried. The module that is returned is on the CPU.
+    `check_model` is given the module as the task builds it, and raises where it is not the one of `resumed`. `device`:
+    where the first batch is tried. The module that is returned is on the CPU.
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
-    rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn)
+    rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     sets = _sets(task)
     _check_judges(task, until, bool(sets))
     module = task.build(seed)
-    if start is not None:
-        _load(module, start)
-        # Replicas begin with all of it, the frozen parameters included.
-        task = task.with_model(copy.deepcopy(module))
+    check_model(module)
+    _check_tensors(module)
+    origin = task if start is None else _started(task, module, start)
+    if resumed is not None:
+        _restore_(module, resumed)
+    # Replicas begin with what is not trained, and fetch the rest.
+    task = task if origin is task and resumed is None else task.with_values(_copies(module, trained=False))
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
-    count = method.replicas if isinstance(method.replicas, int) else replicas()
-    shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
-    batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
-    if resumed is not None:
-        _check_same(resumed.state["ledger"], len(rows), batch_size)
-    decided = dataclasses.replace(method, replicas=count, shards=shards, batch_size=batch_size)
+    decided = _decided(method, whole, replicas, method.batch_size or loader_batch or _DEFAULT_BATCH)
+    assert isinstance(decided.shards, int)
     prepared = Prepared(
         task,
+        origin,
         decided,
         module,
-        Layout.of(parameters, shards),
+        Layout.of(parameters, decided.shards),
         rows,
         task.num_workers or loader_workers,
         sets,
@@ -149,29 +195,92 @@ def prepare(
         resumed,
         precision,
     )
-    if precision is not None and whole.dtype != torch.float32:
-        raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
+    _check_decided(prepared)
     with seeded(seed):
-        batch = Batches(rows, batch_size, seed).make(0, 0)
+        batch = Batches(rows, prepared.batch_size, seed).make(0, 0)
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     moving = _try_one_batch(prepared, trial, moved(batch, device))
     return dataclasses.replace(prepared, moving=moving, data=fingerprint(batch))
 
 
-def _check_same(ledger: dict[str, Any], examples: int, batch_size: int) -> None:
+def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
+    """The same run in another life, from a checkpoint, or from its beginning; its module becomes what it was there."""
+    put_(prepared.module, tensors_of(prepared.origin.build(prepared.seed)))
+    if resumed is not None:
+        _restore_(prepared.module, resumed)
+    task = prepared.task.with_values(_copies(prepared.module, trained=False))
+    return dataclasses.replace(prepared, task=task, resumed=resumed)
+
+
+def _decided(method: Downpour, whole: Layout, replicas: Callable[[], int], batch_size: int) -> Downpour:
+    """A method with numbers in the place of "auto" and None."""
+    if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
+        raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
+    count = method.replicas if isinstance(method.replicas, int) else replicas()
+    shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
+    return dataclasses.replace(method, replicas=count, shards=shards, batch_size=batch_size)
+
+
+def _started(task: Task, module: nn.Module, start: Mapping[str, Tensor]) -> Task:
+    """Load what a run is to start from; returns the task whose modules begin so."""
+    try:
+        module.load_state_dict(start)
+    except RuntimeError as error:
+        raise TaskError(f"what the run is to start from does not fit the model: {error}") from error
+    return task.with_values(_copies(module, trained=True))
+
+
+def _restore_(module: nn.Module, resumed: Checkpoint) -> None:
+    """Give a module every parameter and buffer of a checkpoint, whether it is trained now, then, or not at all."""
+    values = module_values(resumed.tensors)
+    if missing := [name for name, _ in module.named_parameters() if name not in values]:
+        raise TaskError(f"the run had no parameter {missing[0]}: go on with the model that it began with")
+    put_(module, values)
+
+
+def _copies(module: nn.Module, *, trained: bool) -> dict[str, Tensor]:
+    """Copies of a module's parameters and buffers by name, the trained parameters among them or not."""
+    left_out = set() if trained else {name for name, p in module.named_parameters() if p.requires_grad}
+    return {name: tensor.to(CPU, copy=True) for name, tensor in tensors_of(module).items() if name not in left_out}
+
+
+def _check_tensors(module: nn.Module) -> None:
+    """Raise `TaskError` for what no checkpoint, or no file of the model, could hold."""
+    kept = module.state_dict()
+    for name, tensor in tensors_of(module).items():
+        if not storable(tensor):
+            raise TaskError(
+                f"{name} is of {tensor.dtype}, {tensor.layout}, which checkpoints cannot hold: keep it as dense "
+                "tensors, such as the indices and values of a sparse one"
+            )
+        if name in kept and not savable(tensor):
+            raise TaskError(
+                f"{name} is of {tensor.dtype}, which files of models cannot hold: keep it as torch.view_as_real "
+                "gives it, or register it with persistent=False"
+            )
+
+
+def _check_decided(prepared: Prepared) -> None:
     """A run's place in its data is told in batches of an epoch: both must be what they were."""
-    if ledger["batch_size"] != batch_size:
-        raise UsageError(f"the run has batches of {ledger['batch_size']} examples, and cannot go on with {batch_size}")
-    if ledger["examples"] != examples:
-        raise DataError(f"the run has {ledger['examples']:,} examples to train on, and cannot go on with {examples:,}")
+    precision, resumed = prepared.precision, prepared.resumed
+    if precision is not None and prepared.layout.dtype != torch.float32:
+        raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
+    if resumed is None:
+        return
+    ledger, examples, batch_size = resumed.state.method, len(prepared.rows), prepared.batch_size
+    if ledger.batch_size != batch_size:
+        raise UsageError(f"the run has batches of {ledger.batch_size} examples, and cannot go on with {batch_size}")
+    if ledger.examples != examples:
+        raise DataError(f"the run has {ledger.examples:,} examples to train on, and cannot go on with {examples:,}")
 
 
 def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
     sets: dict[tuple[str, ...], Rows] = {}
     if task.validation is not None:
-        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn)[0]
+        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn, sparse=task.sparse)[0]
     if task.test is not None:
-        sets[("test_",) if sets else ("", "test_")] = rows_of(task.test, "test", task.collate_fn)[0]
+        rows = rows_of(task.test, "test", task.collate_fn, sparse=task.sparse)[0]
+        sets[("test_",) if sets else ("", "test_")] = rows
     return sets
 
 
@@ -182,13 +291,6 @@ def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
             raise UsageError(f"the target is {name}, which is no metric of the task: {', '.join(known)}")
     if (until.target or until.patience) and not evaluated:
         raise UsageError("a target and patience need validation or test data to be judged by")
-
-
-def _load(module: nn.Module, start: Mapping[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(start)
-    except RuntimeError as error:
-        raise TaskError(f"what the run is to start from does not fit the model: {error}") from error
 
 
 def _try_set(task: Task, module: nn.Module, rows: Rows, name: str, examples: int) -> None:

@@ -81,7 +81,7 @@ class Run:
             if name not in _SETS or getattr(self._task, name) is None:
                 raise DataError(f"the task has no {name} data: it has {', '.join(self._sets)}")
             data = getattr(self._task, name)
-        rows = rows_of(data, "data", self._task.collate_fn)[0]
+        rows = rows_of(data, "data", self._task.collate_fn, sparse=self._task.sparse)[0]
         return evaluate(self._task, self.model(), rows)
 
     @property
@@ -101,7 +101,7 @@ class Run:
         Raises `DataError` where the model fails on inputs that are not like those it was trained on, else what it
         raises itself.
         """
-        rows = ArrayRows(x, "x")
+        rows = ArrayRows(x, "x", sparse=self._task.sparse)
         if not len(rows):
             raise DataError("x holds no rows to predict from")
         model = self.model()
@@ -125,7 +125,8 @@ class Run:
                 "call run.model() in Python as step does"
             )
         one = np.arange(1)
-        trained = kinds(rows_of(self._task.train, "train", self._task.collate_fn)[0].batch(one)[0], of_each=True)
+        rows_trained = rows_of(self._task.train, "train", self._task.collate_fn, sparse=self._task.sparse)[0]
+        trained = kinds(rows_trained.batch(one)[0], of_each=True)
         given = kinds(rows.batch(one), of_each=True)
         return (
             None

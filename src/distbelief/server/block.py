@@ -17,6 +17,8 @@ VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST, SLOWEST = range
 APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES, NEXT_CLOCK = range(8, 15)
 ALONE, TERM, COMMAND = range(15, 18)
 """Whether one replica makes a warm start, the shard's term, and the number of the last `SetLiving`."""
+HELD_BATCHES, NEXT_HELD_BATCHES, HELD_WEIGHT, NEXT_HELD_WEIGHT = range(18, 22)
+"""Batches and weight in the open round; weights are float64 numbers in the integers' place."""
 NOBODY = -1
 HEADER = 24
 BINS = 4096

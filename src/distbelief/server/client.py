@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -21,6 +21,8 @@ class Parcel(NamedTuple):
     versions: tuple[Version, ...]
     """Of each shard, at the fetch that the oldest gradient in it was computed from."""
     finite: bool
+    weight: float = 0.0
+    """Of the sum that it is; 0: of means."""
 
 
 @dataclass
@@ -30,39 +32,98 @@ class HandOver:
     The paper's listing clears the accrued gradient inside the asynchronous push, where the next batch may already be
     adding to it; here the tensors change hands, and the next batch begins with none. The first gradient accrued is kept
     as the tensors autograd made, so that a push of one batch copies nothing.
+
+    A gradient is refused if and only if an element of it is NaN or infinite, whatever its sum or norm comes to. With
+    `clip_norm`, one is refused too whose 2-norm float64 cannot hold: there is nothing to divide by.
     """
 
     clip_norm: float | None = None
     tensors: list[Tensor | None] = field(default_factory=list)
     versions: tuple[Version, ...] = ()
+    batches: int = 0
+    _weight: Tensor | None = None
+    _weight_read: float = 0.0
+    _size: float | None = None
+    """2-norm of what is accrued or, where nothing is clipped, the sum of its elements; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
+        self._size = None
+        self.batches += 1
         if not self.tensors:
-            self.tensors, self.versions = gradient.tensors, versions
+            self.tensors, self.versions, self._weight = gradient.tensors, versions, gradient.weight
             return
+        if self._weight is not None and gradient.weight is not None:
+            self._weight = self._weight + gradient.weight
         both = list(zip(self.tensors, gradient.tensors, strict=True))
         sums = [(mine, new) for mine, new in both if mine is not None and new is not None]
         if sums:
             torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
         self.tensors = [new if mine is None else mine for mine, new in both]
 
+    def read(self, *scalars: Tensor) -> list[float]:
+        """The values of scalars; the size of what is accrued is read with them, once for each gradient accrued.
+
+        On a GPU this is the one time that a step waits for it.
+        """
+        if self._size is not None:
+            return values(scalars)
+        present = _present(self.tensors)
+        if self.clip_norm is None or not present:
+            # Not norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+            sizes = [tensor.sum() for tensor in present]
+        else:
+            sizes = [torch.stack(torch._foreach_norm(present)).norm()]
+        weights = [] if self._weight is None else [self._weight]
+        read = values((*scalars, *weights, *sizes))
+        self._weight_read = sum(read[len(scalars) : len(scalars) + len(weights)])
+        self._size = sum(read[len(scalars) + len(weights) :])
+        return read[: len(scalars)]
+
+    @property
+    def finite(self) -> bool:
+        """Whether what is accrued may be pushed."""
+        if self._size is None:
+            self.read()
+        if self._size is not None and not math.isfinite(self._size):
+            # The sum or the squares of finite numbers may be too large: seldom, so that it may take a second look.
+            self._size = self._look_closer(_present(self.tensors))
+        return self._size is not None and math.isfinite(self._size) and 0 <= self._weight_read < math.inf
+
+    def _look_closer(self, present: list[Tensor]) -> float:
+        if self.clip_norm is None:
+            return 0.0 if all_finite(present) else math.nan
+        return float(torch.stack(torch._foreach_norm(present, dtype=torch.float64)).norm())
+
     def take(self) -> Parcel:
         """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
 
-        The check is one sum over everything, taken before the first shard sees anything, so that a gradient is pushed
-        whole or refused whole.
+        It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
         """
-        tensors, self.tensors = self.tensors, []
-        present = [tensor for tensor in tensors if tensor is not None]
-        if self.clip_norm is None:
-            finite = math.isfinite(sum(tensor.sum().item() for tensor in present))
-        else:
-            norm = torch.stack(torch._foreach_norm(present)).norm().item() if present else 0.0
-            finite = math.isfinite(norm)
-            if finite and norm > self.clip_norm:
-                torch._foreach_mul_(present, self.clip_norm / norm)
-        return Parcel(tensors, self.versions, finite)
+        finite, size, weight, batches = self.finite, self._size, self._weight_read, self.batches
+        tensors, self.tensors, self._size, self._weight_read, self.batches = self.tensors, [], None, 0.0, 0
+        if finite and self.clip_norm is not None and size is not None:
+            # Of the mean: what will be left of a sum once it has been divided.
+            most = self.clip_norm * (weight / batches if weight else 1.0)
+            if size > most:
+                torch._foreach_mul_(_present(tensors), most / size)
+        return Parcel(tensors, self.versions, finite, weight)
+
+
+def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def values(scalars: Sequence[Tensor]) -> list[float]:
+    """Read tensors of one element: all at once where they are on a GPU, which every read waits for."""
+    if len(scalars) > 1 and scalars[0].device.type != "cpu":
+        return torch.stack(list(scalars)).tolist()
+    return [scalar.item() for scalar in scalars]
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
 @final
@@ -93,6 +154,13 @@ class Client:
         self.pushed_bytes = 0
         self._at_least = [ORIGIN] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
+        sizes = [entry.size for entry in layout.entries]
+        # None stands for the whole of a tensor.
+        self._cuts = [
+            [(p.entry, None if p.stop - p.start == sizes[p.entry] else slice(p.start, p.stop), p.slice) for p in pieces]
+            for pieces in layout.pieces
+        ]
+        self._into: tuple[Tensor, list[Tensor]] | None = None
         # Each replica begins at another shard, so that they do not queue at one after the other.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
         self._in_turn = all(link.answers_at_once for link in links)
@@ -100,30 +168,41 @@ class Client:
     async def fetch(self, into: Tensor) -> tuple[Version, ...]:
         """Copy all parameters into a flat vector; returns each shard's version."""
         versions = [ORIGIN] * len(self.links)
+        parts = self._parts(into)
 
         async def one(shard: int) -> None:
-            part = self.layout.part(into, shard)
-            link, at_least = self.links[shard], self._at_least[shard]
-            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least))
+            part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
+            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least), link.moving)
             self.fetched_bytes += part.nbytes
 
-        # Where it may have to wait first, so that what others hold is not old by then.
-        await self._at_each([shard for shard in self._turn if self._at_least[shard] > ORIGIN], one)
-        await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
+        awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
+        if awaited:
+            # Where it may have to wait first, so that what others hold is not old by then.
+            await self._at_each(awaited, one)
+            await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
+        else:
+            await self._at_each(self._turn, one)
         return tuple(versions)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """A vector's part of each shard. Kept, since a replica fetches into the same one each time."""
+        if self._into is None or self._into[0] is not vector:
+            self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
+        return self._into[1]
 
     async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
         """Offer a gradient to every shard; one push is under way at a time."""
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
-        flat = [None if tensor is None else tensor.reshape(-1) for tensor in parcel.tensors]
+        flat = [None if tensor is None else tensor.flatten() for tensor in parcel.tensors]
 
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
             link = self.links[shard]
-            push = Push(self.replica, self.incarnation, sequence, parcel.versions[shard], work, slices, gradients)
-            replies[shard] = await insist(self._patience, lambda: link.push(push))
+            version = parcel.versions[shard]
+            push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, parcel.weight)
+            replies[shard] = await insist(self._patience, lambda: link.push(push), link.moving)
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
         await self._at_each(self._turn, one)
@@ -147,13 +226,10 @@ class Client:
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
         """The views of a gradient that belong to a shard, and where they belong."""
         slices, gradients = [], []
-        for piece in self.layout.pieces[shard]:
-            tensor = flat[piece.entry]
-            if tensor is not None:
-                slices.append(piece.slice)
-                gradients.append(
-                    tensor if piece.stop - piece.start == len(tensor) else tensor[piece.start : piece.stop]
-                )
+        for entry, part, place in self._cuts[shard]:
+            if (tensor := flat[entry]) is not None:
+                slices.append(place)
+                gradients.append(tensor if part is None else tensor[part])
         whole = self._whole[shard]
         # The kept tuple, where nothing is left out: the shard finds its views by it.
         return (whole if len(slices) == len(whole) else tuple(slices)), gradients

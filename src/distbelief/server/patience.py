@@ -1,7 +1,8 @@
 """Patience: calls that are made again until they are answered. Repeating is safe, as the rules of the ports say."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -14,17 +15,44 @@ class Patience(NamedTuple):
     longest_s: float
 
 
-async def insist(patience: Patience | None, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Attempt until there is an answer, whether it is lost or the link says that it failed; None: once."""
+async def insist(
+    patience: Patience | None, attempt: Callable[[], Awaitable[T]], moving: Callable[[], bool] = lambda: False
+) -> T:
+    """Attempt until there is an answer, whether it is lost or the link says that it failed; None: once.
+
+    The time of an attempt is over when nothing has been `moving` for so long: a large transfer that makes progress is
+    waited for, however long it takes.
+    """
     if patience is None:
         return await attempt()
     loop, seconds = asyncio.get_running_loop(), patience.first_s
     while True:
         begun = loop.time()
         try:
-            async with asyncio.timeout(seconds):
-                return await attempt()
+            async with asyncio.timeout(seconds) as limit:
+                with _extended(limit, seconds, moving):
+                    return await attempt()
         except (TimeoutError, ConnectionError):
             # A link that fails at once is given the same time to recover.
             await asyncio.sleep(begun + seconds - loop.time())
             seconds = min(2 * seconds, patience.longest_s)
+
+
+@contextmanager
+def _extended(limit: asyncio.Timeout, seconds: float, moving: Callable[[], bool]) -> Iterator[None]:
+    """Put a limit off as long as something moves."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(seconds / 2, lambda: look())
+
+    def look() -> None:
+        nonlocal timer
+        if limit.expired():
+            return
+        if moving():
+            limit.reschedule(loop.time() + seconds)
+        timer = loop.call_later(seconds / 2, look)
+
+    try:
+        yield
+    finally:
+        timer.cancel()

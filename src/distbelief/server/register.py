@@ -21,6 +21,7 @@ class Register:
 
     def __init__(self, spec: ShardSpec, numbers: "memoryview[int]") -> None:
         self.numbers = numbers
+        self._floats = numbers.cast("B").cast("d")
         self._replicas = spec.replicas
         self._round = spec.admission.round
         self.lead = spec.admission.lead
@@ -76,6 +77,11 @@ class Register:
         numbers[block.NEXT_EXAMPLES] = numbers[block.EXAMPLES] + (examples if applied else 0)
         numbers[block.NEXT_HELD] = 0 if applied else numbers[block.HELD] + (verdict is Verdict.HELD)
         numbers[block.NEXT_HELD_EXAMPLES] = 0 if applied else examples
+        if self._round > 1:
+            batches = numbers[block.HELD_BATCHES] + push.work.stop - push.work.start
+            numbers[block.NEXT_HELD_BATCHES] = 0 if applied else batches if used else numbers[block.HELD_BATCHES]
+            weight = self._floats[block.HELD_WEIGHT] + (push.weight if used else 0.0)
+            self._floats[block.NEXT_HELD_WEIGHT] = 0.0 if applied else weight
         numbers[block.NEXT_PUSHES] = numbers[block.PUSHES] + used
         numbers[block.NEXT_CLOCK] = numbers[slot + block.CLOCK] + push.work.stop - push.work.start
         numbers[slot + block.BEGUN] = push.sequence
@@ -86,7 +92,8 @@ class Register:
         numbers = self.numbers
         numbers[block.NEXT_VERSION] = numbers[block.VERSION] + 1
         numbers[block.NEXT_EXAMPLES] = numbers[block.EXAMPLES] + numbers[block.HELD_EXAMPLES]
-        numbers[block.NEXT_HELD] = numbers[block.NEXT_HELD_EXAMPLES] = 0
+        numbers[block.NEXT_HELD] = numbers[block.NEXT_HELD_EXAMPLES] = numbers[block.NEXT_HELD_BATCHES] = 0
+        self._floats[block.NEXT_HELD_WEIGHT] = 0.0
         numbers[block.NEXT_PUSHES] = numbers[block.PUSHES]
         numbers[block.APPLYING] = block.NOBODY
 
@@ -99,12 +106,21 @@ class Register:
         numbers[block.HELD] = numbers[block.NEXT_HELD]
         numbers[block.HELD_EXAMPLES] = numbers[block.NEXT_HELD_EXAMPLES]
         numbers[block.PUSHES] = numbers[block.NEXT_PUSHES]
+        if self._round > 1:
+            numbers[block.HELD_BATCHES] = numbers[block.NEXT_HELD_BATCHES]
+            numbers[block.HELD_WEIGHT] = numbers[block.NEXT_HELD_WEIGHT]
         if slot > 0:
             numbers[slot + block.SEQUENCE] = numbers[slot + block.BEGUN]
             numbers[slot + block.CLOCK] = numbers[block.NEXT_CLOCK]
             if self.lead is not None:
                 numbers[block.SLOWEST] = self._slowest()
         numbers[block.APPLYING] = 0
+
+    def round_divisor(self, push: Push | None) -> float:
+        """The mean weight of a batch in the open round and the push that closes it; 1 where these are means."""
+        weight = self._floats[block.HELD_WEIGHT] + (push.weight if push else 0.0)
+        batches = self.numbers[block.HELD_BATCHES] + (push.work.stop - push.work.start if push else 0)
+        return weight / batches if weight else 1.0
 
     def recover(self) -> None:
         """End a push whose pusher died inside it, and mark it as torn."""

@@ -164,9 +164,9 @@ class Shard:
             self._hold(push.slices, push.gradients)
         elif verdict is Verdict.APPLIED and (self._full > 1 or header[block.HELD]):
             self._hold(push.slices, push.gradients)
-            self._close_round()
+            self._close_round(push)
         elif verdict is Verdict.APPLIED and push.slices:
-            self._update(push.slices, push.gradients, scale)
+            self._update(push.slices, push.gradients, scale, push.divisor)
         register.commit()
         if verdict.used:
             register.count_staleness(staleness)
@@ -179,21 +179,25 @@ class Shard:
         if slices:
             torch._foreach_add_([total[s.start : s.stop] for s in slices], list(gradients))
 
-    def _close_round(self) -> None:
+    def _close_round(self, push: Push | None) -> None:
         # By the pushes of a full round, also where some are missing, since their pushers died or the data end: it is
         # the whole that the learning rate was chosen for. So an epoch moves the parameters as far, whoever is there,
         # and the few pushes that are left at the end of a run do no harm.
         # The one who makes a warm start is a whole of its own.
-        mean = self.vectors["round"].div_(1 if self._header[block.ALONE] else self._full)
-        self._update((Slice(0, self.spec.elements),), (mean,), 1.0)
+        pushes = 1 if self._header[block.ALONE] else self._full
+        mean = self.vectors["round"].div_(pushes * self._register.round_divisor(push))
+        self._update((Slice(0, self.spec.elements),), (mean,), 1.0, 1.0)
 
-    def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float) -> None:
+    def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float, divisor: float) -> None:
         """The one path by which parameters change: the rule's kernel on the slices that the gradients are for."""
         if slices not in self._cut:
             if len(self._cut) == _CUTS:
                 self._cut.clear()
             self._cut[slices] = tuple([v[s.start : s.stop] for s in slices] for v in (self.parameters, *self._state))
         parameters, *state = self._cut[slices]
+        if divisor != 1.0:
+            # The pusher's tensors stay as they are, since a push may be sent again.
+            gradients = torch._foreach_div(list(gradients), divisor)
         self._step.fill_(self._header[block.VERSION] + 1)
         lr = rate(self.spec.rule.lr, self._header[block.EXAMPLES])
         self.spec.rule.update_(parameters, gradients, state, self._step, scale * lr)
@@ -201,7 +205,7 @@ class Shard:
     def _set_living(self, command: SetLiving) -> None:
         if self._register.set_living(command):
             self._register.begin_closing()
-            self._close_round()
+            self._close_round(None)
             self._register.commit()
 
     def _fence(self, command: Fence) -> PushRecord | None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -44,24 +46,29 @@ class Batched(Protocol):
 class ArrayRows:
     """Examples that are the rows of tensors, arrays, memory-mapped arrays or SciPy CSR, however nested.
 
-    A batch has the same nesting, of tensors. Floating-point kinds stay as they are.
+    A batch has the same nesting, of tensors. Floating-point kinds stay as they are. SciPy CSR becomes dense, or with
+    `sparse` a `torch.sparse_csr` tensor.
     """
 
-    def __init__(self, arrays: Any, name: str) -> None:
+    def __init__(self, arrays: Any, name: str, *, sparse: bool = False) -> None:
         self.arrays = arrays
+        self.sparse = sparse
         lengths = {len_of(leaf) for leaf in _leaves(arrays)}
         if not lengths:
             raise DataError(f"{name} holds no arrays")
         if len(lengths) > 1:
             raise DataError(f"{name}: its arrays differ in length: {', '.join(map(str, sorted(lengths)))} rows")
         (self._length,) = lengths
+        if sparse:
+            for leaf in filter(_is_csr, _leaves(arrays)):
+                _check_csr(leaf, name)
 
     def __len__(self) -> int:
         return self._length
 
     def batch(self, indices: np.ndarray) -> Any:
         """The rows at these indices."""
-        return _map(self.arrays, lambda leaf: _rows(leaf, indices))
+        return _map(self.arrays, lambda leaf: _rows(leaf, indices, self.sparse))
 
 
 class SampleRows:
@@ -132,18 +139,49 @@ def _map(data: Any, fn: Callable[[Any], Any]) -> Any:
     return fn(data)
 
 
-def _rows(leaf: Any, indices: np.ndarray) -> Tensor:
+def _rows(leaf: Any, indices: np.ndarray, sparse: bool) -> Tensor:
     if isinstance(leaf, Tensor):
         return leaf.index_select(0, torch.from_numpy(indices))
     if isinstance(leaf, np.ndarray):
         return torch.from_numpy(np.asarray(leaf[indices]))
-    return torch.from_numpy(leaf[indices].toarray())
+    return _csr_tensor(leaf[indices]) if sparse else torch.from_numpy(leaf[indices].toarray())
 
 
-def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None = None) -> tuple[Rows, int | None, int]:
+def _check_csr(matrix: Any, name: str) -> None:
+    """Refuse what torch cannot hold. It is not asked to check each batch, and would read past the end of the memory."""
+    if len(matrix.shape) != 2:
+        raise DataError(
+            f"{name} holds a CSR array of shape {matrix.shape}, and with sparse=True it must have two dimensions"
+        )
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise DataError(f"{name} holds a CSR matrix that is not valid: {error}") from error
+
+
+def _csr_tensor(matrix: Any) -> Tensor:
+    """A `torch.sparse_csr` tensor in the memory of a SciPy CSR matrix, which belongs to nobody else."""
+    # SciPy lets a row name its columns in any order and more than once, torch does not.
+    matrix.sum_duplicates()
+    silence_csr()
+    starts, columns, values = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    return torch.sparse_csr_tensor(starts, columns, values, matrix.shape, check_invariants=False)
+
+
+@cache
+def silence_csr() -> None:
+    """Have torch say here, where it is not shown, that its CSR is in beta state: it says so once a process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+        torch.sparse_csr_tensor([0], [], [], size=(0, 0), check_invariants=False)
+
+
+def rows_of(
+    data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None = None, *, sparse: bool = False
+) -> tuple[Rows, int | None, int]:
     """The examples of anything a Task takes as data, with the batch size and worker count of its loader, if it has one.
 
-    Raises `DataError` with one sentence for what cannot be leased in portions.
+    Raises `DataError` with one sentence for what cannot be leased in portions, and for `sparse` without any CSR.
     """
     if callable(data) and not isinstance(data, Dataset):
         data = data()
@@ -157,7 +195,7 @@ def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None 
     rows: Rows
     # What a loader loads are samples, also where it is given a list of them.
     if loader is None and (isinstance(data, tuple | list | dict) or _is_array(data)):
-        rows = ArrayRows(data, name)
+        rows = ArrayRows(data, name, sparse=sparse)
     elif isinstance(data, Dataset) and isinstance(data, Batched) and collate_fn in (None, default_collate):
         rows = data  # type: ignore[assignment]
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
@@ -169,6 +207,11 @@ def rows_of(data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None 
         )
     if len(rows) == 0:
         raise DataError(f"{name} is empty")
+    if sparse and not (isinstance(rows, ArrayRows) and any(map(_is_csr, _leaves(rows.arrays)))):
+        raise DataError(
+            f"{name} holds no SciPy CSR, which is what sparse=True is for: give (input, target) with an input such as "
+            "scipy.sparse.csr_matrix(x), or leave sparse out"
+        )
     return (rows, None, 0) if loader is None else (rows, loader.batch_size, loader.num_workers)
 
 
@@ -201,6 +244,9 @@ class Batches:
         self._epochs = epochs
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
         self._seeded = not isinstance(rows, ArrayRows)
+        if isinstance(rows, ArrayRows) and rows.sparse:
+            # What worker processes made is put together here.
+            silence_csr()
         self._ahead = _Ahead(self, workers) if workers else None
 
     def expect(self, epoch: int, start: int, stop: int) -> None:
@@ -261,7 +307,8 @@ def moved(batch: Any, device: torch.device) -> Any:
 def kinds(batch: Any, *, of_each: bool = False) -> str:
     """A batch's kinds and shapes, as nested as it; `of_each`: those of one example, without the first dimension."""
     if isinstance(batch, torch.Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape[of_each:])}"
+        kind = batch.dtype if batch.layout is torch.strided else f"{batch.layout} {batch.dtype}"
+        return f"{str(kind).replace('torch.', '')} {tuple(batch.shape[of_each:])}"
     if isinstance(batch, dict):
         return "{" + ", ".join(f"{key}: {kinds(value, of_each=of_each)}" for key, value in batch.items()) + "}"
     if isinstance(batch, tuple | list):
@@ -276,13 +323,28 @@ def fingerprint(batch: Any) -> str:
     while waiting:
         part = waiting.pop()
         if isinstance(part, torch.Tensor):
-            dense = part.detach().cpu().to_dense() if part.layout is not torch.strided else part.detach().cpu()
-            digest.update(dense.contiguous().view(-1).view(torch.uint8).numpy().data)
+            for stored in _stored(part.detach().cpu()):
+                digest.update(stored.contiguous().view(-1).view(torch.uint8).numpy().data)
         elif isinstance(part, Mapping):
             waiting.extend(part.values())
         elif isinstance(part, tuple | list):
             waiting.extend(part)
     return digest.hexdigest()
+
+
+def _stored(tensor: Tensor) -> Sequence[Tensor]:
+    """What a tensor is made of. A sparse one is never made dense: its zeros may fill the memory many times over.
+
+    Compressed indices are of the kind that SciPy chooses by their number, and compared as int64.
+    """
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices().long(), tensor.col_indices().long(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices().long(), tensor.row_indices().long(), tensor.values()
+    return (tensor.to_dense(),)
 
 
 def seed_everything(seed: int) -> None:
@@ -318,7 +380,9 @@ class _Ahead:
         if self._wanted[self._at] != key:
             raise InvariantViolated(f"batch {key} was asked for out of order")
         self._at += 1
-        return next(self._iterator)
+        # Torch warns where it is left open whether sparse tensors are checked. Where they were made, they are valid.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            return next(self._iterator)
 
 
 class _Keys(Dataset[Any]):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, final
 
 import torch
@@ -17,8 +18,11 @@ CPU = torch.device("cpu")
 Precision = Literal["bf16"]
 
 
-def autocast(device: torch.device, precision: Precision | None) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision | None) -> AbstractContextManager[object]:
     """What a forward pass is computed in: "bf16" where torch finds it safe, else as the parameters are."""
+    # An autocast that is off already costs a tiny model's step a twentieth to enter and to leave.
+    if precision is None and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision is not None)
 
 
@@ -78,21 +82,38 @@ class FlatModule:
         return [self.module.get_buffer(name) for name in self._names]
 
     def buffers(self) -> Tensor:
-        """The moving buffers as one float64 vector, in their order; exact for integers up to 2⁵³."""
-        parts = [buffer.detach().reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
+        """The moving buffers as one float64 vector, in order, complex ones as pairs; exact for integers to 2⁵³."""
+        parts = [_real(buffer.detach()).reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def named_buffers(self, values: Tensor) -> dict[str, Tensor]:
+        """Such a vector as the moving buffers by name, in their shapes, float64 or complex128; it may be viewed."""
+        moving = dict(zip(self._names, self._moving(), strict=True))
+        parts = values.split([_elements(buffer) for buffer in moving.values()])
+        return {
+            name: torch.complex(part[::2], part[1::2]).view(buffer.shape)
+            if buffer.is_complex()
+            else part.view(buffer.shape)
+            for (name, buffer), part in zip(moving.items(), parts, strict=True)
+        }
 
     def load_buffers_(self, values: Tensor) -> None:
         """Copy such a vector into the moving buffers."""
-        at = 0
-        for buffer in self._moving():
-            buffer.copy_(values[at : at + buffer.numel()].view(buffer.shape))
-            at += buffer.numel()
+        for name, value in self.named_buffers(values).items():
+            self.module.get_buffer(name).copy_(value)
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        floating = [torch.full((buffer.numel(),), buffer.is_floating_point()) for buffer in self._moving()]
-        return torch.where(torch.cat(floating), rows.mean(0), rows.amax(0)) if floating else rows[:1].flatten()
+        parts = [torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._moving()]
+        return torch.where(torch.cat(parts), rows.mean(0), rows.amax(0)) if parts else rows[:1].flatten()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _elements(tensor: Tensor) -> int:
+    return 2 * tensor.numel() if tensor.is_complex() else tensor.numel()
 
 
 @final
@@ -123,7 +144,7 @@ class ModuleGradients:
         self._stream = torch.cuda.Stream(flat.device) if beside and flat.device.type == "cuda" else None
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
-        """The gradient of the batch's mean loss at the present parameters."""
+        """The gradient of the batch's loss, a mean or a sum with its weight, at the present parameters."""
         if self._beside:
             return await asyncio.to_thread(self._compute_beside, epoch, batch)
         return self._compute(epoch, batch)
@@ -134,14 +155,21 @@ class ModuleGradients:
         # What the other thread has begun with parameters and past gradients comes first.
         self._stream.wait_stream(torch.cuda.default_stream(self.flat.device))
         with torch.cuda.stream(self._stream):
-            return self._compute(epoch, batch)
+            gradient = self._compute(epoch, batch)
+        # This thread waits for the GPU, so that the other one, which reads the loss, need not.
+        self._stream.synchronize()
+        return gradient
 
     def _compute(self, epoch: int, batch: int) -> Gradient:
         examples = moved(self.batches(epoch, batch), self.flat.device)
         seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()
         with autocast(self.flat.device, self.precision):
-            loss = self.task.forward(self.flat.module, examples).mean
-        loss.backward()
-        # On a GPU, reading the loss waits for the gradients too.
-        return Gradient(self.flat.take_gradients(), loss.item(), self.batches.size(batch))
+            found = self.task.forward(self.flat.module, examples)
+        found.loss.backward()
+        tensors, device = self.flat.take_gradients(), self.flat.device
+        loss, weight = found.loss.detach().to(device), None
+        if found.weight is not None:
+            weight = torch.as_tensor(found.weight, dtype=loss.dtype, device=device).detach()
+            loss = loss / weight
+        return Gradient(tensors, loss, self.batches.size(batch), weight)

@@ -15,10 +15,14 @@ from distbelief.chance import derive
 from distbelief.checks import check_whole
 from distbelief.errors import TaskError, UsageError
 from distbelief.task.data import seeded
+from distbelief.task.tensors import put_
 
 if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
     from distbelief.run.until import Until
+
+FILE_MODULE = "distbelief_task_"
+"""How the names of modules begin that were made from task files."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Task:
     tuple (`model(*x)`) or a dict (`model(**x)`); a map-style Dataset; a DataLoader; or a function that returns any
     of these. `metrics`: by name, functions or `Metric`s; "loss" is always there.
     `collate_fn`, `num_workers`: as in `torch.utils.data.DataLoader`, for Datasets.
+    `sparse`: SciPy CSR, wherever it stands in the data, arrives as `torch.sparse_csr` tensors and is never made dense;
+    without it, each batch is made dense.
 
     Raises `TaskError` where these do not fit each other. The task keeps references, not copies, of the data.
     """
@@ -72,6 +78,7 @@ class Task:
         metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = {},
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        sparse: bool = False,
     ) -> None:
         if not callable(model):
             raise TaskError(f"model must be a function that returns a module, or a module, not {model!r}")
@@ -100,6 +107,9 @@ class Task:
         self.metrics = {name: m if isinstance(m, Metric) else Metric(m) for name, m in metrics.items()}
         self.collate_fn = collate_fn
         self.num_workers = num_workers
+        self.sparse = sparse
+        self.values: Mapping[str, Tensor] = {}
+        """Parameters and buffers, by name, that modules are given when they have been built."""
         self.origin: dict[str, Any] = {}
         """Where the task came from, if from a file or a name: its path, name and arguments."""
 
@@ -110,10 +120,10 @@ class Task:
         task.suggested_until = until
         return task
 
-    def with_model(self, module: nn.Module) -> Self:
-        """The same task with a module in the place of its model."""
+    def with_values(self, values: Mapping[str, Tensor]) -> Self:
+        """The same task, whose modules begin with these parameters and buffers; it keeps references to them."""
         task = copy.copy(self)
-        task.model = module
+        task.values = values
         return task
 
     def placed(self, device: torch.device) -> Self:
@@ -135,10 +145,15 @@ class Task:
         return task
 
     def build(self, seed: int) -> nn.Module:
-        """A fresh module: built under the seed, or copied. The caller owns it.
+        """A fresh module: built under the seed, or copied, and given `values`. The caller owns it.
 
         Raises `TaskError` where no module comes out. The caller's own random state is left as it was.
         """
+        module = self._made(seed)
+        put_(module, self.values)
+        return module
+
+    def _made(self, seed: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model)
         with seeded(derive(seed, "model")):
@@ -177,7 +192,8 @@ def _forward(prediction: Any, result: Any, name: str) -> Forward:
         raise TaskError(
             f"{name} must return a scalar tensor, the mean over the batch, or (sum, weight); it returned {shape}"
         )
-    return Forward(prediction, loss.reshape(()), weight)
+    # A reshape that changes nothing is a step of autograd's all the same.
+    return Forward(prediction, loss if loss.dim() == 0 else loss.reshape(()), weight)
 
 
 def predict(module: nn.Module, x: Any) -> Any:

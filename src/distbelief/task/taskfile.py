@@ -11,10 +11,7 @@ from typing import Any
 
 from distbelief import tasks
 from distbelief.errors import TaskError
-from distbelief.task.task import Task
-
-FROM_FILES: list[ModuleType] = []
-"""Modules made from task files: another process cannot import them, so what they define is sent by value."""
+from distbelief.task.task import FILE_MODULE, Task
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def _returns_task(value: Any, module: ModuleType) -> bool:
 
 
 def _execute(path: Path) -> ModuleType:
-    module_name = f"distbelief_task_{path.stem}"
+    module_name = f"{FILE_MODULE}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise TaskError(f"{path} cannot be loaded as Python")
@@ -97,5 +94,4 @@ def _execute(path: Path) -> ModuleType:
     # So that the file's neighbours can be imported, as when it is run as a script.
     sys.path.insert(0, str(path.resolve().parent))
     spec.loader.exec_module(module)
-    FROM_FILES.append(module)
     return module

@@ -6,8 +6,6 @@
 4. The lock is the operating system's, on a file beside the folder: it is freed when its holder dies.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -38,11 +36,8 @@ def provide(folder: Path, made_from: Mapping[str, Any], make: Callable[[Path], M
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(
-            folder.with_name(folder.name + ".lock"), lambda: tell(f"another process makes {folder}: waiting", 0)
-        ):
-            wrong = fault(folder, made_from)
-            if wrong is not None:
+        with _locked(folder, tell):
+            if (wrong := fault(folder, made_from)) is not None:
                 if folder.exists():
                     tell(f"the cached {folder} is damaged ({wrong}): making it again", 0)
                 _make(folder, made_from, make)
@@ -52,12 +47,6 @@ def provide(folder: Path, made_from: Mapping[str, Any], make: Callable[[Path], M
             "make it writable, or name another place in XDG_CACHE_HOME"
         ) from error
     return folder
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """What the manifest says of the folder's content."""
-    found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())["content"]
-    return found
 
 
 def fault(folder: Path, made_from: Mapping[str, Any]) -> str | None:
@@ -82,12 +71,8 @@ def _make(folder: Path, made_from: Mapping[str, Any], make: Callable[[Path], Map
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        manifest = {
-            "format": FORMAT,
-            "made_from": made_from,
-            "content": make(unfinished),
-            "files": {path.name: _sum(path) for path in sorted(unfinished.iterdir())},
-        }
+        manifest = {"format": FORMAT, "made_from": made_from, "content": make(unfinished)}
+        manifest["files"] = {path.name: _sum(path) for path in sorted(unfinished.iterdir())}
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
@@ -102,11 +87,11 @@ def _sum(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
-    with path.open("w") as file:
+def _locked(folder: Path, tell: Tell) -> Iterator[None]:
+    with folder.with_name(folder.name + ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            wait()
+            tell(f"another process makes {folder}: waiting", 0)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -10,17 +10,17 @@
 5. The same recipe gives the same bytes on one machine, run after run.
 """
 
-from __future__ import annotations
-
 import hashlib
+import importlib.metadata
 import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from distbelief.checks import check_whole
 from distbelief.errors import DataError, TaskError
 from distbelief.tasks import cache
 from distbelief.tasks.display import display
-from distbelief.tasks.espeak import Fell, NotInstalled, Speech, Synthesiser, Utterance, release
+from distbelief.tasks.espeak import Fell, Speech, Synthesiser, Utterance
 from distbelief.tasks.filterbank import BANDS, frame_centres, log_energies
 from distbelief.tasks.phonemes import Tying, states, triphone_states
 
@@ -46,16 +46,9 @@ _FORMAT = 1
 _WORDS = 10
 _VOICE = "en-us"
 _SPLITS_OF_TWELVE = ("train", "validation", "test") + ("train",) * 9
-_SPEAKERS = {
-    "train": (
-        "Alex Alicia Andrea Andy Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Mario Mike Nguyen anika antonio "
-        "aunty boris edward f1 f2 f4 gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 "
-        "m1 m2 m4 m5 m6 m8 marcelo max michel miguel norbert pablo pedro quincy rob robert sandro shelby steph2 "
-        "steph3 travis victor zac"
-    ).split(),
-    "validation": "f5 m7 Annie ed paul".split(),
-    "test": "f3 m3 linda belinda Michael steph".split(),
-}
+_LINES = Path(__file__).with_name("speakers.txt").read_text().splitlines()
+_SPEAKERS = {split: speakers for split, *speakers in map(str.split, _LINES)}
+"""espeak-ng's names of the variants that speak in each split."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +71,14 @@ def provide(recipe: Recipe, progress: bool | cache.Tell = True) -> Path:
     `DataError` if it does not work or the cache cannot be written.
     """
     words = _words()
-    made_from = {
-        "format": _FORMAT,
-        "hours": float(recipe.hours),
-        "seed": recipe.seed,
-        "words": _digest(*words),
-        "voices": _release_of_voices(),
-    }
+    made_from: dict[str, Any] = {"format": _FORMAT, "hours": float(recipe.hours), "seed": recipe.seed}
+    made_from |= {"words": _digest(*words), "voices": _release_of_voices()}
     folder = user_cache_path("distbelief") / f"speech-{recipe.hours:g}h-{_digest(*map(str, made_from.values()))[:12]}"
     with display(progress) as tell:
-        message = (
-            f"making {recipe.hours:g} hour{'s' * (recipe.hours != 1)} of synthetic speech, once, in {folder.parent}"
-        )
+        hours = f"{recipe.hours:g} hour{'s' * (recipe.hours != 1)}"
+        done = partial(tell, f"making {hours} of synthetic speech, once, in {folder.parent}")
         try:
-            return cache.provide(
-                folder, made_from, lambda at: _make(at, recipe, words, lambda done: tell(message, done)), tell
-            )
+            return cache.provide(folder, made_from, partial(_make, recipe, words, done), tell)
         except Fell as error:
             raise DataError(f"espeak-ng could not speak ({error}): reinstall the wheel espeakng-loader") from error
 
@@ -110,37 +95,50 @@ def _words() -> list[str]:
 
 def _release_of_voices() -> str:
     try:
-        return release()
-    except NotInstalled as error:
+        return importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError as error:
         raise TaskError('synthetic speech needs the espeak-ng library: pip install "distbelief[speech]"') from error
 
 
-def _make(folder: Path, recipe: Recipe, words: list[str], done: Callable[[float], None]) -> dict[str, Any]:
+def _make(recipe: Recipe, words: list[str], done: Callable[[float], None], folder: Path) -> dict[str, Any]:
     """Fill the folder. Returns its content for the manifest."""
-    wanted = recipe.hours * 3600
-    seconds = 0.0
+    wanted, seconds = recipe.hours * 3600, 0.0
+    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     done(0.0)
     with ExitStack() as stack:
         voice = stack.enter_context(Synthesiser.start())
-        parts = {split: stack.enter_context(_Part(folder, split)) for split in SPLITS}
+        # What grows has no header that tells its length: it becomes a .npy file when it is whole.
+        raw = {split: [stack.enter_context(path.open("wb")) for path in _raw(folder, split)] for split in SPLITS}
         for index, speech in enumerate(voice.speak(_utterances(recipe.seed, words))):
             sound = np.frombuffer(speech.samples, np.int16)
-            parts[_split(index)].add(
-                *_frames(sound, speech, voice.rate, np.random.default_rng([recipe.seed, index, 1]))
-            )
+            frames, codes = _frames(sound, speech, voice.rate, np.random.default_rng([recipe.seed, index, 1]))
+            split = _split(index)
+            raw[split][0].write(np.pad(frames, ((CONTEXT, CONTEXT), (0, 0)), mode="edge").tobytes())
+            raw[split][1].write(codes.astype(np.int32).tobytes())
+            lengths[split].append(len(codes))
             seconds += len(sound) / voice.rate
             # The first three utterances are one for each split.
             if seconds >= wanted and index >= 2:
                 break
             done(min(1.0, seconds / wanted))
-    tying = Tying.of_counts(parts["train"].counts)
-    for split in SPLITS:
-        codes = np.load(folder / f"{split}.codes.npy")
+    tying = Tying.of_counts(np.bincount(np.fromfile(_raw(folder, "train")[1], np.int32)))
+    for split, utterances in lengths.items():
+        frames_path, codes_path = _raw(folder, split)
+        codes = np.fromfile(codes_path, np.int32)
+        edges = CONTEXT * (1 + 2 * np.repeat(np.arange(len(utterances)), utterances))
+        np.save(folder / f"{split}.frames.npy", np.memmap(frames_path, np.float16, "r").reshape(-1, BANDS))
+        np.save(folder / f"{split}.rows.npy", (edges + np.arange(len(codes))).astype(np.int32))
         np.save(folder / f"{split}.states.npy", states(codes).astype(np.uint8))
         np.save(folder / f"{split}.contexts.npy", tying.contexts(codes).astype(np.uint16))
-        (folder / f"{split}.codes.npy").unlink()
+        frames_path.unlink()
+        codes_path.unlink()
     done(1.0)
-    return {"seconds": seconds, "examples": {split: parts[split].rows.length for split in SPLITS}}
+    return {"seconds": seconds, "examples": {split: sum(utterances) for split, utterances in lengths.items()}}
+
+
+def _raw(folder: Path, split: str) -> tuple[Path, Path]:
+    """Where frames, with their edges, and the codes of the examples are written down as they come."""
+    return folder / f"{split}.frames", folder / f"{split}.codes"
 
 
 def _split(index: int) -> str:
@@ -173,51 +171,3 @@ def _frames(
     # White noise leaves no band without variance.
     normal = (energies - energies.mean(0)) / energies.std(0)
     return normal.astype(np.float16), triphone_states(speech.phonemes, len(sound), frame_centres(len(sound), rate))
-
-
-class _Part:
-    """The files of one split while they grow: frames with their edges, each example's row among them, and its code."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.frames = _Growing(folder / f"{split}.frames.npy", np.dtype(np.float16), (BANDS,))
-        self.rows = _Growing(folder / f"{split}.rows.npy", np.dtype(np.int32))
-        self.codes = _Growing(folder / f"{split}.codes.npy", np.dtype(np.int32))
-        self.counts = Tying.no_counts()
-
-    def add(self, frames: npt.NDArray[np.float16], codes: npt.NDArray[np.int64]) -> None:
-        first = self.frames.length + CONTEXT
-        self.frames.append(np.pad(frames, ((CONTEXT, CONTEXT), (0, 0)), mode="edge"))
-        self.rows.append(np.arange(first, first + len(frames)))
-        self.codes.append(codes)
-        np.add.at(self.counts, codes, 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in (self.frames, self.rows, self.codes):
-            file.close()
-
-
-class _Growing:
-    """A .npy file that is appended to. Its header is written last: numpy leaves room in it for the final length."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], row: tuple[int, ...] = ()) -> None:
-        self._file = path.open("wb")
-        self._dtype = dtype
-        self._row = row
-        self.length = 0
-        self._write_header()
-
-    def _write_header(self) -> None:
-        head = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length, *self._row)}
-        np.lib.format.write_array_header_1_0(self._file, head)
-
-    def append(self, rows: npt.NDArray[Any]) -> None:
-        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
-        self.length += len(rows)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()

@@ -1,7 +1,5 @@
 """Digits: the smallest task that still learns something, in the package itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

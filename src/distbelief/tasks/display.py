@@ -1,7 +1,5 @@
 """What a person sees while a corpus is made: a bar on a terminal, plain lines elsewhere, on standard error."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,30 +26,23 @@ def display(progress: bool | Tell) -> Iterator[Tell]:
         yield lambda message, fraction: None
     elif sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as bars:
-            yield _bars(bars)
+        bars: dict[str, TaskID] = {}
+        with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as shown:
+
+            def draw(message: str, fraction: float) -> None:
+                if message not in bars:
+                    bars[message] = shown.add_task(message, total=1.0)
+                shown.update(bars[message], completed=fraction)
+
+            yield draw
     else:
-        yield _lines(Console(stderr=True, width=200, highlight=False, markup=False))
+        console = Console(stderr=True, width=200, highlight=False, markup=False)
+        printed: dict[str, int] = {}
 
+        def write(message: str, fraction: float) -> None:
+            step = int(fraction * _LINES)
+            if step > printed.get(message, -1):
+                printed[message] = step
+                console.print(f"{message}: {fraction:.0%}" if step else message, soft_wrap=True)
 
-def _bars(bars: Progress) -> Tell:
-    known: dict[str, TaskID] = {}
-
-    def tell(message: str, fraction: float) -> None:
-        if message not in known:
-            known[message] = bars.add_task(message, total=1.0)
-        bars.update(known[message], completed=fraction)
-
-    return tell
-
-
-def _lines(console: Console) -> Tell:
-    printed: dict[str, int] = {}
-
-    def tell(message: str, fraction: float) -> None:
-        step = int(fraction * _LINES)
-        if step > printed.get(message, -1):
-            printed[message] = step
-            console.print(f"{message}: {fraction:.0%}" if step else message, soft_wrap=True)
-
-    return tell
+        yield write

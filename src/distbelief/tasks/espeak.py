@@ -5,26 +5,24 @@ espeak-ng is GPL, and an optional extra: `pip install "distbelief[speech]"` brin
 also what makes a corpus exact: the library carries hidden state from one utterance to the next, so the same text sounds
 the same to the bit only when a fresh process has spoken the same texts before.
 
-1. The child says hello with a JSON line: `{"rate": samples per second, "version": espeak-ng's}`.
+1. The child says hello with a JSON line: `{"rate": samples per second}`.
 2. It reads one request a line: the fields of `Utterance` as JSON.
-3. It answers each with a JSON line, `{"bytes": n, "phonemes": [[name, first sample], ...]}`, and n bytes of samples,
+3. It answers each with a JSON line, `{"samples": text, "phonemes": [[name, first sample], ...]}`: samples are base64 of
    16 bits each in the machine's byte order.
 4. It ends when its input ends.
 
 This file imports the standard library only, because the child runs it without the package.
 """
 
-from __future__ import annotations
-
+import base64
 import ctypes
-import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from subprocess import PIPE, Popen
+from typing import IO, Any, Self
 
 # From espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
@@ -64,48 +62,31 @@ class Speech:
     phonemes: list[tuple[str, int]]
 
 
-class NotInstalled(Exception):
-    """The wheel `espeakng-loader` is absent."""
-
-
 class Fell(Exception):
     """The child ended before its work was done, or could not begin."""
 
 
-def release() -> str:
-    """The version of the wheel with the library and the voices. Raises `NotInstalled`."""
-    try:
-        return importlib.metadata.version("espeakng-loader")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise NotInstalled from error
-
-
 class Synthesiser:
-    """A child process that speaks. Use it as a context: leaving it ends the child.
+    """A child process that speaks. Use it as a context: leaving it ends the child. `rate` is in samples per second."""
 
-    `rate` is in samples per second, `version` is espeak-ng's own.
-    """
-
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: Popen[str]) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
-        self._requests: IO[bytes] = child.stdin
-        self._answers: IO[bytes] = child.stdout
-        hello = self._line()
-        self.rate = int(hello["rate"])
-        self.version = str(hello["version"])
+        self._requests: IO[str] = child.stdin
+        self._answers: IO[str] = child.stdout
+        self.rate = int(self._line()["rate"])
 
     @classmethod
-    def start(cls) -> Synthesiser:
+    def start(cls) -> Self:
         """Starts the child. Raises `Fell` if the library does not work here."""
         import espeakng_loader
 
         # Isolated (-I), because the folder of this file is no place to import from.
         command = [sys.executable, "-I", __file__, espeakng_loader.get_library_path(), espeakng_loader.get_data_path()]
-        return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return cls(Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, errors="replace", bufsize=1))
 
-    def __enter__(self) -> Synthesiser:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,33 +95,27 @@ class Synthesiser:
 
     def speak(self, utterances: Iterable[Utterance]) -> Iterator[Speech]:
         """Yields what was said, in order. The child is one utterance ahead of the caller."""
-        pending = 0
-        for utterance in utterances:
+        asked = 0
+        for asked, utterance in enumerate(utterances, start=1):
             self._ask(utterance)
-            pending += 1
-            if pending == 2:
+            if asked > 1:
                 yield self._answer()
-                pending -= 1
-        for _ in range(pending):
+        if asked:
             yield self._answer()
 
     def _ask(self, utterance: Utterance) -> None:
         try:
-            self._requests.write(json.dumps(asdict(utterance)).encode() + b"\n")
-            self._requests.flush()
+            self._requests.write(json.dumps(asdict(utterance)) + "\n")
         except BrokenPipeError as error:
             raise Fell(self._last_words()) from error
 
     def _answer(self) -> Speech:
-        head = self._line()
-        samples = self._answers.read(head["bytes"])
-        if len(samples) < head["bytes"]:
-            raise Fell(self._last_words())
-        return Speech(samples, [(name, start) for name, start in head["phonemes"]])
+        answer = self._line()
+        return Speech(base64.b64decode(answer["samples"]), [(name, start) for name, start in answer["phonemes"]])
 
     def _line(self) -> dict[str, Any]:
         line = self._answers.readline()
-        if not line.endswith(b"\n"):
+        if not line.endswith("\n"):
             raise Fell(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -148,27 +123,20 @@ class Synthesiser:
     def _last_words(self) -> str:
         self._child.kill()
         _, errors = self._child.communicate()
-        lines = errors.decode(errors="replace").strip().splitlines()
+        lines = errors.strip().splitlines()
         return lines[-1] if lines else f"exit code {self._child.returncode}"
 
 
 # From here on, the child's side.
 
 
-class _Identifier(ctypes.Union):
-    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
 class _Event(ctypes.Structure):
+    """An `espeak_EVENT`; of what its last field may hold, a phoneme's name."""
+
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
+        *((name, ctypes.c_int) for name in "type identifier text_position length audio_position sample".split()),
         ("user_data", ctypes.c_void_p),
-        ("id", _Identifier),
+        ("name", ctypes.c_char * 8),
     )
 
 
@@ -177,13 +145,10 @@ class _Library:
 
     def __init__(self, library: str, voices: str) -> None:
         self._library = ctypes.CDLL(library)
-        self.rate = self._library.espeak_Initialize(
-            _SYNCHRONOUS, 0, os.fsencode(voices), _PHONEME_EVENTS | _DO_NOT_EXIT
-        )
+        options = _PHONEME_EVENTS | _DO_NOT_EXIT
+        self.rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(voices), options)
         if self.rate <= 0:
             raise SystemExit(f"espeak-ng could not start with the voices of {voices}")
-        self._library.espeak_Info.restype = ctypes.c_char_p
-        self.version = self._library.espeak_Info(None).decode()
         self._samples: list[bytes] = []
         self._phonemes: list[tuple[str, int]] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Event))
@@ -197,7 +162,7 @@ class _Library:
         index = 0
         while events[index].type:  # the list ends with an event of type 0
             if events[index].type == _PHONEME:
-                name = events[index].id.string.decode(errors="replace").lstrip(_STRESS)
+                name = events[index].name.decode(errors="replace").lstrip(_STRESS)
                 self._phonemes.append((name, events[index].sample))
             index += 1
         return 0
@@ -219,16 +184,14 @@ class _Library:
 
 def _serve(library: str, voices: str) -> None:
     # The library may print; what it prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     voice = _Library(library, voices)
-    answers.write(json.dumps({"rate": voice.rate, "version": voice.version}).encode() + b"\n")
-    answers.flush()
-    for line in sys.stdin.buffer:
+    answers.write(json.dumps({"rate": voice.rate}) + "\n")
+    for line in sys.stdin:
         speech = voice.speak(Utterance(**json.loads(line)))
-        head = {"bytes": len(speech.samples), "phonemes": speech.phonemes}
-        answers.write(json.dumps(head).encode() + b"\n" + speech.samples)
-        answers.flush()
+        answer = {"samples": base64.b64encode(speech.samples).decode(), "phonemes": speech.phonemes}
+        answers.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The ear: 40 log energies of a mel filter bank for every 10 ms of sound."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The examples of a corpus: windows of eleven frames, cut where they lie and never stored."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +32,7 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         self._source = (recipe, folder, split, targets)
         frames = _mapped(folder / f"{split}.frames.npy")
         # Windows overlap in memory: one begins with every frame.
-        self._windows = np.lib.stride_tricks.as_strided(
-            frames.reshape(-1),
-            (max(0, len(frames) - 2 * CONTEXT), INPUTS),
-            (frames.strides[0], frames.strides[1]),
-            writeable=False,
-        )
+        self._windows = np.lib.stride_tricks.sliding_window_view(frames.reshape(-1), INPUTS)[::BANDS]
         self._rows = _mapped(folder / f"{split}.rows.npy")
         self._targets = _mapped(folder / f"{split}.{targets}.npy")
 

@@ -8,8 +8,6 @@
    frequent first; all other triphone states share the class of their state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -29,8 +27,7 @@ PHONEMES = (
 STATES = 3 * len(PHONEMES)
 CONTEXTS = 8192
 
-_NUMBER = {name: number for number, name in enumerate(PHONEMES)}
-_TRIPHONE_STATES = 3 * len(PHONEMES) ** 3
+TRIPHONE_STATES = 3 * len(PHONEMES) ** 3
 
 
 def number(name: str) -> int:
@@ -42,7 +39,7 @@ def number(name: str) -> int:
     if name.startswith(SILENCE):
         return 0
     alike = (known for length in range(len(name), 0, -1) for known in PHONEMES if known.startswith(name[:length]))
-    return _NUMBER[next(alike, "@")]
+    return PHONEMES.index(next(alike, "@"))
 
 
 def triphone_states(phonemes: Sequence[tuple[str, int]], samples: int, centres: Integers) -> Integers:
@@ -80,14 +77,9 @@ class Tying:
         by_count = np.argsort(-counts, kind="stable")[: CONTEXTS - STATES]
         return cls(by_count[counts[by_count] > 0])
 
-    @classmethod
-    def no_counts(cls) -> Integers:
-        """Counts of nothing, to be added to."""
-        return np.zeros(_TRIPHONE_STATES, np.int64)
-
     def contexts(self, codes: Integers) -> Integers:
         """The contexts of triphone states, 0 to 8191."""
-        table = np.arange(_TRIPHONE_STATES) % STATES
+        table = np.arange(TRIPHONE_STATES) % STATES
         table[self.own] = STATES + np.arange(len(self.own))
         found: Integers = table[codes]
         return found

@@ -1,7 +1,5 @@
 """The ready-made tasks by the names that the command line knows them by."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 

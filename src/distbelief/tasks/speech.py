@@ -1,7 +1,5 @@
 """Speech: telling phonemes from eleven frames of sound, small enough for a laptop, and the paper's own size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise

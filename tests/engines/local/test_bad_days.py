@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from tests.lives import Life, events, halves, summary
 EXAMPLES, BATCH = 640, 16
 
 SCRIPT = """
-import json, os, resource, sys, time
+import json, os, resource, signal, sys, time
 import torch
 import distbelief as db
 from tests import problems
 
 given = json.loads(sys.argv[1])
+for number in given["ignored"]:
+    signal.signal(number, signal.SIG_IGN)
 x, y = problems.points()
 
 
@@ -59,16 +62,26 @@ task = problems.task(
     test=(x, y) if given["evaluation_s"] else None, metrics={"slow": slow_metric},
 )
 db.train(
-    task, db.Downpour(replicas=2, shards=2, batch_size=16, optimizer=db.SGD(0.05)),
+    task, db.Downpour(replicas=given["replicas"], shards=2, batch_size=16, optimizer=db.SGD(0.05)),
     until=db.Until(epochs=given["epochs"]), directory=given["directory"], resume=given["resume"],
     checkpoint_every=db.Every(seconds=0.2), callbacks=[fill_the_disk],
 )
 """
-DEFAULTS = {"batch_s": 0.002, "evaluation_s": 0.0, "prepare_s": 0.0, "epochs": 20, "loaders": 0, "resume": False}
+DEFAULTS: dict[str, Any] = {
+    "replicas": 1,
+    "batch_s": 0.002,
+    "evaluation_s": 0.0,
+    "prepare_s": 0.0,
+    "epochs": 20,
+    "loaders": 0,
+    "resume": False,
+    "full_at": None,
+    "ignored": [],
+}
 
 
 def begin(directory: Path, **changes: Any) -> Life:
-    given = {**DEFAULTS, "full_at": None, "directory": str(directory), **changes}
+    given = {**DEFAULTS, "directory": str(directory), **changes}
     return Life(directory, ["-c", SCRIPT, json.dumps(given)])
 
 
@@ -81,7 +94,7 @@ def check_exact(directory: Path, epochs: int) -> None:
 
 def test_a_replica_with_data_loaders_is_killed(tmp_path: Path) -> None:
     """Its children hold copies of its descriptors; they go with it, and another replica takes its place."""
-    life = begin(tmp_path / "run", loaders=2, epochs=30)
+    life = begin(tmp_path / "run", replicas=2, loaders=2, epochs=30)
     life.wait_for("progress", 2)
     os.kill(life.replicas[0], signal.SIGKILL)
     output = life.end()
@@ -94,7 +107,7 @@ def test_a_replica_with_data_loaders_is_killed(tmp_path: Path) -> None:
 
 def test_a_stopped_replica_is_waited_for_and_its_staleness_is_seen(tmp_path: Path) -> None:
     """Outside of any lock it is in nobody's way; continued, its push is as stale as it was long away."""
-    life = begin(tmp_path / "run", epochs=60, batch_s=0.01)
+    life = begin(tmp_path / "run", replicas=2, epochs=60, batch_s=0.01)
     life.wait_for("progress", 2)
     stopped = life.replicas[0]
     os.kill(stopped, signal.SIGSTOP)
@@ -124,7 +137,7 @@ def test_replicas_that_end_at_their_start_end_the_run_in_a_sentence(tmp_path: Pa
     with pytest.raises(
         db.DistBeliefError, match=r"5 times in a row replicas died .* the last one ended with exit code 3"
     ):
-        db.train(task, db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
+        db.train(task, db.Downpour(replicas=1), directory=tmp_path / "run", progress=False)
     assert summary(tmp_path / "run")["examples"] == 0
     assert load_file(tmp_path / "run" / "model.safetensors")
 
@@ -181,13 +194,17 @@ def test_a_request_to_end_before_training(tmp_path: Path, request_: signal.Signa
     life.check_nothing_is_left()
 
 
-def test_a_shell_that_keeps_ctrl_c_from_a_run_in_the_background_is_obeyed(tmp_path: Path) -> None:
-    life = Life(tmp_path / "run", ["-c", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SCRIPT,
-                json.dumps({**DEFAULTS, "full_at": None, "directory": str(tmp_path / "run")})])  # fmt: skip
-    life.wait_for("progress")
-    life.process.send_signal(signal.SIGINT)
+def test_what_a_shell_keeps_from_a_run_in_the_background_ends_nothing_of_it(tmp_path: Path) -> None:
+    """`nohup distbelief train … &`: neither Ctrl-C nor the end of the terminal, whatever process they reach."""
+    life = begin(tmp_path / "run", replicas=2, loaders=1, ignored=[signal.SIGINT, signal.SIGHUP])
+    life.wait_for("progress", 2)
+    reached = life.processes()
+    assert len(reached) >= 5, "a controller, two replicas, and a loader of each"
+    for pid, number in product(reached, (signal.SIGINT, signal.SIGHUP)):
+        os.kill(pid, number)
     assert "stopped by epochs" in life.end()
     assert life.process.returncode == 0
+    assert summary(tmp_path / "run")["restarts"] == 0
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import distbelief as db
 from tests import problems
 from tests.engines.local.faults import DyingAdmission, DyingLoss, DyingRule, Once
+from tests.lives import launch
 
 EXAMPLES, BATCH, EPOCHS, SHARDS = 640, 16, 4, 2
 
@@ -163,8 +162,7 @@ db.train(problems.task(), db.Downpour(replicas=2), until=db.Until(seconds=600), 
 
 def test_nothing_outlives_the_controller(tmp_path: Path) -> None:
     """Replicas end by themselves within five seconds of its death."""
-    root = Path(problems.__file__).parent.parent
-    controller = subprocess.Popen([sys.executable, "-c", CONTROLLER, str(tmp_path / "run")], cwd=root)
+    controller = launch(["-c", CONTROLLER, str(tmp_path / "run")])
     pids: list[int] = []
     deadline = time.monotonic() + 60
     while not _has_updates(tmp_path / "run" / "events.jsonl") and time.monotonic() < deadline:

@@ -112,7 +112,7 @@ def test_a_precision_that_cannot_be_is_refused(tmp_path: Path) -> None:
         db.train(problems.task(), precision="fp8", directory=tmp_path / "run", progress=False)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="this one has parameters of float64"):
         db.train(
-            problems.task().with_model(problems.network().double()),
+            problems.task(model=lambda: problems.network().double()),
             precision="bf16",
             directory=tmp_path / "run",
             progress=False,

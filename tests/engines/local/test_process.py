@@ -4,8 +4,11 @@ import os
 import signal
 import time
 from contextlib import closing
+from pathlib import Path
 
 from distbelief.engines.local.process import Workers
+
+REQUESTS = (signal.SIGINT, signal.SIGHUP)
 
 
 def is_running(pid: int) -> bool:
@@ -44,9 +47,21 @@ def test_a_stopped_process_is_known_as_such() -> None:
         assert not process.stopped
 
 
-def test_a_worker_whose_controller_hangs_up_before_the_job_ends_by_itself() -> None:
+def ignores(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigIgn:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
+def test_a_worker_leaves_requests_to_its_controller_and_ends_with_it() -> None:
+    """However the run was started, and before it has a job: neither Ctrl-C nor the end of a terminal ends a worker."""
     with closing(Workers()) as workers:
         process = workers.take()
+        assert os.getsid(process.pid) == process.pid
+        deadline = time.monotonic() + 60
+        while not all(ignores(process.pid, number) for number in REQUESTS) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for number in REQUESTS:
+            os.kill(process.pid, number)
         process.channel.close()
         assert process._process.wait(timeout=60) == 0
         process.reap()

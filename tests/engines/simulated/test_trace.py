@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from distbelief.allocation import Account
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import InvariantViolated
 from distbelief.ports import ORIGIN, Push, Reply, Verdict, Work
@@ -103,28 +104,28 @@ def test_the_ledgers_account_is_that_of_the_pushes() -> None:
     pushed(trace, 1)
     pushed(trace, 1, shard=1)
     pushed(trace, 2, shard=1)
-    trace.check(used=8, partial=0)
-    trace.check(used=4, partial=4)
+    trace.check(Account(used=8, partial=0))
+    trace.check(Account(used=4, partial=4))
     for used, partial in ((12, 0), (4, 0), (0, 4)):
         with pytest.raises(
             InvariantViolated, match=f"8 examples were in pushes that shards used; the ledger has {used}"
         ):
-            trace.check(used=used, partial=partial)
+            trace.check(Account(used=used, partial=partial))
 
 
 def test_after_a_shard_went_back_its_account_is_not_known() -> None:
     trace = Trace(Asynchronous())
     pushed(trace)
     trace.restored()
-    trace.check(used=100, partial=0)
+    trace.check(Account(used=100, partial=0))
 
 
 def test_a_new_life_begins_with_nothing_used_and_the_digest_goes_on() -> None:
     trace = Trace(Asynchronous())
     pushed(trace, version=at(5))
     before = trace.digest
-    trace.begin_life()
-    trace.check(used=0, partial=0)
+    trace.begin_life(Account(), 0)
+    trace.check(Account(used=0, partial=0))
     pushed(trace, version=at(1))
-    trace.check(used=4, partial=0)
+    trace.check(Account(used=4, partial=0))
     assert trace.digest != before

@@ -7,7 +7,8 @@ import zlib
 import matplotlib as mpl
 import pytest
 
-from distbelief.observe.report.picture import DPI, MARK, WIDTH_IN, Picture, compact, sheet, shown, style, unit_of
+from distbelief.observe.report.output import MARK
+from distbelief.observe.report.picture import DPI, WIDTH_IN, Picture, compact, sheet, shown, style, unit_of
 
 
 def picture(title: str = "loss", tag: str = "") -> Picture:

@@ -15,7 +15,7 @@ from distbelief.engines.board import Board
 from distbelief.engines.callbacks import Callback
 from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.job import job_of
+from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.shards import MappedShards
 from distbelief.engines.memory import available, require
@@ -60,7 +60,7 @@ class LocalDriver:
         flat = flat_at_start(prepared, torch.device(devices[0]))
         count, buffers = prepared.replicas, len(flat.buffers())
         # First, since it may be refused: nothing has to be given back by then.
-        self._job = pack(job_of(prepared, shard_specs(prepared), devices, threads, buffers))
+        self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
         self._mapped = MappedShards(prepared, self._watch_holder)
         self._board_memory = SharedMemory.create(Board.nbytes(count, buffers), "board")
         self._board = Board(self._board_memory.bytes, count, buffers)
@@ -199,7 +199,7 @@ class LocalDriver:
         try:
             process = self._workers.take()
         except OSError as error:
-            self._controller.gone(replica)
+            self._controller.gone(time.monotonic(), replica)
             failure: DistBeliefError = WorkerDied(f"no process could be started for replica #{replica}: {error}")
             failure.__cause__ = error
             self._controller.fail(time.monotonic(), failure)

@@ -1,7 +1,7 @@
 """A worker's requests to the controller, over its channel."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from distbelief.engines.local.channel import Channel
@@ -10,10 +10,14 @@ from distbelief.ports import Lease, Outcome
 
 @final
 class ChannelRequests:
-    """`Requests` over a channel, inside a running loop. Where the controller is gone, there is no more work."""
+    """`Requests` over a channel, inside a running loop. Where the controller is gone, there is no more work.
 
-    def __init__(self, channel: Channel) -> None:
+    `publish` is called before the controller is told that a lease is done.
+    """
+
+    def __init__(self, channel: Channel, publish: Callable[[], object] = lambda: None) -> None:
         self._channel = channel
+        self._publish = publish
         self._open: dict[tuple[str, int], asyncio.Future[Any]] = {}
         asyncio.get_running_loop().add_reader(channel.fileno(), self._read)
 
@@ -23,6 +27,7 @@ class ChannelRequests:
 
     def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Future[None]:
         """Account for a lease."""
+        self._publish()
         return self._request("done", number, lease=lease, outcomes=outcomes)
 
     def _request(self, kind: str, number: int, **content: Any) -> asyncio.Future[Any]:

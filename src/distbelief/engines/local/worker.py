@@ -25,6 +25,7 @@ from distbelief.engines.shipping import unpack
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
+from distbelief.run.prepare import Prepared
 from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
 
@@ -34,8 +35,10 @@ _EXPENDABLE = "300"
 
 def main() -> None:
     """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
-    # Ctrl-C is the controller's affair; the replicas are told by it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal are the controller's affair, which ends the run or has been started to ignore
+    # them; the replicas are told by it. What a worker starts, such as the processes of data loaders, inherits this.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
@@ -63,56 +66,48 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     job_fd, shards_fd, board_fd = message["fds"]
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
     job: Job = unpack(job_fd)
+    run = job.run
     torch.set_num_threads(job.threads)
     device = torch.device(job.devices[replica % len(job.devices)])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    board = Board(SharedMemory(board_fd).bytes, job.replicas, job.buffers)
-    flat = FlatModule(job.task.build(job.seed).train(), job.layout, job.moving, device)
+    board = Board(SharedMemory(board_fd).bytes, run.replicas, job.buffers)
+    flat = FlatModule(run.task.build(run.seed).train(), run.layout, run.moving, device)
     flat.load_buffers_(board.buffers[replica])
     memory = SharedMemory(shards_fd)
     links: list[ShardLink] = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
     if device.type != "cpu":
-        parts = [job.layout.part(flat.vector, shard) for shard in range(len(links))]
+        parts = [run.layout.part(flat.vector, shard) for shard in range(len(links))]
         links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
-    asyncio.run(_run(channel, job, device, board, flat, links, replica, incarnation))
+    asyncio.run(_run(channel, run, board, flat, links, replica, incarnation))
 
 
 async def _run(
-    channel: Channel,
-    job: Job,
-    device: torch.device,
-    board: Board,
-    flat: FlatModule,
-    links: list[ShardLink],
-    replica: int,
-    incarnation: int,
+    channel: Channel, run: Prepared, board: Board, flat: FlatModule, links: list[ShardLink], replica: int, life: int
 ) -> None:
-    batches = Batches(job.rows, job.batch_size, job.seed, job.workers)
+    batches = Batches(run.rows, run.batch_size, run.seed, run.workers)
+    # A GPU computes by itself: meanwhile this process can move bytes.
+    beside = run.overlap > 0 and flat.device.type != "cpu"
+
+    def publish_buffers() -> None:
+        board.publish_buffers(replica, flat.buffers())
 
     def publish(row: Row) -> None:
         board.write(replica, row)
-        if job.buffers:
-            board.buffers[replica] = flat.buffers()
+        if board.awaits_buffers(replica):
+            publish_buffers()
 
+    requests = ChannelRequests(channel, publish_buffers)
     await assemble(
-        job.method,
-        job.layout,
+        run,
         links,
-        replica=replica,
-        incarnation=incarnation,
+        replica,
+        life,
         source=ModuleGradients(
-            job.task.placed(device),
-            flat,
-            batches,
-            seed=job.seed,
-            precision=job.precision,
-            # A GPU computes by itself: meanwhile this process can move bytes.
-            beside=job.overlap > 0 and device.type != "cpu",
+            run.task.placed(flat.device), flat, batches, seed=run.seed, precision=run.precision, beside=beside
         ),
-        work=LeaseClient(ChannelRequests(channel), lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
+        work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,
-        overlap=job.overlap,
         stopping=lambda: board.stopping,
         publish=publish,
     ).run()

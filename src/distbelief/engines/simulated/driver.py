@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 
-from distbelief.allocation import Account, Replica
+from distbelief.allocation import Replica
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
@@ -25,17 +25,16 @@ from distbelief.engines.result import Result
 from distbelief.engines.shards import Shards, shard_specs
 from distbelief.engines.simulated.compute import SharedModule, TimedGradients
 from distbelief.engines.simulated.faults import Death
-from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, SimulatedRequests, machine_of
+from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, machine_of
 from distbelief.engines.simulated.loop import Deadlock
 from distbelief.engines.simulated.machines import ReplicaMachine
+from distbelief.engines.simulated.request_server import RequestServer, SimulatedRequests
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
-from distbelief.ports import Answer, Outcome, Snapshot
+from distbelief.ports import Answer
 from distbelief.run.prepare import Prepared
-from distbelief.server import host
-from distbelief.server.block import in_pushes
-from distbelief.server.host import SMALL, ShardHost
+from distbelief.server.host import ShardHost
 from distbelief.server.shard import Shard
 
 _NOTICE_S = 0.1
@@ -78,10 +77,9 @@ class SimulatedDriver:
         self._shards = SimulatedShards(shards, self._wire, world.trace, world.patience, mortal=world.plan.loses_shards)
         self._machines = [ReplicaMachine(replica, draw) for replica, draw in enumerate(world.draws)]
         self._shared = SharedModule(prepared, self._board)
-        self._before = self._controller.allocator.total
-        self._held_before: int = 0 if prepared.resumed is None else prepared.resumed.state["examples"]
-        self._replies: dict[tuple[int, int, str], host.Answer] = {}
-        """How to answer the newest request of each incarnation and kind."""
+        resumed = prepared.resumed
+        self._trace.begin_life(self._controller.allocator.total, 0 if resumed is None else resumed.state.examples)
+        self._requests = RequestServer(self._controller, world.trace, world.clock, self._carry)
         self._over: asyncio.Future[Death | None]
         self._armed = math.inf
         self._steps = 0
@@ -126,8 +124,7 @@ class SimulatedDriver:
 
     def result(self) -> Result:
         """What was reached."""
-        total = self._controller.allocator.total
-        self._trace.check(total.used - self._before.used, total.partial - self._before.partial)
+        self._trace.check(self._controller.allocator.total)
         hurried = bool(self._received)
         return self.record.result(hurried=hurried, impatient=lambda: len(self._received) > max(self._heeded, 1))
 
@@ -194,8 +191,6 @@ class SimulatedDriver:
         while taken := controller.take():
             for action in taken:
                 self._do(action)
-            if controller.has_latecomers:
-                self._tick()
         if controller.over and not self._over.done():
             if not controller.allocator.finished:
                 why = f"no progress is possible after {self._now:g} s: every replica is dead for good"
@@ -207,11 +202,8 @@ class SimulatedDriver:
 
     def _do(self, action: actions.Action) -> None:
         match action:
-            case Granted(replica, incarnation, number, lease):
-                self._trace.note("lease", replica, incarnation, lease.number if lease else "none")
-                self._replies[replica, incarnation, "lease"](lease, SMALL)
-            case actions.Acknowledge(replica, incarnation, number):
-                self._replies[replica, incarnation, "done"](None, SMALL)
+            case Granted() | actions.Acknowledge():
+                self._requests.reply(action)
             case actions.Execute(number, command):
                 self._execute(number, [command] * len(self._shards.hosts))
             case actions.TakeSnapshots(number):
@@ -236,10 +228,7 @@ class SimulatedDriver:
         if isinstance(action, actions.Lost):
             self._trace.fenced(action.replica, action.incarnation)
         elif isinstance(action, actions.WriteCheckpoint):
-            taken = [snapshot for snapshot in action.snapshots if isinstance(snapshot, Snapshot)]
-            used = action.total.used - self._before.used
-            since = Account(used=used, partial=action.total.partial - self._before.partial)
-            self._trace.captured([in_pushes(snapshot) - self._held_before for snapshot in taken], since)
+            self._trace.captured(action.snapshots, action.total)
         self.record.keep(action)
 
     def _execute(self, number: int, commands: Sequence[Any]) -> None:
@@ -257,7 +246,7 @@ class SimulatedDriver:
         comes = self._plan.joins.get(machine.name, 0.0) if death is None else death.over
         machine.expect(incarnation)
         if comes == math.inf:
-            self._controller.gone(machine.replica)
+            self._controller.gone(self._now, machine.replica)
         elif comes > self._now:
             self._at(comes, self._come, machine, incarnation)
         else:
@@ -267,22 +256,20 @@ class SimulatedDriver:
         """Begin a replica, unless its end was ordered before it was there."""
         if not machine.is_expected(incarnation):
             return
-        prepared, world = self._prepared, self._world
-        work = LeaseClient(SimulatedRequests(self._wire, self, machine.replica, incarnation, world.patience))
-        parameters = torch.empty(prepared.layout.length, dtype=prepared.layout.dtype)
+        requests = SimulatedRequests(self._wire, self._requests, machine.replica, incarnation, self._world.patience)
+        work, layout = LeaseClient(requests), self._prepared.layout
+        parameters = torch.empty(layout.length, dtype=layout.dtype)
         replica = assemble(
-            prepared.method,
-            prepared.layout,
+            self._prepared,
             [SimulatedLink(self._wire, machine.name, shard_host) for shard_host in self._shards.hosts],
-            replica=machine.replica,
-            incarnation=incarnation,
+            machine.replica,
+            incarnation,
             source=TimedGradients(self._shared, machine.replica, parameters, draw=machine.draw, plan=self._plan),
             work=work,
             parameters=parameters,
-            overlap=prepared.method.overlap or 0,
             stopping=lambda: self._board.stopping,
             publish=lambda row: self._watch(machine, incarnation, row),
-            patience=world.patience,
+            patience=self._world.patience,
         )
         self._trace.note("begin", machine.replica, incarnation)
         self.record.started(machine.replica, incarnation, None)
@@ -328,22 +315,6 @@ class SimulatedDriver:
             self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
         self._carry()
 
-    def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
-        """A replica's request for work has arrived."""
-        self._replies[replica, incarnation, "lease"] = answer
-        self._controller.requested(self._now, replica, incarnation, number)
-        self._carry()
-
-    def done(
-        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
-    ) -> None:
-        """A replica's account of a lease has arrived."""
-        self._replies[replica, incarnation, "done"] = answer
-        told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
-        self._trace.note("done", replica, incarnation, lease, *told)
-        self._controller.accounted(self._now, replica, incarnation, number, lease, outcomes)
-        self._carry()
-
     # Deaths
 
     def _die(self, death: Death) -> None:
@@ -371,16 +342,16 @@ class SimulatedDriver:
 
     def _look_at(self, machine: ReplicaMachine, incarnation: int) -> None:
         """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
-        if machine.incarnation == incarnation and machine.at_work and self._out_of_reach(machine):
+        if (
+            machine.incarnation == incarnation
+            and machine.at_work
+            and self._plan.out_of_reach(machine.name, CONTROLLER, self._now)
+        ):
             self._end_when_reached(machine, machine.abandon())
             self._ended(machine, incarnation, None, "was out of reach")
 
-    def _out_of_reach(self, machine: ReplicaMachine) -> bool:
-        plan, now = self._plan, self._now
-        return plan.awake(machine.name, now) > now or plan.cut_off(machine.name, CONTROLLER, now)
-
     def _end_when_reached(self, machine: ReplicaMachine, task: asyncio.Task[None]) -> None:
-        if self._out_of_reach(machine):
+        if self._plan.out_of_reach(machine.name, CONTROLLER, self._now):
             self._at(self._now + 1.0, self._end_when_reached, machine, task)
         else:
             task.cancel()

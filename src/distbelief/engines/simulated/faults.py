@@ -213,6 +213,10 @@ class Plan:
                 now = pause.at + pause.seconds
         return now
 
+    def out_of_reach(self, machine: str, of: str, now: float) -> bool:
+        """Whether a machine stands still, or is cut off from another."""
+        return self.awake(machine, now) > now or self.cut_off(machine, of, now)
+
     def finish(self, machine: str, begun: float, seconds: float) -> float:
         """When work that takes so many seconds of an undisturbed machine will be done."""
         for now, until, speed in self._stretches(machine, begun):

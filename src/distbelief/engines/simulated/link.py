@@ -1,16 +1,15 @@
-"""Calls over the wire: how simulated replicas and the controller reach shards, and replicas the controller."""
+"""Calls over the wire: how simulated replicas and the controller reach shards."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, final
+from collections.abc import Callable
+from typing import Any, final
 
 from torch import Tensor
 
 from distbelief.engines.simulated.network import Wire
-from distbelief.ports import ORIGIN, Answer, Capture, Command, Lease, Outcome, Push, Reply, Version
+from distbelief.ports import ORIGIN, Answer, Capture, Command, Push, Reply, Version
 from distbelief.server import host
 from distbelief.server.host import SMALL, ShardHost, scatter
-from distbelief.server.patience import Patience, insist
 
 CONTROLLER = "controller"
 
@@ -64,6 +63,10 @@ class SimulatedLink:
         answer: Answer = await self._call(SMALL, lambda answer: host.execute(command, answer))
         return scatter(answer, command) if isinstance(command, Capture) else answer
 
+    def moving(self) -> bool:
+        """Whether bytes are on their way to the shard or back."""
+        return self._wire.moving(self._machine, self._target)
+
     async def _call(self, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
         return await call(self._wire, self._machine, self._target, nbytes, serve)
 
@@ -71,43 +74,3 @@ class SimulatedLink:
 def machine_of(host: ShardHost) -> str:
     """The name of the machine that a shard's host is on."""
     return f"shard {host.number}"
-
-
-class Listener(Protocol):
-    """Who hears requests for work, on the controller's machine."""
-
-    def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
-        """A replica asks for work."""
-
-    def done(
-        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
-    ) -> None:
-        """A replica accounts for a lease."""
-
-
-@final
-class SimulatedRequests:
-    """`Requests` of one incarnation, by messages to the controller."""
-
-    def __init__(
-        self, wire: Wire, listener: Listener, replica: int, incarnation: int, patience: Patience | None
-    ) -> None:
-        self._wire = wire
-        self._listener = listener
-        self._who = replica, incarnation
-        self._machine = f"replica {replica}"
-        self._patience = patience
-
-    def lease(self, number: int) -> asyncio.Task[Lease | None]:
-        """Ask for work."""
-        return self._call(lambda answer: self._listener.lease(*self._who, number, answer))
-
-    def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Task[None]:
-        """Account for a lease."""
-        return self._call(lambda answer: self._listener.done(*self._who, number, lease, outcomes, answer))
-
-    def _call(self, serve: Callable[[host.Answer], object]) -> asyncio.Task[Any]:
-        async def ask() -> Any:
-            return await insist(self._patience, lambda: call(self._wire, self._machine, CONTROLLER, SMALL, serve))
-
-        return asyncio.create_task(ask())

@@ -78,6 +78,8 @@ class Wire:
         self._disturbed = bool(network.loss or network.duplication or network.reordering)
         self._sent: defaultdict[str, float] = defaultdict(float)
         self._received: defaultdict[str, float] = defaultdict(float)
+        self._under_way: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """Until when bytes from one machine to another are on their way."""
 
     def send(self, source: str, target: str, nbytes: int, deliver: Callable[[], object]) -> None:
         """Have `deliver` called when a message of so many bytes has arrived, if it does."""
@@ -96,9 +98,15 @@ class Wire:
             if (seconds := nbytes / self._network.bandwidth) > 0:
                 begins = max(loop.time(), self._sent[source])
                 self._sent[source] = begins + seconds
-                loop.call_at(begins + latency, self._enter, target, seconds, deliver)
+                self._under_way[source, target] = begins + latency + seconds
+                loop.call_at(begins + latency, self._enter, source, target, seconds, deliver)
             else:
                 loop.call_at(loop.time() + latency, self._arrive, target, deliver)
+
+    def moving(self, one: str, other: str) -> bool:
+        """Whether bytes of a message between two machines are under way."""
+        ends = max(self._under_way[one, other], self._under_way[other, one])
+        return ends > asyncio.get_running_loop().time()
 
     @property
     def is_calm(self) -> bool:
@@ -115,10 +123,11 @@ class Wire:
         """Nothing that is under way arrives any more."""
         self._closed = True
 
-    def _enter(self, target: str, seconds: float, deliver: Callable[[], object]) -> None:
+    def _enter(self, source: str, target: str, seconds: float, deliver: Callable[[], object]) -> None:
         """The first byte is there: the last one is when those before this message have entered, and it has."""
         loop = asyncio.get_running_loop()
         self._received[target] = enters = max(loop.time(), self._received[target]) + seconds
+        self._under_way[source, target] = enters
         loop.call_at(enters, self._arrive, target, deliver)
 
     def _arrive(self, target: str, deliver: Callable[[], object]) -> None:

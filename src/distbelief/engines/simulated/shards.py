@@ -78,7 +78,8 @@ class SimulatedShards:
             task.result()
 
     async def _at(self, shard: int, command: Command) -> Answer:
-        answer = await insist(self._patience, lambda: self._links[shard].execute(command))
+        link = self._links[shard]
+        answer = await insist(self._patience, lambda: link.execute(command), link.moving)
         if self._copies and isinstance(command, Capture) and isinstance(answer, Snapshot):
             vectors = {name: targets[-1][1] for name, targets in command.into.items()}
             self._copies[shard] = Snapshot(answer.numbers, vectors)

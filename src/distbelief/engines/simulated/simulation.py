@@ -22,7 +22,7 @@ from distbelief.errors import InvariantViolated
 from distbelief.observe.events import Observer
 from distbelief.run.checkpoint import newest
 from distbelief.run.directory import RunDirectory
-from distbelief.run.prepare import Prepared
+from distbelief.run.prepare import Prepared, go_on
 from distbelief.task.data import seeded
 
 
@@ -113,10 +113,7 @@ class Simulation:
     def _resume(self) -> None:
         """A new controller goes on from the newest checkpoint, or begins anew."""
         resumed, complaints = newest(self._files.checkpoints)
-        prepared = dataclasses.replace(self._prepared, resumed=resumed)
-        if resumed is None:
-            prepared.module.load_state_dict(prepared.task.build(prepared.seed).state_dict())
-        self._world.trace.begin_life()
+        prepared = go_on(self._prepared, resumed)
         self._driver = self._begin(prepared)
         self._driver.record.tell("machine", machine=CONTROLLER, there=True)
         self._driver.record.tell_resumed(complaints, None)

@@ -12,8 +12,9 @@ from typing import final
 
 from distbelief.allocation import Account
 from distbelief.errors import InvariantViolated
-from distbelief.ports import ORIGIN, Command, Push, Reply, Restore, SetLiving, Version
+from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Restore, SetLiving, Snapshot, Version
 from distbelief.server.admission import Admission, Bounded
+from distbelief.server.block import in_pushes
 from distbelief.server.register import SEEN
 
 _LOGGER = logging.getLogger("distbelief.trace")
@@ -33,10 +34,12 @@ class Trace:
         self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
         self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._once: set[tuple[str | int, ...]] = set()
         self._living: dict[int, SetLiving] = {}
         self._counts_living = admission.round > 1 or admission.lead is not None
         self._examples = 0
         self._restored = False
+        self._before, self._held = Account(), 0
 
     @property
     def digest(self) -> str:
@@ -50,6 +53,12 @@ class Trace:
         self._digest.update(line.encode() + b"\n")
         if self._shown:
             _LOGGER.debug(line)
+
+    def note_once(self, *what: str | int) -> None:
+        """Something happened that may be told again."""
+        if what not in self._once:
+            self._once.add(what)
+            self.note(*what)
 
     def pushed(self, shard: int, push: Push, reply: Reply) -> None:
         """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""
@@ -90,30 +99,31 @@ class Trace:
 
         Raises `InvariantViolated` where these are not those of the newest command.
         """
-        self.note("command", shard, type(command).__name__)
         if isinstance(command, Restore):
             command = command.living
         if isinstance(command, SetLiving) and (
             shard not in self._living or command.number > self._living[shard].number
         ):
             self._living[shard] = command
+            self.note("living", shard, command.number)
         if shard in self._living and living != len(self._living[shard].replicas):
             raise InvariantViolated(f"shard {shard} counts {living} living: it has obeyed what was overtaken")
 
-    def captured(self, held: Sequence[int], total: Account) -> None:
-        """A checkpoint is about to be written; `held`: the examples that each shard has used, by its snapshot.
+    def captured(self, snapshots: Sequence[Answer], total: Account) -> None:
+        """A checkpoint is about to be written, of these shards and with this account of all lives.
 
-        Raises `InvariantViolated` where the account in it does not belong to these snapshots: a run that goes on from
-        it would lose examples, or use them again.
+        Raises `InvariantViolated` where one does not belong to the other: a run that goes on from it would lose
+        examples, or use them again.
         """
         self.note("checkpoint", total.total)
         if self._restored:
             return
-        if max(held) > total.used + total.partial:
-            raise InvariantViolated(f"a checkpoint accounts for {total}, and a shard in it holds {max(held)} examples")
+        held = [in_pushes(snapshot) - self._held for snapshot in snapshots if isinstance(snapshot, Snapshot)]
+        used, partial = total.used - self._before.used, total.partial - self._before.partial
         # One of several shards may lack what reached another before that was copied, or what it refused.
-        if len(held) == 1 and held[0] < total.used:
-            raise InvariantViolated(f"a checkpoint accounts for {total}, and a shard in it holds {min(held)} examples")
+        if max(held) > used + partial or (len(held) == 1 and held[0] < used):
+            told = f"{used} examples, and {partial} in part"
+            raise InvariantViolated(f"a checkpoint accounts for {told}, and its shards hold {held}")
 
     def fenced(self, replica: int, incarnation: int) -> None:
         """Every shard has been told that an incarnation is dead."""
@@ -124,18 +134,20 @@ class Trace:
         """A shard has gone back to what was written down: what it had used since is not in the ledger's account."""
         self._restored = True
 
-    def begin_life(self) -> None:
-        """A controller begins, with shards and incarnations of its own."""
+    def begin_life(self, before: Account, held: int) -> None:
+        """A controller begins, with incarnations of its own, and shards that begin with `held` examples."""
+        self._before, self._held = before, held
         self._examples = 0
         self._restored = False
-        for kept in (self._used, self._counted, self._versions, self._fenced, self._living):
+        for kept in (self._used, self._counted, self._versions, self._fenced, self._living, self._once):
             kept.clear()
 
-    def check(self, used: int, partial: int) -> None:
-        """Raise `InvariantViolated` unless these examples, by the ledger of this life, are those of the pushes.
+    def check(self, total: Account) -> None:
+        """Raise `InvariantViolated` unless the examples of this life, by the ledger's account, are those of the pushes.
 
         Every example in a push that some shard used is in the account once; what is partial may have been used or not.
         """
+        used, partial = total.used - self._before.used, total.partial - self._before.partial
         if not self._restored and not used <= self._examples <= used + partial:
             told = f"{used}, and {partial} in part"
             raise InvariantViolated(f"{self._examples} examples were in pushes that shards used; the ledger has {told}")

@@ -10,7 +10,7 @@ Nothing that a log may hold is an error: what has no meaning is left out, and li
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -18,9 +18,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from distbelief.observe.events import how_ended
+from distbelief.observe.events import died_of
 
 Event = dict[str, Any]
+Floats = NDArray[np.float64]
 AXES = ("seconds", "examples", "updates")
 """What a curve is drawn against."""
 _STAMP = ("event", "epoch", "best", *AXES)
@@ -36,11 +37,7 @@ def number(value: object) -> float | None:
     """A value as a number that an axis has room for; None if it is something else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if abs(found) <= _LARGEST else None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def whole(value: object) -> int | None:
@@ -48,11 +45,21 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None
 
 
+def mapping(value: object) -> dict[str, Any]:
+    """A value as an object of JSON; an empty one if it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def of_test(name: str, names: Container[str]) -> bool:
+    """Whether a metric is that of the test set beside one of these, of the set that chooses."""
+    return name.startswith("test_") and name.removeprefix("test_") in names
+
+
 @dataclass(frozen=True)
 class Point:
     """Numbers, and where the run stood when they were told: `at` in the order of AXES."""
 
-    at: tuple[float, float, float]
+    at: tuple[float, ...]
     values: Mapping[str, float]
 
 
@@ -62,7 +69,7 @@ class Beat:
 
     seconds: float
     examples: float
-    rows: NDArray[np.float64]
+    rows: Floats
 
 
 @dataclass
@@ -75,6 +82,8 @@ class Process:
     ended: float | None = None
     died_of: str | None = None
     """None for one that was there to the end of its life."""
+    replaces: bool = False
+    """Whether another of this replica was there before it, in the same life of the run."""
 
 
 @dataclass
@@ -100,6 +109,15 @@ class Life:
     outages: list[Outage] = field(default_factory=list)
     lost_before: float = 0.0
     """Seconds by which the lives before were ahead of this one's beginning, all together."""
+
+    @property
+    def deaths(self) -> list[tuple[float, Process]]:
+        """When processes died, and which."""
+        return [(p.ended, p) for p in self.processes if p.died_of is not None and p.ended is not None]
+
+    def clock(self, seconds: float | None) -> float:
+        """A time of this life, None for its end, on a clock that never goes back: what was lost is counted."""
+        return (self.ended if seconds is None else seconds) + self.lost_before
 
     def late(self, process: Process) -> bool:
         """Whether a process came in the midst of this life."""
@@ -129,7 +147,9 @@ class Log:
             self._begin(event, seconds or 0.0)
         if seconds is None:
             return
-        life = self._life
+        if not self.lives:
+            self.lives.append(Life(0.0, 0.0))
+        life = self.lives[-1]
         life.ended = max(life.ended, seconds)
         match kind:
             case "replica" | "died":
@@ -143,12 +163,6 @@ class Log:
             case "stopped":
                 life.stopped = event
 
-    @property
-    def _life(self) -> Life:
-        if not self.lives:
-            self.lives.append(Life(0.0, 0.0))
-        return self.lives[-1]
-
     def _begin(self, event: Event, seconds: float) -> None:
         after = None if self._resumed is None else number(self._resumed.get("examples"))
         lost = self.lives[-1].lost_before + max(0.0, self.lives[-1].ended - seconds) if self.lives else 0.0
@@ -157,14 +171,14 @@ class Log:
 
     def _supersede(self, event: Event) -> None:
         self._resumed = event
-        examples = number(event.get("examples"))
-        seconds = number(event.get("seconds")) if examples is not None else None
-        last = (math.inf if seconds is None else seconds, -math.inf if examples is None else examples)
-        self.evaluations, self.losses = (
-            [point for point in points if point.at[0] <= last[0] and point.at[1] <= last[1]]
-            for points in (self.evaluations, self.losses)
-        )
-        self.beats = [beat for beat in self.beats if beat.seconds <= last[0] and beat.examples <= last[1]]
+        seconds, examples = number(event.get("seconds")), number(event.get("examples"))
+
+        def counts(at: Sequence[float]) -> bool:
+            return examples is not None and at[1] <= examples and (seconds is None or at[0] <= seconds)
+
+        self.evaluations = [point for point in self.evaluations if counts(point.at)]
+        self.losses = [point for point in self.losses if counts(point.at)]
+        self.beats = [beat for beat in self.beats if counts((beat.seconds, beat.examples))]
 
     def _progress(self, event: Event, seconds: float) -> None:
         _append(self.losses, event, {"loss": event.get("loss")})
@@ -178,23 +192,22 @@ def read_log(path: Path) -> Log:
     log = Log()
     if path.exists():
         with path.open("rb") as file:
-            for event in _lines(file, log):
-                log.add(event)
+            for line in file:
+                _read(line, log)
     return log
 
 
-def _lines(file: Any, log: Log) -> Iterator[Event]:
-    for line in file:
-        try:
-            event = json.loads(line)
-        # Text that is no text, numbers of thousands of digits, brackets in brackets in brackets.
-        except (ValueError, RecursionError):
-            event = None
-        if isinstance(event, dict):
-            yield event
-        # Half a line at the end is what a writer leaves that was killed, or is still at it.
-        elif line.endswith(b"\n") and line.strip():
-            log.unread += 1
+def _read(line: bytes, log: Log) -> None:
+    try:
+        event = json.loads(line)
+    # Text that is no text, numbers of thousands of digits, brackets in brackets in brackets.
+    except (ValueError, RecursionError):
+        event = None
+    if isinstance(event, dict):
+        log.add(event)
+    # Half a line at the end is what a writer leaves that was killed, or is still at it.
+    elif line.endswith(b"\n") and line.strip():
+        log.unread += 1
 
 
 def _row(row: object) -> list[float]:
@@ -206,14 +219,13 @@ def _row(row: object) -> list[float]:
 
 
 def _append(points: list[Point], event: Event, values: Mapping[str, object]) -> None:
-    at = [number(event.get(axis)) for axis in AXES]
+    at = tuple(found for axis in AXES if (found := number(event.get(axis))) is not None)
     told = {name: found for name, value in values.items() if (found := number(value)) is not None}
-    seconds, examples, updates = at
-    if told and seconds is not None and examples is not None and updates is not None:
-        points.append(Point((seconds, examples, updates), told))
+    if told and len(at) == len(AXES):
+        points.append(Point(at, told))
 
 
-def in_order(places: NDArray[np.float64]) -> NDArray[np.bool_]:
+def in_order(places: Floats) -> NDArray[np.bool_]:
     """Which of some places on an axis are kept so that it never goes back: those that no later one lies before.
 
     What is told later counts. A shard that begins again with what was written down takes updates back, too.
@@ -221,20 +233,37 @@ def in_order(places: NDArray[np.float64]) -> NDArray[np.bool_]:
     return places <= np.minimum.accumulate(places[::-1])[::-1]
 
 
+def thinned(places: Floats, values: Floats, most: int | None) -> tuple[Floats, Floats]:
+    """Places on an axis that never goes back, and values there, (places,) or (places, series); NaN is nothing.
+
+    Of more than `most` places, means of neighbours are left.
+    """
+    kept = in_order(places)
+    places, values = places[kept], values[kept]
+    if most is None or len(places) <= most:
+        return places, values
+    cuts = np.linspace(0, len(places), most + 1).astype(int)[:-1]
+    table = np.column_stack([places, values])
+    told = np.isfinite(table)
+    counts, sums = (np.add.reduceat(each, cuts) for each in (told.astype(float), np.where(told, table, 0.0)))
+    means = np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
+    return means[:, 0], means[:, 1:].reshape(-1, *values.shape[1:])
+
+
 def _enter(life: Life, event: Event, seconds: float) -> None:
     """Write down that a process began, or died."""
     replica, incarnation = whole(event.get("replica")), whole(event.get("incarnation"))
     if replica is None or incarnation is None:
         return
-    if event["event"] == "replica":
-        life.processes.append(Process(replica, incarnation, seconds))
-        return
-    same = [p for p in reversed(life.processes) if (p.replica, p.incarnation) == (replica, incarnation)]
-    if not same:
-        # Its beginning stood in a line that could not be read.
-        same = [Process(replica, incarnation, life.began)]
+    begins = event["event"] == "replica"
+    same = [p for p in life.processes if (p.replica, p.incarnation) == (replica, incarnation)]
+    # The beginning of one that died may have stood in a line that could not be read.
+    if begins or not same:
+        replaces = begins and any(process.replica == replica for process in life.processes)
+        same = [Process(replica, incarnation, seconds if begins else life.began, replaces=replaces)]
         life.processes += same
-    same[0].ended, same[0].died_of = seconds, _cause(event)
+    if not begins:
+        same[-1].ended, same[-1].died_of = seconds, died_of(event)
 
 
 def _note_machine(life: Life, event: Event, seconds: float) -> None:
@@ -246,14 +275,3 @@ def _note_machine(life: Life, event: Event, seconds: float) -> None:
         if event.get("there") is True and outage.machine == machine and outage.ended is None:
             # What resumes a run has a clock that goes back.
             outage.ended = max(seconds, outage.began)
-
-
-def _cause(event: Event) -> str:
-    """What a replica died of, in a line."""
-    error, status = event.get("error"), event.get("status")
-    if isinstance(error, str) and error.strip():
-        return error.strip().splitlines()[0]
-    try:
-        return how_ended(status) if isinstance(status, int) else "unknown"
-    except ValueError:
-        return f"signal {-status}" if isinstance(status, int) else "unknown"

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distbelief.errors import UsageError
+from distbelief.observe.report.record import read_records
 
+MARK = "distbelief report"
+"""Stands in every file of a report, so that one report replaces another, and nothing else."""
 _HEAD = 1000
 """Bytes in which every file of a report says that it is one."""
 
@@ -19,18 +22,17 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
     """
     try:
         import matplotlib as _  # noqa: F401
+
+        from distbelief.observe.report import page as pages
+        from distbelief.observe.report.picture import style
     except ImportError as error:
         raise UsageError("a report needs matplotlib: pip install 'distbelief[report]'") from error
-    from distbelief.observe.report.page import page_of
-    from distbelief.observe.report.picture import style
-    from distbelief.observe.report.record import read_records
-
     records = read_records(directories)
     page = output or (directories[0] if len(directories) == 1 else Path()) / "report.html"
     folder = page.with_suffix("")
     _check_place(page, folder)
     with style():
-        made = page_of(records, folder.name)
+        made = pages.page_of(records, folder.name)
         files = {folder / name: picture.png for name, picture in made.pictures.items()}
     _put(folder, files | {page: made.html.encode(errors="replace")})
     return page
@@ -50,8 +52,6 @@ def _check_place(page: Path, folder: Path) -> None:
 
 def _put(folder: Path, files: Mapping[Path, bytes]) -> None:
     """Write files, the last of them when the others are there. Raises `UsageError` where one cannot be written."""
-    from distbelief.observe.report.picture import MARK
-
     path = folder
     try:
         for path in filter(Path.exists, files):

@@ -2,47 +2,35 @@
 
 import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.style as mpl_style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import MaxNLocator
 
-MARK = "distbelief report"
-"""Stands in every file of a report, so that one report replaces another, and nothing else."""
+from distbelief.observe.report.log import Floats
+from distbelief.observe.report.output import MARK
+
 WIDTH_IN = 4.5
 DPI = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind people tell apart, without the yellow, which nobody sees on white."""
-LINES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DEATH = "#D55E00"
 GREY = "#777777"
 _LONGEST = 30
 _UNITS = ((7200.0, 3600.0, "hours"), (600.0, 60.0, "minutes"), (-math.inf, 1.0, "seconds"))
 """From how many seconds on time is told in a unit, and how many seconds this has."""
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-}
+_SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -70,13 +58,9 @@ class Picture:
         return round(width * DPI), round(height * DPI)
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Draw in the report's own style, whatever the user's matplotlib is set to; that is left as it was."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        yield
+    return mpl_style.context(Path(__file__).with_name("report.mplstyle"), after_reset=True)
 
 
 def sheet(title: str, height_in: float, *, tag: str = "", rows: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
@@ -89,6 +73,26 @@ def sheet(title: str, height_in: float, *, tag: str = "", rows: int = 1, **grid:
         top = 1 - 0.08 / height_in
         figure.text(0.98, top, tag, ha="right", va="top", fontstyle="italic", color=DEATH, in_layout=False)
     return figure, panels
+
+
+def within(tag: str) -> str:
+    """The tag of a picture as a part of a sentence about it."""
+    return f" in {tag}" if tag else ""
+
+
+def look(place: int) -> dict[str, Any]:
+    """How one of several lines is drawn, so that it differs from the others by more than colour."""
+    looks = {"color": COLOURS, "linestyle": _LINES, "marker": _MARKERS}
+    return {name: kinds[place % len(kinds)] for name, kinds in looks.items()}
+
+
+def heat(panel: Axes, places: Any, rows: Any, values: Floats, bar: dict[str, Any], **colours: Any) -> None:
+    """A map: `values` (rows, places) as colours between borders, the first row on top; `bar` says what these mean."""
+    mesh = panel.pcolormesh(places, rows, np.ma.masked_invalid(values), **colours)
+    panel.grid(visible=False)
+    panel.invert_yaxis()
+    panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panel.figure.colorbar(mesh, ax=panel, **bar)
 
 
 def shown(text: str, longest: int = _LONGEST) -> str:
@@ -114,17 +118,10 @@ def unit_of(seconds: float) -> tuple[float, str]:
     return next((size, name) for least, size, name in _UNITS if seconds >= least)
 
 
-def compact(value: float) -> str:
-    """A number in a few letters: 20k, 1.5M."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def compact_axis(axis: Any) -> None:
-    """Tell an axis' numbers in a few letters."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+def compact(value: float, _: object = None, *, gap: str = "") -> str:
+    """A number in a few letters: 20k, 1.5M. As matplotlib calls what writes the numbers of an axis."""
+    size, letter = next(((size, letter) for size, letter in _SIZES if abs(value) >= size), (1.0, ""))
+    return f"{value / size:.3g}{gap}{letter}"
 
 
 def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:

@@ -1,13 +1,15 @@
 """A run as its files tell it: one that has ended, one that is at work, or one that was killed."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distbelief.errors import DirectoryError, UsageError
-from distbelief.observe.report.log import Event, Log, Point, number, read_log
+from distbelief.observe.report.log import Event, Log, Point, mapping, number, of_test, read_log
 from distbelief.run.run import FORMAT
 
 Fields = dict[str, Any]
@@ -32,8 +34,7 @@ class Record:
     @property
     def simulated(self) -> bool:
         """Whether its times are virtual."""
-        engine = self.summary.get("engine")
-        kind = engine.get("kind") if isinstance(engine, dict) else None
+        kind = mapping(self.summary.get("engine")).get("kind")
         return kind == "Simulated" or any(life.started.get("engine") == "simulated" for life in self.log.lives)
 
     @property
@@ -52,30 +53,25 @@ class Record:
         """The summary, or as much of it as the log tells."""
         if self.summary:
             return self.summary
-        told: Fields = {}
-        last = max((*self.log.evaluations[-1:], *self.log.losses[-1:]), key=lambda point: point.at, default=None)
-        if last is not None:
-            seconds, examples, updates = last.at
-            told = {"examples": int(examples), "updates": int(updates), "seconds": seconds}
+        told: Fields = {"deaths": sum(len(life.deaths) for life in self.log.lives)}
+        evaluated, trained = self.log.evaluations[-1:], self.log.losses[-1:]
+        if evaluated or trained:
+            seconds, examples, updates = max(point.at for point in evaluated + trained)
+            told |= {"examples": int(examples), "updates": int(updates), "seconds": seconds}
             told["examples_per_second"] = round(examples / seconds, 1) if seconds else None
-        if self.log.losses:
-            told["train_loss"] = self.log.losses[-1].values["loss"]
-        if self.log.evaluations:
-            told["metrics"] = dict(self.log.evaluations[-1].values)
-        deaths = sum(process.died_of is not None for life in self.log.lives for process in life.processes)
-        return {**told, "deaths": deaths}
+        if trained:
+            told["train_loss"] = trained[0].values["loss"]
+        if evaluated:
+            told["metrics"] = dict(evaluated[0].values)
+        return told
 
-    @property
+    @cached_property
     def evaluations(self) -> list[Point]:
         """Those that count, without figures of the test set that only repeat those of the set that chooses."""
         points = self.log.evaluations or _history(self.summary)
-        repeated = {
-            name
-            for point in points
-            for name in point.values
-            if name.startswith("test_") and self.chosen_by == "test" and name.removeprefix("test_") in point.values
-        }
-        return [Point(p.at, {n: v for n, v in p.values.items() if n not in repeated}) for p in points]
+        if self.chosen_by != "test":
+            return points
+        return [Point(p.at, {n: v for n, v in p.values.items() if not of_test(n, p.values)}) for p in points]
 
     def what(self) -> str:
         """The task, as a person calls it."""
@@ -139,18 +135,13 @@ def _object(file: Path) -> Fields:
 
 def _history(summary: Fields) -> list[Point]:
     """The evaluations of a run whose log is gone."""
-    log = Log()
-    rows = summary.get("history")
+    log, rows = Log(), summary.get("history")
     for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict):
-            log.add({**row, "event": "evaluation"})
+        log.add({**mapping(row), "event": "evaluation"})
     return log.evaluations
 
 
 def _names(places: Sequence[Path]) -> list[str]:
     """The shortest ends of paths by which these differ, one length for all."""
-    for length in range(1, max(len(place.parts) for place in places) + 1):
-        names = ["/".join(place.parts[-length:]) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    return [str(place) for place in places]
+    ends = (["/".join(place.parts[-length:]) for place in places] for length in itertools.count(1))
+    return next(names for names in ends if len(set(names)) == len(names))

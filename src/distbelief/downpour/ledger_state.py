@@ -1,0 +1,68 @@
+"""What a ledger writes down: plain values, checked.
+
+A ledger that is written down has no leases outstanding: what was leased has been accounted for, or released.
+"""
+
+from dataclasses import dataclass
+
+from distbelief.allocation import Account
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The batches [start, stop) of an epoch, leased to nobody."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """Where the data of a run stand.
+
+    Raises `ValueError` for numbers that no ledger can have.
+    """
+
+    examples: int
+    """Of an epoch."""
+    batch_size: int
+    next_lease: int
+    """The number of the next lease. Numbers go on over all lives of a run."""
+    next_epoch: int
+    next_batch: int
+    epochs_ended: int
+    released: tuple[Portion, ...]
+    """What is to be leased again, in this order."""
+    total: Account
+    accounts: dict[int, Account]
+    """Of each epoch that has begun and not ended."""
+
+    def __post_init__(self) -> None:
+        counts = [self.next_epoch, self.next_batch, self.epochs_ended]
+        counts += [n for account in (self.total, *self.accounts.values()) for n in vars(account).values()]
+        if min(self.examples, self.batch_size, self.next_lease) < 1 or min(counts) < 0:
+            raise ValueError("a count of the ledger is too small")
+        batches = -(-self.examples // self.batch_size)
+        # As many at the most as accounts, portions and the epoch at hand: a count from a file is not to be trusted.
+        most = self.epochs_ended + len(self.released) + len(self.accounts)
+        begun = range(self.epochs_ended, min(self.next_epoch, most) + 1)
+        places = {*self.accounts, *(portion.epoch for portion in self.released)}
+        if self.next_batch >= batches or self.next_epoch not in begun or not places <= set(begun):
+            raise ValueError(f"the ledger cannot be at batch {self.next_batch} of epoch {self.next_epoch}")
+        for portion in self.released:
+            if not 0 <= portion.start < portion.stop <= batches:
+                raise ValueError(f"the ledger cannot have released {portion}")
+        for epoch in begun:
+            issued = self.examples if epoch < self.next_epoch else self._size(0, self.next_batch)
+            waiting = sum(self._size(p.start, p.stop) for p in self.released if p.epoch == epoch)
+            if self._spent(epoch) + waiting != issued:
+                raise ValueError(f"the ledger does not add up in epoch {epoch}")
+        if self.total.total != self.epochs_ended * self.examples + sum(map(self._spent, self.accounts)):
+            raise ValueError("the ledger's total is not the sum of its epochs")
+
+    def _size(self, start: int, stop: int) -> int:
+        return min(stop * self.batch_size, self.examples) - start * self.batch_size
+
+    def _spent(self, epoch: int) -> int:
+        return self.accounts.get(epoch, Account()).total
