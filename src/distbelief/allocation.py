@@ -8,7 +8,7 @@ The rules of `Allocator`, by which the methods differ for the controller:
 4.  `state` is a value, for an allocator without leases; `restore_` goes on from it.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -83,7 +83,7 @@ class Allocator(Protocol):
     epochs_ended: int
 
     @property
-    def holders(self) -> Collection[int]:
+    def holders(self) -> frozenset[int]:
         """Who holds leases."""
 
     @property

@@ -8,7 +8,7 @@
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 from distbelief.allocation import Allocator, Reason
@@ -46,6 +46,8 @@ class LeaseServer:
         self._slots: dict[int, _Slot] = {}
         self._waiting: dict[int, None] = {}
         """Replicas whose newest request has no reply yet, in the order in which they asked."""
+        self._ahead: set[int] = set()
+        """Those of them that are not given a second lease: they are not asked about again before they end the first."""
         self._known = 0
         """The newest command that every shard has obeyed."""
         self._held: deque[tuple[int, Granted]] = deque()
@@ -59,6 +61,7 @@ class LeaseServer:
         """A replica is dead: what is still under way from it has no effect."""
         self._slots.pop(replica, None)
         self._waiting.pop(replica, None)
+        self._ahead.discard(replica)
         self._held = deque(held for held in self._held if held[1].replica != replica)
 
     def waits(self, replica: int) -> bool:
@@ -86,14 +89,15 @@ class LeaseServer:
         if number == slot.told:
             return True, False
         slot.told = number
+        self._ahead.discard(replica)
         self._allocator.done(lease, outcomes)
         return True, True
 
     def settle(self) -> SetLiving | None:
         """Grant what can be granted now. Returns the command to be obeyed by every shard, if the living are others."""
         granted = self._grant()
-        holders: Collection[int] = () if self._allocator.stopped else self._allocator.holders
-        living, alone = frozenset(holders), self._allocator.alone
+        living = frozenset() if self._allocator.stopped else self._allocator.holders
+        alone = self._allocator.alone
         changed = (living, alone) != (self.living.replicas, self.living.alone)
         if changed:
             self.living = SetLiving(self.living.number + 1, living, alone)
@@ -114,15 +118,19 @@ class LeaseServer:
         return taken
 
     def _grant(self) -> list[Granted]:
-        for replica in self._waiting:
+        over = self._allocator.stopped or self._allocator.finished
+        asking = [replica for replica in self._waiting if over or replica not in self._ahead]
+        for replica in asking:
             self._allocator.ask(replica)
         granted = []
-        for replica in list(self._waiting):
+        for replica in asking:
             lease, reason = self._allocator.lease(replica)
             if reason is Reason.OUTSTANDING:
                 # So it is for all others.
                 break
-            if lease is not None or reason is Reason.FINISHED:
+            if reason is Reason.AHEAD:
+                self._ahead.add(replica)
+            elif lease is not None or reason is Reason.FINISHED:
                 slot = self._slots[replica]
                 granted.append(Granted(replica, slot.incarnation, slot.asked, lease))
                 del self._waiting[replica]

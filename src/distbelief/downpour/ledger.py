@@ -60,11 +60,16 @@ class Ledger:
         self._released: deque[Lease] = deque()
         self._leases: dict[int, tuple[Lease, int]] = {}
         self._number = self._leased = 0
+        self._held: dict[int, int] = {}
+        """How many leases each holder has."""
+        self._holders: frozenset[int] | None = None
 
     @property
-    def holders(self) -> set[int]:
+    def holders(self) -> frozenset[int]:
         """Who holds leases."""
-        return {holder for _, holder in self._leases.values()}
+        if self._holders is None:
+            self._holders = frozenset(self._held)
+        return self._holders
 
     @property
     def alone(self) -> bool:
@@ -115,12 +120,13 @@ class Ledger:
                 return Grant(None, Reason.WARM_START)
         if (waiting := self._waiting) is None and self._exhausted:
             return Grant(None, Reason.OUTSTANDING if self._leases else Reason.FINISHED)
-        if holder in self.holders and self._size < _PORTION:
+        if holder in self._held and self._size < _PORTION:
             return Grant(None, Reason.AHEAD)
         portion = self._next() if waiting is None else self._again(waiting)
         self._number += 1
         lease = portion._replace(number=self._number)
         self._leases[lease.number] = lease, holder
+        self._count(holder, 1)
         self._leased += self.size(lease.start, lease.stop)
         return Grant(lease, Reason.GRANTED)
 
@@ -243,9 +249,17 @@ class Ledger:
     def _end(self, number: int) -> Lease:
         if number not in self._leases:
             raise InvariantViolated(f"lease {number} is not outstanding")
-        lease, _ = self._leases.pop(number)
+        lease, holder = self._leases.pop(number)
+        self._count(holder, -1)
         self._leased -= self.size(lease.start, lease.stop)
         return lease
+
+    def _count(self, holder: int, change: int) -> None:
+        left = self._held[holder] = self._held.get(holder, 0) + change
+        if not left:
+            del self._held[holder]
+        if left == max(change, 0):
+            self._holders = None
 
     def _spend(self, epoch: int, account: Account) -> None:
         self.accounts[epoch] = self.accounts.get(epoch, Account()) + account

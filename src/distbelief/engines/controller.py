@@ -280,6 +280,7 @@ class Controller:
     def _send_granted(self, now: float) -> None:
         for granted in self._leases.take():
             slot = self.slots[granted.replica]
+            slot.heard(now)
             if granted.lease is not None:
                 self.watch.begin(now)
                 slot.state = "working"

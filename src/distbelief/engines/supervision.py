@@ -18,6 +18,8 @@ class Failure(NamedTuple):
     frames: str
     """The frames of the user's own code."""
     kind_of: Literal["diverged", "user"]
+    cause: Exception | None = None
+    """The error itself, where it was raised in this process."""
 
 
 @final
@@ -46,7 +48,9 @@ class Supervisor:
             if failure.kind_of == "diverged":
                 return Diverged(failure.error)
             if (failure.error, failure.frames) in self._seen:
-                return UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
+                error = UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
+                error.__cause__ = failure.cause
+                return error
             self._seen.add((failure.error, failure.frames))
         if self._in_a_row < _DEATHS:
             return None

@@ -51,7 +51,8 @@ def main() -> None:
         _work(channel, message)
     # Whatever the user's code raises is the controller's to judge.
     except Exception as error:  # noqa: BLE001
-        channel.send("failed", **failure_of(error)._asdict())
+        failure = failure_of(error)
+        channel.send("failed", error=failure.error, frames=failure.frames, kind_of=failure.kind_of)
         sys.exit(1)
 
 

@@ -288,7 +288,7 @@ class SimulatedDriver:
         # Whatever the user's code raises is the controller's to judge.
         except Exception as error:  # noqa: BLE001
             status = 1
-            self._controller.failed(self._now, machine.replica, incarnation, failure_of(error))
+            self._controller.failed(self._now, machine.replica, incarnation, failure_of(error)._replace(cause=error))
         finally:
             work.close()
         if machine.finished(incarnation):
