@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -116,9 +117,13 @@ def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
         with requests_raise(), asked.on.open() as session:
             return fulfil(asked, session)
 
+    told: Any = train
+    told.__signature__ = inspect.signature(request).replace(return_annotation=Run)
     return train
 
 
+# What Python says of arguments that are wrong is about the function that a person has called.
+Request.__init__.__qualname__ = "train"
 train = _as_function(Request)
 
 
