@@ -10,8 +10,8 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 CODE_BUDGET = {
     ".": 530,
     "cli": 575,
-    "downpour": 650,
-    "engines": 1495,
+    "downpour": 670,
+    "engines": 1500,
     "engines/local": 550,
     "engines/simulated": 1555,
     "links": 120,

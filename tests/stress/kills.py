@@ -146,7 +146,7 @@ class Kills:
         assert account["partial"] <= BATCH * self._may_be_partial, account
         assert _newest(directory) == every
         state = json.loads((directory / "checkpoints" / f"{every:012}" / "state.json").read_text())["content"]
-        ledger = json.loads(state)["state"]["ledger"]
+        ledger = json.loads(state)["state"]["method"]["state"]
         assert (ledger["epochs_ended"], ledger["released"]) == (self._epochs, [])
         assert told["metrics"]["accuracy"] > 0.8, told["metrics"]
         assert halves(directory) == []
