@@ -401,9 +401,9 @@ class RunRecord:
         )
 
     def _shown(self, slot: ReplicaSlot, now: float) -> str:
-        if slot.silent(now):
-            return "silent"
-        return "waiting" if slot.state in ("ready", "working") and self._controller.waits(slot.replica) else slot.state
+        if slot.state in ("ready", "working") and self._controller.waits(slot.replica):
+            return "waiting"
+        return "silent" if slot.silent(now) else slot.state
 
     def result(self, *, hurried: bool, impatient: Callable[[], bool]) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
