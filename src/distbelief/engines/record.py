@@ -169,7 +169,8 @@ class RunRecord:
             case Evaluate():
                 self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
-                self._with_buffers(lambda: self._write(action))
+                draft = self._draft(action)
+                self._with_buffers(lambda: self._write(draft))
             case _:
                 raise InvariantViolated(f"{action} is nothing to keep")
 
@@ -273,10 +274,9 @@ class RunRecord:
         """A checkpoint begins: the image is about to change."""
         self._checkpoints.capturing()
 
-    def _write(self, checkpoint: WriteCheckpoint) -> None:
+    def _draft(self, checkpoint: WriteCheckpoint) -> Draft:
+        """The checkpoint as of this instant, but for the buffers that training changes."""
         snapshots = [snapshot for snapshot in checkpoint.snapshots if isinstance(snapshot, Snapshot)]
-        for name, buffer in self._flat.named_buffers(self._buffers()).items():
-            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
         state = self._prepared.state(
             term=self._controller.term,
             method=checkpoint.state,
@@ -286,14 +286,20 @@ class RunRecord:
             examples=max(map(examples_of, snapshots)),
             history=self._evaluations.history,
         )
-        self._checkpoints.begin(Draft(checkpoint.total.total, self._image, state))
+        return Draft(checkpoint.total.total, self._image, state)
+
+    def _write(self, draft: Draft) -> None:
+        for name, buffer in self._flat.named_buffers(self._buffers()).items():
+            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
+        self._checkpoints.begin(draft)
 
     def _write_last(self) -> None:
         """Write what the run has come to, with no replica left."""
         self._checkpoints.finish()
         self.capturing()
         allocator = self._controller.allocator
-        self._write(WriteCheckpoint(self._shards.execute_each(self.captures), allocator.total, allocator.state()))
+        last = WriteCheckpoint(self._shards.execute_each(self.captures), allocator.total, allocator.state())
+        self._write(self._draft(last))
         self._checkpoints.finish()
 
     # What is seen

@@ -64,7 +64,8 @@ class Shards:
     def updates(self) -> int:
         """Pushes that every shard used."""
         counts = zip(self._shards, self._partial, strict=True)
-        return min(shard.pushes - partial for shard, partial in counts) - self._version
+        # A shard that was restored may have fewer pushes than it once had partial ones.
+        return max(0, min(shard.pushes - partial for shard, partial in counts) - self._version)
 
     @property
     def staleness(self) -> Tensor:
