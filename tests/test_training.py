@@ -345,3 +345,20 @@ def test_too_little_memory_is_said_before_the_start(tmp_path: Path, monkeypatch:
         db.train(problems.task(), db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
     monkeypatch.undo()
     db.train(problems.task(), db.Downpour(replicas=1), until=db.Until(epochs=1), directory=tmp_path / "run")
+
+
+def test_a_metric_that_is_no_number_is_never_best_and_counts_neither_for_nor_against_patience(tmp_path: Path) -> None:
+    # The first value is that of the try-out before the run.
+    values = iter([0.0, math.nan, 0.1, 0.2, math.nan, 0.3, 0.2, math.nan, 0.1, 0.0])
+    run = db.train(
+        problems.task(metrics={"f1": lambda prediction, target: next(values, 0.0)}, test=problems.points(32)),
+        db.Downpour(replicas=1, batch_size=32),
+        engine=db.Simulated(),
+        until=db.Until(epochs=30, patience=3),
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    assert run.summary["stopped_by"] == "patience"
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    rows = [event for line in lines if (event := json.loads(line))["event"] == "evaluation"]
+    assert [row["best"] for row in rows][:9] == [False, True, True, False, True, False, False, False, False]

@@ -85,6 +85,7 @@ def test_how_long_the_copy_took_is_told() -> None:
     checkpoints = Checkpoints(lambda draft: Path("there"), tell=told.append, beside=False)
     checkpoints.capturing()
     time.sleep(0.05)
+    checkpoints.captured()
     checkpoints.begin(Draft(1, Image({}), state()))
     checkpoints.finish()
     checkpoints.close()

@@ -1054,3 +1054,12 @@ def test_whatever_comes_in_whatever_order_every_example_is_accounted_for_once(se
     while anarchy.sent:
         anarchy.answer()
     assert controller.over
+
+
+def test_a_checkpoint_counts_the_time_of_the_work_that_it_counts() -> None:
+    cluster = Capturing()
+    cluster.now += 300
+    for batch in range(5):
+        cluster.push(batch)
+    cluster.captured()
+    assert cluster.controller.watch.worked == 300.0

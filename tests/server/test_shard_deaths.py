@@ -141,6 +141,27 @@ def test_a_death_in_the_kernel_that_closes_a_round_ends_the_round() -> None:
     survivor.check()
 
 
+def test_a_death_at_the_opening_of_a_round_leaves_nothing_of_the_round_before() -> None:
+    """Between the mark and the clearing of the sum: the next push must not be added to the last round's mean."""
+    shared = SharedShard(Buffered(2))
+    survivor = shared.map()
+    set_living(survivor, range(2))
+    for replica in range(2):
+        survivor.push(make_push(-100 * ONES, 1, replica=replica))
+    assert survivor.parameters.tolist() == [100.0] * ELEMENTS
+    dying = shared.map()
+
+    def die(*_: object) -> None:
+        raise Death
+
+    dying._hold = die  # type: ignore[method-assign, assignment]
+    with pytest.raises(Death):
+        dying.push(make_push(ONES, 2, replica=0, version=at(1)))
+    assert survivor.push(make_push(ONES, 2, replica=1, version=at(1))).verdict is Verdict.APPLIED
+    assert survivor.parameters.tolist() == [99.5] * ELEMENTS
+    survivor.check()
+
+
 def test_a_controller_that_dies_while_it_closes_a_round_leaves_a_sound_shard() -> None:
     shared = SharedShard(Buffered(2))
     survivor = shared.map()

@@ -30,7 +30,7 @@ class Downpour:
     `n_fetch`, `n_push`: batches between fetches, and between pushes; what is pushed is the sum.
     `warmstart`: examples that one replica works alone before the others are let loose.
     `clip_norm`: largest 2-norm of a push. `overlap`: batches that fetches and pushes may lag behind, 0 or 1;
-    None is the engine's own.
+    None is the engine's own: 0 on both of today's.
     """
 
     replicas: int | Literal["auto"] = "auto"

@@ -32,9 +32,12 @@ class Checkpoints:
         """The run begins to be copied."""
         self._began = time.perf_counter()
 
+    def captured(self) -> None:
+        """It has been copied."""
+        self._capture_s = round(time.perf_counter() - self._began, 4)
+
     def begin(self, draft: Draft) -> None:
         """Begin to write what was copied; it is left alone until `turn` says that it has been written."""
-        self._capture_s = round(time.perf_counter() - self._began, 4)
         self._running = self._pool.submit(self._write, draft)
         if not self._beside:
             wait([self._running])

@@ -88,19 +88,17 @@ class Controller:
         """When `tick` will next end something, if it is called then; infinite if nothing is planned."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
-        if self._limit is not None and self.watch.began is not None and not self._ending:
+        if self._limit is not None and self.watch.began is not None and self._goes_on:
             times.append(self.watch.began + self._limit - self.watch.before)
         return min(times)
 
     @property
-    def _ending(self) -> bool:
-        return self.stopped_by is not None or self.allocator.finished
+    def _goes_on(self) -> bool:
+        return self.stopped_by is None and not self.allocator.finished
 
     def waits(self, replica: int) -> bool:
         """Whether a replica has nothing to do until it is given work."""
         return self._leases.waits(replica) and replica not in self.allocator.holders
-
-    # What happens
 
     def begin(self, now: float) -> None:
         """The run begins."""
@@ -200,7 +198,7 @@ class Controller:
                 self._kill(slot)
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
-        if not self._ending:
+        if self._goes_on:
             seconds = self.watch.seconds(now)
             evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
             if evaluate:
@@ -245,7 +243,7 @@ class Controller:
         error = None if failure is None else failure.error
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, status, error, account, records, torn))
-        if not self._ending:
+        if self._goes_on:
             if (pointless := self._supervisor.died(died_at, how, failure)) is None:
                 self._start(now, slot)
             else:
@@ -297,4 +295,6 @@ class Controller:
         for slot in self.slots:
             records = [record_of(snapshot, slot.replica, slot.incarnation) for snapshot in taken]
             allocator.died(slot.replica, last_push(records))
+        if allocator.total.total > self.allocator.total.total:
+            self.watch.work(now)
         self._actions.append(actions.WriteCheckpoint(snapshots, allocator.total, allocator.state()))

@@ -1,5 +1,6 @@
 """Evaluation beside training: in a thread of its own, on a copy of the server's parameters."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -97,13 +98,19 @@ class Evaluations:
         until, history = self._prepared.until, self.history
         if until.target and history and all(self._reached(name, value) for name, value in until.target.items()):
             return "target"
-        if until.patience is not None and len(history) > until.patience:
-            name, mode = self._prepared.judge
-            values = [row[name] for row in history]
-            best = values.index(max(values) if mode == "max" else min(values))
-            if len(history) - 1 - best >= until.patience:
+        if until.patience is not None:
+            ranks = [rank for rank in map(self._rank, history) if rank > -math.inf]
+            if ranks and len(ranks) - 1 - ranks.index(max(ranks)) >= until.patience:
                 return "patience"
         return None
+
+    def _rank(self, row: Row) -> float:
+        """By what a row is better than another; minus infinity where it has no finite number to be judged by."""
+        name, mode = self._prepared.judge
+        value = row.get(name)
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return float(value) if mode == "max" else -float(value)
 
     def _reached(self, name: str, value: float) -> bool:
         found = self.history[-1][name]
@@ -130,9 +137,7 @@ class Evaluations:
         self._tell(row, best)
 
     def _is_best(self, row: Row) -> bool:
-        name, mode = self._prepared.judge
-        sign = 1 if mode == "max" else -1
-        return all(sign * row[name] > sign * before[name] for before in self.history)
+        return self._rank(row) > max(map(self._rank, self.history), default=-math.inf)
 
     def _load(self, buffers: Tensor) -> None:
         self._flat.refresh()

@@ -115,7 +115,8 @@ class RunRecord:
         self._retired = Row()
         self._worked: set[int] = set()
         """Replicas that came to their natural end, and had worked until then."""
-        self._resumed_at = controller.allocator.total.total
+        before = controller.allocator.total
+        self._resumed_at = before.used + before.partial
         self._born = clock()
         self._next_progress = 0.0
 
@@ -276,6 +277,7 @@ class RunRecord:
 
     def _draft(self, checkpoint: WriteCheckpoint) -> Draft:
         """The checkpoint as of this instant, but for the buffers that training changes."""
+        self._checkpoints.captured()
         snapshots = [snapshot for snapshot in checkpoint.snapshots if isinstance(snapshot, Snapshot)]
         state = self._prepared.state(
             term=self._controller.term,

@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 import struct
-import time
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import final
@@ -63,7 +63,7 @@ class RangeLock:
     """A POSIX lock on one byte of a file: about 2 µs, and freed when the process that holds it dies.
 
     It is the process's, not the thread's: one thread a process pushes. A data-loader child forked while it is held does
-    not inherit it. With `watch`, waiting is polling, and `watch(holder)` is told at each look who is in the way.
+    not inherit it. With `watch`, `watch(holder)` is told again and again who is in the way.
     """
 
     def __init__(self, fd: int, byte: int, watch: Callable[[int], None] | None = None) -> None:
@@ -75,14 +75,17 @@ class RangeLock:
         if self._watch is None:
             fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
             return
-        while True:
-            try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
-                return
-            except (BlockingIOError, PermissionError):
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
+        except (BlockingIOError, PermissionError):
+            # The lock is the process's, whichever thread takes it. Who only tries from time to time would never get it
+            # from those who wait in the kernel.
+            waiting = threading.Thread(target=fcntl.lockf, args=(self._fd, fcntl.LOCK_EX, 1, self._byte), daemon=True)
+            waiting.start()
+            while waiting.is_alive():
                 if (pid := self.holder()) is not None:
                     self._watch(pid)
-                time.sleep(_POLL_S)
+                waiting.join(_POLL_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,6 @@
 """Checkpoints: a run at one instant, as named tensors and JSON, whole or not there at all.
 
-    checkpoints/00000012800/     the examples that had been used
+    checkpoints/00000012800/     the examples that had been accounted for
         tensors.safetensors      everything that the module and the rule hold, by the keys of `state.py`
         state.json               the state of the run (`state.py`), and the checksum of the tensors
     checkpoints/best.safetensors the model at its best evaluation, with the names of `state_dict`

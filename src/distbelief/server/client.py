@@ -177,9 +177,11 @@ class Client:
 
         awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
         if awaited:
-            # Where it may have to wait first, so that what others hold is not old by then.
+            # Both lists before the first wait, in which a push may end; and where it may have to wait first, so that
+            # what others hold is not old by then.
+            rest = [shard for shard in self._turn if self._at_least[shard] == ORIGIN]
             await self._at_each(awaited, one)
-            await self._at_each([shard for shard in self._turn if self._at_least[shard] == ORIGIN], one)
+            await self._at_each(rest, one)
         else:
             await self._at_each(self._turn, one)
         return tuple(versions)

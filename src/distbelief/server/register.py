@@ -122,6 +122,12 @@ class Register:
         batches = self.numbers[block.HELD_BATCHES] + (push.work.stop - push.work.start if push else 0)
         return weight / batches if weight else 1.0
 
+    @property
+    def opens_round(self) -> bool:
+        """Whether a pusher died while its push was to be the first of a round."""
+        numbers = self.numbers
+        return bool(numbers[block.APPLYING] and not numbers[block.HELD] and numbers[block.NEXT_HELD])
+
     def recover(self) -> None:
         """End a push whose pusher died inside it, and mark it as torn."""
         numbers = self.numbers

@@ -146,8 +146,15 @@ class Shard:
     def _execute(self, command: Push | Command) -> Any:
         """The one way by which a shard changes: one command after the other, each under the lock."""
         with self.lock:
-            self._register.recover()
+            self._recover()
             return self._obey[type(command)](command)
+
+    def _recover(self) -> None:
+        """End what the last holder of the lock died in."""
+        if self._register.opens_round:
+            # It may have died before it had cleared the sum of the round before.
+            self.vectors["round"].zero_()
+        self._register.recover()
 
     def _push(self, push: Push) -> Reply:
         register, header = self._register, self._header
@@ -239,6 +246,6 @@ class Shard:
     def check(self) -> None:
         """Raise `InvariantViolated` unless the account of the shard is consistent."""
         with self.lock:
-            self._register.recover()
+            self._recover()
             if found := self._register.faults():
                 raise InvariantViolated(f"shard at {self.version}: {'; '.join(found)}")

@@ -126,7 +126,7 @@ class SimulatedDriver:
         """What was reached."""
         self._trace.check(self._controller.allocator.total)
         hurried = bool(self._received)
-        return self.record.result(hurried=hurried, impatient=lambda: len(self._received) > max(self._heeded, 1))
+        return self.record.result(hurried=hurried, impatient=lambda: len(self._received) > 0)
 
     def close(self) -> None:
         """End the threads."""
@@ -298,7 +298,7 @@ class SimulatedDriver:
 
     def _watch(self, machine: ReplicaMachine, incarnation: int, row: Row) -> None:
         """A replica has done a step."""
-        if machine.incarnation != incarnation:
+        if machine.incarnation != incarnation or not machine.at_work:
             return
         self._board.write(machine.replica, row)
         if len(self._received) > self._heeded:

@@ -29,6 +29,7 @@ class SimulatedShards:
         self._copies = [shard.snapshot() for shard in shards] if mortal else []
         """What a host finds when it begins again: its shard in the last checkpoint, or at the beginning."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._restoring: dict[int, asyncio.Task[None]] = {}
 
     def execute(self, commands: Sequence[Command], then: Callable[[list[Answer]], None]) -> None:
         """Have each shard obey its command, and hand on the answers when all are there."""
@@ -38,17 +39,22 @@ class SimulatedShards:
                 tasks = [group.create_task(self._at(shard, command)) for shard, command in enumerate(commands)]
             then([task.result() for task in tasks])
 
-        self._begin(execute())
+        self._tasks.add(self._begin(execute()))
 
     def restore(self, action: RestoreShard, then: Callable[[], None]) -> None:
         """Give a shard that has lost its memory what was written down last."""
+
+        if (earlier := self._restoring.pop(action.shard, None)) is not None:
+            # What it carries was overtaken by another death of the shard's machine.
+            earlier.cancel()
 
         async def restore() -> None:
             command = Restore(action.term, self._copies[action.shard], action.fenced, action.living)
             await self._at(action.shard, command)
             then()
 
-        self._begin(restore())
+        self._restoring[action.shard] = task = self._begin(restore())
+        self._tasks.add(task)
 
     def captures(self, wanted: Sequence[Capture]) -> Sequence[Capture]:
         """The captures that are wanted, and beside them whole copies, where hosts may die."""
@@ -66,10 +72,10 @@ class SimulatedShards:
         for task in self._tasks:
             task.cancel()
 
-    def _begin(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
+    def _begin(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
