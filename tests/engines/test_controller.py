@@ -17,7 +17,7 @@ from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.ledger_state import Portion
 from distbelief.engines import actions
 from distbelief.engines.controller import GRACE_S, LEAVE_S, REQUESTED_GRACE_S, Controller
-from distbelief.engines.supervision import Failure
+from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import Diverged, UserCodeError, WorkerDied
 from distbelief.ports import Answer, Command, Fence, Lease, Outcome, PushRecord, SetLiving, Snapshot, Verdict, Work
 from distbelief.run.until import Every
@@ -127,7 +127,7 @@ class Cluster:
     def die(self, replica: int, incarnation: int = 1, how: str = "was ended by SIGKILL") -> None:
         """A replica's death is told of."""
         self._asked[replica] = self._told[replica] = 0
-        self.controller.ended(self.now, replica, incarnation, -9, how)
+        self.controller.ended(self.now, replica, incarnation, Ending(-9, how))
 
     def tick(self, *, examples: int = 0, steps: Sequence[int] | None = None) -> None:
         """Time has passed."""
@@ -228,7 +228,7 @@ def test_rule_2_of_another_incarnation_nothing_is_heard(incarnation: int) -> Non
         controller.accounted(now, 0, incarnation, number, lease.number, [Outcome(0, 1, Verdict.APPLIED)])
     controller.failed(now, 0, incarnation, MINE)
     controller.closing(now, 0, incarnation)
-    controller.ended(now, 0, incarnation, 1, "ended")
+    controller.ended(now, 0, incarnation, Ending(1, "ended"))
     assert cluster.take() == []
     assert controller.wakes_at == math.inf
     assert cluster.ledger.leases_of(0) == [lease.number]
@@ -694,7 +694,7 @@ def test_a_suspect_that_is_held_to_be_dead_is_replaced() -> None:
     cluster.now += 31
     cluster.tick()
     assert actions.Suspect(0, 1) in cluster.take()
-    cluster.controller.ended(cluster.now, 0, 1, None, "was out of reach")
+    cluster.controller.ended(cluster.now, 0, 1, Ending(None, "was out of reach"))
     assert actions.Start(0, 2) in cluster.take()
     cluster.tick()
     assert actions.Suspect(0, 2) not in cluster.take(), "its successor has only begun"
@@ -1028,7 +1028,7 @@ class Anarchy:
             self.tell(lambda: controller.accounted(cluster.now, replica, incarnation, told, lease.number, outcomes))
         elif 0.9 <= draw < 0.92:
             self.held[replica] = []
-            self.tell(lambda: controller.ended(cluster.now, replica, incarnation, -9, "was killed"))
+            self.tell(lambda: controller.ended(cluster.now, replica, incarnation, Ending(-9, "was killed")))
         else:
             # Anything counts as progress here: it is not the number of deaths that is looked at.
             cluster.tick(examples=self.cluster.controller._used + 1)
@@ -1049,7 +1049,7 @@ def test_whatever_comes_in_whatever_order_every_example_is_accounted_for_once(se
     assert controller.error is None
     assert anarchy.captured > 2
     for replica, incarnation in anarchy.lives.items():
-        controller.ended(anarchy.cluster.now, replica, incarnation, 0, "ended")
+        controller.ended(anarchy.cluster.now, replica, incarnation, Ending(0, "ended"))
     anarchy.carry(anarchy.cluster.take())
     while anarchy.sent:
         anarchy.answer()

@@ -23,6 +23,7 @@ from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.engines.controller import Controller
 from distbelief.engines.outstanding import Outstanding
+from distbelief.engines.supervision import Ending
 from distbelief.ports import Outcome, PushRecord, Reply, Restore, SetLiving, Version
 from distbelief.server import block
 from distbelief.server.client import Client
@@ -195,8 +196,8 @@ def a_released_portion_is_leased_twice() -> Iterator[None]:
 def a_dead_replica_is_replaced_before_it_is_fenced() -> Iterator[None]:
     inner = Controller.ended
 
-    def ended(self: Controller, now: float, replica: int, incarnation: int, status: int | None, how: str) -> None:
-        inner(self, now, replica, incarnation, status, how)
+    def ended(self: Controller, now: float, replica: int, incarnation: int, ending: Ending) -> None:
+        inner(self, now, replica, incarnation, ending)
         slot = self.slots[replica]
         if slot.fencing and not self.allocator.finished and self.stopped_by is None:
             self._start(now, slot)
@@ -209,10 +210,10 @@ def a_dead_replica_is_replaced_before_it_is_fenced() -> Iterator[None]:
 def leases_are_released_before_the_fence() -> Iterator[None]:
     inner = Controller.ended
 
-    def ended(self: Controller, now: float, replica: int, incarnation: int, status: int | None, how: str) -> None:
+    def ended(self: Controller, now: float, replica: int, incarnation: int, ending: Ending) -> None:
         if self._slot(replica, incarnation) is not None:
             self.allocator.died(replica, None)
-        inner(self, now, replica, incarnation, status, how)
+        inner(self, now, replica, incarnation, ending)
 
     with _patch(Controller, "ended", ended):
         yield

@@ -24,7 +24,7 @@ from distbelief.engines.due import Due
 from distbelief.engines.outstanding import Outstanding
 from distbelief.engines.replicas import ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
-from distbelief.engines.supervision import Failure, Supervisor
+from distbelief.engines.supervision import Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError
 from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
 from distbelief.run.until import Every
@@ -134,8 +134,8 @@ class Controller:
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.leave_by(now + LEAVE_S)
 
-    def ended(self, now: float, replica: int, incarnation: int, status: int | None, how: str) -> None:
-        """A replica has ended, or is held to be dead; `how` in words, `status` that of its process."""
+    def ended(self, now: float, replica: int, incarnation: int, ending: Ending) -> None:
+        """A replica has ended, or is held to be dead."""
         if (slot := self._slot(replica, incarnation)) is None:
             return
         slot.alive = False
@@ -144,7 +144,7 @@ class Controller:
             return
         slot.state, slot.fencing = "dead", True
         self._leases.shut(replica)
-        fenced = partial(self._outstanding.when_still, self._fenced, slot, status, how, now)
+        fenced = partial(self._outstanding.when_still, self._fenced, slot, ending, now)
         self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
 
     def gone(self, now: float, replica: int) -> None:
@@ -230,9 +230,7 @@ class Controller:
                 self._kill(slot)
                 slot.state = "done"
 
-    def _fenced(
-        self, slot: ReplicaSlot, status: int | None, how: str, died_at: float, now: float, answers: Sequence[Answer]
-    ) -> None:
+    def _fenced(self, slot: ReplicaSlot, ending: Ending, died_at: float, now: float, answers: Sequence[Answer]) -> None:
         """No shard takes anything more from a dead replica: account for it, and replace it."""
         slot.fencing = False
         records = [answer for answer in answers if answer is None or isinstance(answer, PushRecord)]
@@ -240,11 +238,11 @@ class Controller:
         account = self.allocator.died(slot.replica, last)
         if account.total:
             self.watch.work(now)
-        error = None if failure is None else failure.error
+        error = ending.cause if failure is None else failure.error
         torn = last is not None and last.partial
-        self._actions.append(actions.Lost(slot.replica, slot.incarnation, status, error, account, records, torn))
+        self._actions.append(actions.Lost(slot.replica, slot.incarnation, ending.status, error, account, records, torn))
         if self._goes_on:
-            if (pointless := self._supervisor.died(died_at, how, failure)) is None:
+            if (pointless := self._supervisor.died(died_at, ending.how, failure)) is None:
                 self._start(now, slot)
             else:
                 self.fail(now, pointless)

@@ -22,6 +22,17 @@ class Failure(NamedTuple):
     """The error itself, where it was raised in this process."""
 
 
+class Ending(NamedTuple):
+    """How a replica ended, as its driver saw it."""
+
+    status: int | None
+    """The exit status of its process; negative for a signal."""
+    how: str
+    """The same in words that follow "the last one"."""
+    cause: str | None = None
+    """Why it ended, where the driver knows that better than by the status."""
+
+
 @final
 class Supervisor:
     """Told of deaths and of work done; says when replacing has become pointless."""

@@ -23,7 +23,7 @@ from distbelief.engines.record import RunRecord, controller_of, flat_at_start
 from distbelief.engines.result import Result
 from distbelief.engines.shards import Shards, memory_needed, shard_specs
 from distbelief.engines.shipping import pack
-from distbelief.engines.supervision import Failure
+from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import DistBeliefError, UserCodeError, WorkerDied
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer, how_ended
@@ -139,7 +139,7 @@ class LocalDriver:
         status = process.reap()
         del self._processes[process.who[0]]
         how = f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
-        self._controller.ended(time.monotonic(), *process.who, status, how)
+        self._controller.ended(time.monotonic(), *process.who, Ending(status, how))
 
     def _forget(self, end: Channel | int) -> None:
         if end in self._selector.get_map():

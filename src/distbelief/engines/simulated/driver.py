@@ -31,6 +31,7 @@ from distbelief.engines.simulated.machines import ReplicaMachine
 from distbelief.engines.simulated.request_server import RequestServer, SimulatedRequests
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
+from distbelief.engines.supervision import Ending
 from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
 from distbelief.ports import Answer
 from distbelief.run.prepare import Prepared
@@ -293,7 +294,7 @@ class SimulatedDriver:
             work.close()
         if machine.finished(incarnation):
             self._trace.note("end", machine.replica, incarnation)
-            self._ended(machine, incarnation, status, f"ended with exit code {status}")
+            self._ended(machine, incarnation, Ending(status, f"ended with exit code {status}"))
             self._carry()
 
     def _watch(self, machine: ReplicaMachine, incarnation: int, row: Row) -> None:
@@ -329,16 +330,16 @@ class SimulatedDriver:
 
     def _kill(self, machine: ReplicaMachine, incarnation: int) -> None:
         if machine.incarnation == incarnation:
-            self._stop(machine, "was ended by the controller")
+            self._stop(machine, "with the end of the run")
 
-    def _stop(self, machine: ReplicaMachine, how: str) -> None:
+    def _stop(self, machine: ReplicaMachine, cause: str) -> None:
         """End what is on a machine; that will be known in a moment."""
         machine.stop()
         when = self._now if self._wire.is_calm else self._plan.awake(CONTROLLER, self._now + _NOTICE_S)
-        self._at(when, self._ended, machine, machine.incarnation, -signal.SIGKILL, how)
+        self._at(when, self._ended, machine, machine.incarnation, Ending(-signal.SIGKILL, f"died {cause}", cause))
 
-    def _ended(self, machine: ReplicaMachine, incarnation: int, status: int | None, how: str) -> None:
-        self._controller.ended(self._now, machine.replica, incarnation, status, how)
+    def _ended(self, machine: ReplicaMachine, incarnation: int, ending: Ending) -> None:
+        self._controller.ended(self._now, machine.replica, incarnation, ending)
 
     def _look_at(self, machine: ReplicaMachine, incarnation: int) -> None:
         """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
@@ -348,7 +349,7 @@ class SimulatedDriver:
             and self._plan.out_of_reach(machine.name, CONTROLLER, self._now)
         ):
             self._end_when_reached(machine, machine.abandon())
-            self._ended(machine, incarnation, None, "was out of reach")
+            self._ended(machine, incarnation, Ending(None, "was out of reach", "out of reach"))
 
     def _end_when_reached(self, machine: ReplicaMachine, task: asyncio.Task[None]) -> None:
         if self._plan.out_of_reach(machine.name, CONTROLLER, self._now):
