@@ -1,5 +1,6 @@
 """What is checked and decided before anything starts."""
 
+import math
 import random
 from typing import Any
 
@@ -78,3 +79,12 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
 def test_more_shards_than_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="shards do not fit"):
         prepared(problems.task(), shards=1000)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_cannot_be_is_refused_on_the_first_batch(weight: float) -> None:
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, float]:
+        return nn.functional.cross_entropy(prediction, target, reduction="sum"), weight
+
+    with pytest.raises(TaskError, match=r"the weight of the first batch is .*: return \(sum, weight\) with 0 or more"):
+        prepared(problems.task(loss=loss))

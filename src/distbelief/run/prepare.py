@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -316,12 +317,16 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     with seeded(prepared.seed):
         try:
             with autocast(device, prepared.precision):
-                loss = task.forward(module, batch).mean
+                found = task.forward(module, batch)
         except Exception as error:
             error.add_note(f"on the first batch of train: {kinds(batch)}")
             raise
-    if not loss.requires_grad:
+    if not found.loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
+    if found.weight is not None and not 0 <= float(found.weight) < math.inf:
+        raise TaskError(
+            f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
+        )
     moving = tuple(
         name
         for (name, buffer), before in zip(module.named_buffers(), kept, strict=True)

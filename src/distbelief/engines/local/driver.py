@@ -115,6 +115,8 @@ class LocalDriver:
             ended = process.ended
             for message in process.channel.pending():
                 self._hear(process, message)
+                # At once: the replica that has sent it waits.
+                self._carry()
             if ended:
                 self._reap(process)
             elif process.channel.over:
