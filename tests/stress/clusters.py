@@ -253,7 +253,7 @@ def attempt(seed: int) -> str | None:
                 "the same seed, another trace"
             )
     # Whatever it is, it is this seed's failure, and the next ones are to be run.
-    except (Exception, TooLongError):  # noqa: BLE001
+    except (Exception, BaseExceptionGroup, TooLongError):  # noqa: BLE001
         return traceback.format_exc()
     return None
 
