@@ -330,13 +330,13 @@ class SimulatedDriver:
 
     def _kill(self, machine: ReplicaMachine, incarnation: int) -> None:
         if machine.incarnation == incarnation:
-            self._stop(machine, "with the end of the run")
+            self._stop(machine, "ended with the run")
 
     def _stop(self, machine: ReplicaMachine, cause: str) -> None:
         """End what is on a machine; that will be known in a moment."""
         machine.stop()
         when = self._now if self._wire.is_calm else self._plan.awake(CONTROLLER, self._now + _NOTICE_S)
-        self._at(when, self._ended, machine, machine.incarnation, Ending(-signal.SIGKILL, f"died {cause}", cause))
+        self._at(when, self._ended, machine, machine.incarnation, Ending(-signal.SIGKILL, f"died: {cause}", cause))
 
     def _ended(self, machine: ReplicaMachine, incarnation: int, ending: Ending) -> None:
         self._controller.ended(self._now, machine.replica, incarnation, ending)
