@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distbelief.downpour.method import Downpour
-from distbelief.engines.callbacks import Callback
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
-from distbelief.engines.result import STAMP, Result
 from distbelief.engines.signals import requests_raise, requests_to_end
 from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
+from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
 from distbelief.run.directory import RunDirectory, stored_method
 from distbelief.run.prepare import Prepared, prepare
+from distbelief.run.result import STAMP, Result
 from distbelief.run.run import FORMAT, Run, identity, quantile
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision

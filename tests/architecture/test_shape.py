@@ -27,13 +27,13 @@ reason; any other change that exceeds a folder's budget looks first for what cou
 
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
-    "engines/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
+    "run/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/driver.py": "tests/engines/local/test_deaths.py and test_bad_days.py: it only lives in runs",
     "engines/local/job.py": "the same: what a worker is told",
     "engines/local/session.py": "tests/test_training.py and tests/cli/test_commands.py: each run has one",
     "engines/local/worker.py": "tests/engines/local/test_deaths.py and test_process.py: it is a process",
-    "engines/result.py": "tests/test_training.py: what is in a summary",
+    "run/result.py": "tests/test_training.py: what is in a summary",
     "engines/signals.py": "tests/cli/test_commands.py and tests/test_resume.py: signals to whole runs",
     "engines/simulated/__init__.py": "test_simulation.py beside it: a value and its sentences",
     "engines/simulated/compute.py": "test_simulation.py: it only computes in runs",

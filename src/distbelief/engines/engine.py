@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from distbelief.engines.callbacks import Callback
 from distbelief.engines.record import RunRecord
-from distbelief.engines.result import Result
 from distbelief.observe.events import Observer
+from distbelief.run.callbacks import Callback
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
+from distbelief.run.result import Result
 
 
 class Driver(Protocol):

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
 from distbelief.engines.board import Board, Row
-from distbelief.engines.callbacks import Callback, Callbacks, LiveRun
-from distbelief.engines.checkpointing import Checkpoints
 from distbelief.engines.controller import Controller
-from distbelief.engines.evaluating import Evaluations
 from distbelief.engines.replicas import ReplicaSlot
-from distbelief.engines.result import Result, trimmed
 from distbelief.engines.shards import Shards
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Capture, Snapshot
+from distbelief.run.callbacks import Callback, Callbacks, LiveRun
 from distbelief.run.checkpoint import Draft, image_of
+from distbelief.run.checkpointing import Checkpoints
 from distbelief.run.directory import RunDirectory
+from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
+from distbelief.run.result import Result, trimmed
 from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
 from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated

@@ -12,7 +12,6 @@ import torch
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
 from distbelief.engines.board import Board
-from distbelief.engines.callbacks import Callback
 from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
@@ -20,7 +19,6 @@ from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.shards import MappedShards
 from distbelief.engines.memory import available, require
 from distbelief.engines.record import RunRecord, controller_of, flat_at_start
-from distbelief.engines.result import Result
 from distbelief.engines.shards import Shards, memory_needed, shard_specs
 from distbelief.engines.shipping import pack
 from distbelief.engines.supervision import Ending, Failure
@@ -28,8 +26,10 @@ from distbelief.errors import DistBeliefError, UserCodeError, WorkerDied
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import Observer, how_ended
 from distbelief.ports import Answer, Command, Outcome, Verdict
+from distbelief.run.callbacks import Callback
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
+from distbelief.run.result import Result
 
 _TICK_S = 0.1
 _PROGRESS_S = 1.0

@@ -21,7 +21,6 @@ from distbelief.engines.board import Board, Row
 from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.record import RunRecord, controller_of, flat_at_start
 from distbelief.engines.replica import assemble, failure_of
-from distbelief.engines.result import Result
 from distbelief.engines.shards import Shards, shard_specs
 from distbelief.engines.simulated.compute import SharedModule, TimedGradients
 from distbelief.engines.simulated.faults import Death
@@ -35,6 +34,7 @@ from distbelief.engines.supervision import Ending
 from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
 from distbelief.ports import Answer
 from distbelief.run.prepare import Prepared
+from distbelief.run.result import Result
 from distbelief.server.host import ShardHost
 from distbelief.server.shard import Shard
 

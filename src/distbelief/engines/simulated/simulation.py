@@ -8,10 +8,8 @@ from typing import final
 
 import torch
 
-from distbelief.engines.callbacks import Callback
 from distbelief.engines.memory import available, require
 from distbelief.engines.record import RunRecord
-from distbelief.engines.result import Result
 from distbelief.engines.shards import memory_needed
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.driver import SimulatedDriver
@@ -20,9 +18,11 @@ from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
 from distbelief.observe.events import Observer
+from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import newest
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared, go_on
+from distbelief.run.result import Result
 from distbelief.task.data import seeded
 
 

@@ -10,8 +10,8 @@ from typing import Any, final
 
 from torch import nn
 
-from distbelief.engines.result import STAMP
 from distbelief.errors import UsageError, UserCodeError
+from distbelief.run.result import STAMP
 from distbelief.task.tracebacks import user_frames
 
 Event = dict[str, Any]

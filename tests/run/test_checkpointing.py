@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distbelief.engines.checkpointing import Checkpoints
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, Image
+from distbelief.run.checkpointing import Checkpoints
 from tests.states import state
 
 

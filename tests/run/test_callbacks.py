@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import distbelief as db
-from distbelief.engines.callbacks import Callbacks, LiveRun
 from distbelief.errors import UsageError, UserCodeError
+from distbelief.run.callbacks import Callbacks, LiveRun
 from tests import problems
 
 METHOD = db.Downpour(replicas=1, batch_size=16, optimizer=db.SGD(0.05))
