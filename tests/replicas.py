@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distbelief.allocation import Reason
+from distbelief.allocation import Progress, Reason
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
-from distbelief.downpour.replica import DownpourReplica, Progress
+from distbelief.downpour.replica import DownpourReplica
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Lease, Outcome, Push, Reply, ShardLink, Version
 from distbelief.server.client import Client

@@ -11,7 +11,7 @@ The rules of `Allocator`, by which the methods differ for the controller:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -126,6 +126,42 @@ class Allocator(Protocol):
         """Raise `InvariantViolated` unless all work is in exactly one place."""
 
 
+@dataclass(slots=True)
+class Progress:
+    """What a replica has done since its start, for those who watch it. Sums, but for `staleness`."""
+
+    steps: float = 0
+    examples: float = 0
+    """In pushes that were used."""
+    losses: float = 0
+    """Batches whose loss was finite."""
+    loss: float = 0
+    """Sum over these."""
+    pushes: float = 0
+    rejected: float = 0
+    staleness: float = 0
+    """Of the last push, at its stalest shard."""
+    fetched_bytes: float = 0
+    pushed_bytes: float = 0
+
+
+class ReplicaParts(TypedDict):
+    """What a replica is put together from.
+
+    `parameters` is the flat vector that the model's tensors are views of: fetched into, and read by `source`.
+    `overlap`: batches that fetches and pushes may lag behind. `stopping` is asked before each batch, `watch` told
+    after each.
+    """
+
+    client: Any
+    source: GradientSource
+    work: WorkSource
+    parameters: Tensor
+    overlap: int
+    stopping: Callable[[], bool]
+    watch: Callable[[Progress], None]
+
+
 class Replica(Protocol):
     """One copy of the model at work."""
 
@@ -151,15 +187,5 @@ class Method(Protocol):
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Allocator:
         """Who hands out the work of a run over so many examples."""
 
-    def replica(
-        self,
-        *,
-        client: Any,
-        source: GradientSource,
-        work: WorkSource,
-        parameters: Tensor,
-        overlap: int,
-        stopping: Callable[[], bool],
-        watch: Callable[[Any], None],
-    ) -> Replica:
-        """One copy of the model; `watch` is given its progress after each step."""
+    def replica(self, **parts: Unpack[ReplicaParts]) -> Replica:
+        """One copy of the model."""

@@ -2,17 +2,18 @@
 
 import torch
 
-from distbelief.engines.board import Board, Row
+from distbelief.allocation import Progress
+from distbelief.engines.board import Board
 
 
 def test_rows_and_buffers_are_each_replicas_own() -> None:
     memory = torch.zeros(Board.nbytes(3, 2), dtype=torch.uint8)
     board, other = Board(memory, 3, 2), Board(memory, 3, 2)
-    board.write(1, Row(steps=7, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
+    board.write(1, Progress(steps=7, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
     board.buffers[2] = torch.tensor([1.0, 2.0])
-    assert other.read(1) == Row(7, 32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
+    assert other.read(1) == Progress(7, 32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
     assert other.steps(1) == 7
-    assert other.read(0) == other.read(2) == Row()
+    assert other.read(0) == other.read(2) == Progress()
     assert other.buffers.tolist() == [[0, 0], [0, 0], [1, 2]]
     assert not other.stopping
     board.stop()
@@ -41,4 +42,4 @@ def test_one_row_of_buffers_answers_all_requests_before_it() -> None:
         board.request_buffers()
     board.publish_buffers(0, torch.ones(1))
     assert not board.awaits_buffers(0)
-    assert board.read(0) == Row()
+    assert board.read(0) == Progress()

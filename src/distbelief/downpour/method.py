@@ -1,19 +1,14 @@
 """Downpour SGD as a value: every choice of the method, checked where it is made."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Literal, Unpack, final
 
-from torch import Tensor
-
-from distbelief.allocation import Replica
+from distbelief.allocation import Replica, ReplicaParts
 from distbelief.checks import check_whole
 from distbelief.downpour.ledger import Ledger
 from distbelief.errors import UsageError
-from distbelief.ports import GradientSource, WorkSource
 from distbelief.server.admission import Admission, Asynchronous
-from distbelief.server.client import Client
 from distbelief.server.rules import Adagrad, Rule
 
 
@@ -89,28 +84,9 @@ class Downpour:
             quorum=self.replicas if self.admission.round > 1 else 1,
         )
 
-    def replica(
-        self,
-        *,
-        client: Client,
-        source: GradientSource,
-        work: WorkSource,
-        parameters: Tensor,
-        overlap: int,
-        stopping: Callable[[], bool],
-        watch: Callable[[Any], None],
-    ) -> Replica:
+    def replica(self, **parts: Unpack[ReplicaParts]) -> Replica:
         """One copy of the model, at work by this method."""
         # Not at the top, since a replica's module needs this one.
         from distbelief.downpour.replica import DownpourReplica
 
-        return DownpourReplica(
-            self,
-            client=client,
-            source=source,
-            work=work,
-            parameters=parameters,
-            overlap=overlap,
-            stopping=stopping,
-            watch=watch,
-        )
+        return DownpourReplica(self, **parts)

@@ -11,12 +11,13 @@ for each portion of the data:
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from distbelief.allocation import Progress
 from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
@@ -29,59 +30,30 @@ _REFUSALS = 20
 """Gradients that are not finite, one after the other, after which a replica gives up."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """What a replica has done so far, for those who watch it. Sums since its start."""
-
-    steps: int = 0
-    examples: int = 0
-    """In pushes that were used."""
-    losses: int = 0
-    """Batches whose loss was finite."""
-    loss: float = 0.0
-    """Sum over these."""
-    pushes: int = 0
-    rejected: int = 0
-    staleness: int = 0
-    """Of the last push, at its stalest shard."""
-
-
 @final
+@dataclass(eq=False)
 class DownpourReplica:
-    """One copy of the model, working through leases until there are none.
+    """One copy of the model, working through leases until there are none; made of `ReplicaParts`."""
 
-    `parameters` is the flat vector that the model's tensors are views of: fetched into here, read by `source`.
-    `stopping` is asked before each batch; `watch` is told after each.
-    """
+    method: Downpour
+    _: KW_ONLY
+    client: Client
+    source: GradientSource
+    work: WorkSource
+    parameters: Tensor
+    overlap: int = 0
+    stopping: Callable[[], bool] = lambda: False
+    watch: Callable[[Progress], None] = lambda progress: None
 
-    def __init__(
-        self,
-        method: Downpour,
-        *,
-        client: Client,
-        source: GradientSource,
-        work: WorkSource,
-        parameters: Tensor,
-        overlap: int = 0,
-        stopping: Callable[[], bool] = lambda: False,
-        watch: Callable[[Progress], None] = lambda progress: None,
-    ) -> None:
-        self.method = method
-        self.client = client
-        self.source = source
-        self.work = work
-        self.parameters = parameters
+    def __post_init__(self) -> None:
         self.progress = Progress()
-        self.stopping = stopping
-        self.watch = watch
-        self._overlap = overlap
-        self._staging = torch.empty_like(parameters) if overlap else parameters
+        self._staging = torch.empty_like(self.parameters) if self.overlap else self.parameters
         self._fetching: asyncio.Task[tuple[Version, ...]] | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._versions: tuple[Version, ...] = ()
-        self._hand_over = HandOver(method.clip_norm)
-        rule = method.local_rule
-        self._local = None if rule is None else LocalStep(rule, client.layout, parameters)
+        self._hand_over = HandOver(self.method.clip_norm)
+        rule = self.method.local_rule
+        self._local = None if rule is None else LocalStep(rule, self.client.layout, self.parameters)
         self._refusals = 0
         self._account = _Account(Lease(0, 0, 0, 0))
 
@@ -111,11 +83,15 @@ class DownpourReplica:
             loss = self._read(gradient, due)
             if due:
                 await self._push()
-            self._tell(loss)
+            self.progress.steps += 1
+            if math.isfinite(loss):
+                self.progress.losses += 1
+                self.progress.loss += loss
+            self._tell()
         if self._account.open:
             await self._push()
         await self._settle()
-        self.watch(self.progress)
+        self._tell()
         await self.work.done(lease, self._account.outcomes)
 
     async def _fetch(self) -> None:
@@ -123,7 +99,7 @@ class DownpourReplica:
             self._versions, self._fetching = await self._fetching, None
             self.parameters.copy_(self._staging)
         if self.progress.steps % self.method.n_fetch == 0:
-            if self._overlap and self._versions:
+            if self.overlap and self._versions:
                 self._fetching = asyncio.create_task(self.client.fetch(self._staging))
             else:
                 self._versions = await self.client.fetch(self.parameters)
@@ -145,7 +121,7 @@ class DownpourReplica:
         work = account.close()
         if not parcel.finite:
             self._refuse(work)
-        elif self._overlap:
+        elif self.overlap:
             self._pushing = asyncio.create_task(self._deliver(parcel, work))
         else:
             await self._deliver(parcel, work)
@@ -173,19 +149,15 @@ class DownpourReplica:
         self.progress.rejected += 1
         self._refusals += 1
         if self._refusals == _REFUSALS:
-            self.watch(self.progress)
+            self._tell()
             raise Diverged(
                 f"{_REFUSALS} gradients in a row were not finite and were refused; the server's parameters are finite. "
                 "Lower lr, set clip_norm, or look for a division by zero or a logarithm of zero in the loss"
             )
 
-    def _tell(self, loss: float) -> None:
-        progress = self.progress
-        progress.steps += 1
-        if math.isfinite(loss):
-            progress.losses += 1
-            progress.loss += loss
-        self.watch(progress)
+    def _tell(self) -> None:
+        self.progress.fetched_bytes, self.progress.pushed_bytes = self.client.fetched_bytes, self.client.pushed_bytes
+        self.watch(self.progress)
 
 
 @final

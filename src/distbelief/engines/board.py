@@ -1,43 +1,18 @@
 """The board: memory on which replicas write how far they are, and the controller when to stop."""
 
-from typing import NamedTuple, cast, final
+from collections.abc import Iterable
+from dataclasses import fields
+from operator import attrgetter
+from typing import cast, final
 
 import torch
 from torch import Tensor
 
-from distbelief.downpour.replica import Progress
-from distbelief.server.client import Client
+from distbelief.allocation import Progress
 
-
-class Row(NamedTuple):
-    """What one replica has done since its start."""
-
-    steps: float = 0
-    examples: float = 0
-    losses: float = 0
-    """Batches whose loss was finite."""
-    loss: float = 0
-    """Sum over these."""
-    pushes: float = 0
-    rejected: float = 0
-    staleness: float = 0
-    """Of its last push."""
-    fetched_bytes: float = 0
-    pushed_bytes: float = 0
-
-    @classmethod
-    def of(cls, progress: Progress, client: Client) -> "Row":
-        """What a replica at work has done."""
-        p = progress
-        bytes_moved = client.fetched_bytes, client.pushed_bytes
-        return cls(p.steps, p.examples, p.losses, p.loss, p.pushes, p.rejected, p.staleness, *bytes_moved)
-
-    def plus(self, other: "Row") -> "Row":
-        """Field by field."""
-        return Row(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-_FIELDS = len(Row._fields)
+_NAMES = [field.name for field in fields(Progress)]
+_FIELDS = len(_NAMES)
+_values = attrgetter(*_NAMES)
 _STOP = 0
 _REQUESTS = 1
 _HEAD = 8
@@ -91,17 +66,22 @@ class Board:
         self.buffers[replica] = values
         self._cells[self._answers + replica] = request + 1
 
-    def write(self, replica: int, row: Row) -> None:
+    def write(self, replica: int, progress: Progress) -> None:
         """Replace a replica's row."""
         start = self._rows + replica * _FIELDS
-        for field, value in enumerate(row):
+        for field, value in enumerate(_values(progress)):
             self._cells[start + field] = value
 
     def steps(self, replica: int) -> int:
         """Batches that a replica has worked on."""
         return int(self._cells[self._rows + replica * _FIELDS])
 
-    def read(self, replica: int) -> Row:
+    def read(self, replica: int) -> Progress:
         """A replica's row."""
         start = self._rows + replica * _FIELDS
-        return Row(*self._cells[start : start + _FIELDS].tolist())
+        return Progress(*self._cells[start : start + _FIELDS].tolist())
+
+
+def total(parts: Iterable[Progress]) -> Progress:
+    """What several replicas have done, field by field."""
+    return Progress(*map(sum, zip(*map(_values, parts), strict=True)))

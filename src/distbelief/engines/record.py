@@ -11,8 +11,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from distbelief.allocation import Progress
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
-from distbelief.engines.board import Board, Row
+from distbelief.engines.board import Board, total
 from distbelief.engines.controller import Controller
 from distbelief.engines.replicas import ReplicaSlot
 from distbelief.engines.shards import Shards
@@ -112,7 +113,7 @@ class RunRecord:
         self._beside = beside
         self._waiting: list[tuple[float, Callable[[], None]]] = []
         """What waits for buffers, and until when."""
-        self._retired = Row()
+        self._retired = Progress()
         self._worked: set[int] = set()
         """Replicas that came to their natural end, and had worked until then."""
         before = controller.allocator.total
@@ -213,11 +214,11 @@ class RunRecord:
         )
         self._board.buffers[lost.replica] = self._buffers()
 
-    def _retire(self, replica: int) -> Row:
+    def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
         row = self._board.read(replica)
-        self._retired = self._retired.plus(row)
-        self._board.write(replica, Row())
+        self._retired = total((self._retired, row))
+        self._board.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 
@@ -321,10 +322,9 @@ class RunRecord:
         return self._resumed_at + int(self._sums.examples)
 
     @property
-    def _sums(self) -> Row:
+    def _sums(self) -> Progress:
         """The board's rows of all replicas, the dead ones' included, added up."""
-        rows = map(self._board.read, range(self._prepared.replicas))
-        return functools.reduce(Row.plus, rows, self._retired)
+        return total((self._retired, *map(self._board.read, range(self._prepared.replicas))))
 
     def _totals(self) -> Totals:
         past, sums = self._past, self._sums

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from distbelief.allocation import Replica
-from distbelief.engines.board import Row
+from distbelief.allocation import Progress, Replica
 from distbelief.engines.supervision import Failure
 from distbelief.errors import Diverged
 from distbelief.ports import GradientSource, ShardLink, WorkSource
@@ -29,19 +28,18 @@ def assemble(
     work: WorkSource,
     parameters: Tensor,
     stopping: Callable[[], bool],
-    publish: Callable[[Row], None],
+    watch: Callable[[Progress], None],
     patience: Patience | None = None,
 ) -> Replica:
-    """A replica of the run's method; `publish` is given how far it is, after each step."""
-    client = Client(run.layout, links, replica=replica, incarnation=incarnation, patience=patience)
+    """A replica of the run's method; `watch` is told how far it is, after each step."""
     return run.method.replica(
-        client=client,
+        client=Client(run.layout, links, replica=replica, incarnation=incarnation, patience=patience),
         source=source,
         work=work,
         parameters=parameters,
         overlap=run.overlap,
         stopping=stopping,
-        watch=lambda progress: publish(Row.of(progress, client)),
+        watch=watch,
     )
 
 

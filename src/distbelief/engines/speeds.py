@@ -3,7 +3,7 @@
 from collections import deque
 from typing import final
 
-from distbelief.engines.board import Row
+from distbelief.allocation import Progress
 
 _WINDOW_S = 2.0
 _LOOKS = 10
@@ -15,14 +15,14 @@ class Speeds:
     """Sums over the last two seconds of each replica's row; over the last ten looks, where these are longer ago."""
 
     def __init__(self, replicas: int) -> None:
-        self._past: list[deque[tuple[float, Row]]] = [deque() for _ in range(replicas)]
+        self._past: list[deque[tuple[float, Progress]]] = [deque() for _ in range(replicas)]
         self._loss: float | None = None
 
     def restart(self, replica: int) -> None:
         """Forget a replica whose process has ended."""
         self._past[replica].clear()
 
-    def update(self, now: float, replica: int, row: Row) -> None:
+    def update(self, now: float, replica: int, row: Progress) -> None:
         """Take note of a row read at `now`, in seconds."""
         past = self._past[replica]
         if past and past[-1][0] == now:
@@ -33,7 +33,7 @@ class Speeds:
 
     def examples_per_second(self, replica: int) -> float:
         """A replica's speed, once it has worked on more than its first batches: what was before them is not counted."""
-        past = [look for look in self._past[replica] if any(look[1])]
+        past = [look for look in self._past[replica] if look[1] != Progress()]
         if len(past) < 2:
             return 0.0
         (then, first), (now, last) = past[0], past[-1]

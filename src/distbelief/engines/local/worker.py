@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
-from distbelief.engines.board import Board, Row
+from distbelief.engines.board import Board
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
@@ -93,8 +94,8 @@ async def _run(
     def publish_buffers() -> None:
         board.publish_buffers(replica, flat.buffers())
 
-    def publish(row: Row) -> None:
-        board.write(replica, row)
+    def publish(progress: Progress) -> None:
+        board.write(replica, progress)
         if board.awaits_buffers(replica):
             publish_buffers()
 
@@ -110,7 +111,7 @@ async def _run(
         work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,
         stopping=lambda: board.stopping,
-        publish=publish,
+        watch=publish,
     ).run()
 
 

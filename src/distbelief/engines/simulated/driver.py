@@ -13,11 +13,11 @@ from typing import Any, final
 
 import torch
 
-from distbelief.allocation import Replica
+from distbelief.allocation import Progress, Replica
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
-from distbelief.engines.board import Board, Row
+from distbelief.engines.board import Board
 from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.record import RunRecord, controller_of, flat_at_start
 from distbelief.engines.replica import assemble, failure_of
@@ -269,7 +269,7 @@ class SimulatedDriver:
             work=work,
             parameters=parameters,
             stopping=lambda: self._board.stopping,
-            publish=lambda row: self._watch(machine, incarnation, row),
+            watch=lambda progress: self._watch(machine, incarnation, progress),
             patience=self._world.patience,
         )
         self._trace.note("begin", machine.replica, incarnation)
@@ -297,11 +297,11 @@ class SimulatedDriver:
             self._ended(machine, incarnation, Ending(status, f"ended with exit code {status}"))
             self._carry()
 
-    def _watch(self, machine: ReplicaMachine, incarnation: int, row: Row) -> None:
+    def _watch(self, machine: ReplicaMachine, incarnation: int, progress: Progress) -> None:
         """A replica has done a step."""
         if machine.incarnation != incarnation or not machine.at_work:
             return
-        self._board.write(machine.replica, row)
+        self._board.write(machine.replica, progress)
         if len(self._received) > self._heeded:
             self._heeded = len(self._received)
             why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
