@@ -475,7 +475,7 @@ class Holders(RuleBasedStateMachine):
         for leases in self.held.values():
             for lease in leases:
                 finish(ledger, lease)
-        if ledger._epochs is None and ledger._limit is None:
+        if ledger.epochs is None and ledger.limit is None:
             ledger.stop()
         for _ in range(2000):
             grants = [ledger.lease(holder) for holder in range(3)]

@@ -41,6 +41,11 @@ def test_any_kind_of_array_arrives_as_it_was() -> None:
     assert back["function"](1) == 2
 
 
+def test_a_masked_array_keeps_its_mask() -> None:
+    masked = np.ma.masked_less(np.arange(5000.0), 100)
+    assert there_and_back(masked).count() == 4900
+
+
 def test_what_is_one_object_stays_one() -> None:
     tensor = torch.randn(5000)
     first, second = there_and_back([tensor, tensor])

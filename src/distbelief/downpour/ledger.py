@@ -12,7 +12,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 from distbelief.allocation import Account, Grant, LastPush, Reason
@@ -25,6 +25,7 @@ _PORTION = 32
 
 
 @final
+@dataclass(eq=False, kw_only=True)
 class Ledger:
     """Hands out the data of `epochs` epochs (None: without end) or `limit` examples, whichever comes first.
 
@@ -33,27 +34,20 @@ class Ledger:
     have asked before anyone is given work; only the beginning waits for them.
     """
 
-    def __init__(
-        self,
-        *,
-        examples: int,
-        batch_size: int,
-        replicas: int = 1,
-        epochs: int | None = None,
-        limit: int | None = None,
-        warmstart: int = 0,
-        quorum: int = 1,
-    ) -> None:
-        self.examples = examples
-        self.batch_size = batch_size
-        self.batches = -(-examples // batch_size)
-        self._replicas = replicas
+    examples: int
+    batch_size: int
+    replicas: int = 1
+    epochs: int | None = None
+    limit: int | None = None
+    warmstart: int = 0
+    quorum: int = 1
+
+    def __post_init__(self) -> None:
+        self.batches = -(-self.examples // self.batch_size)
         self.accounts: dict[int, Account] = {}
         self.total = Account()
         self.epochs_ended = 0
         self.stopped = False
-        self._epochs, self._limit = epochs, limit
-        self._warmstart, self._quorum = warmstart, quorum
         self._asked: set[int] = set()
         self._alone: int | None = None
         self._epoch, self._batch = 0, 0
@@ -74,7 +68,7 @@ class Ledger:
     @property
     def alone(self) -> bool:
         """Whether one holder works alone."""
-        return self.total.total < self._warmstart
+        return self.total.total < self.warmstart
 
     @property
     def finished(self) -> bool:
@@ -84,19 +78,19 @@ class Ledger:
     @property
     def _waiting(self) -> Lease | None:
         """What was released first and is still wanted: a run may go on with an end that lies before it."""
-        if self._limit is not None and self._remaining <= 0:
+        if self.limit is not None and self._remaining <= 0:
             return None
-        return next((p for p in self._released if self._epochs is None or p.epoch < self._epochs), None)
+        return next((p for p in self._released if self.epochs is None or p.epoch < self.epochs), None)
 
     @property
     def _exhausted(self) -> bool:
-        over = self._epochs is not None and self._epoch >= self._epochs
-        return over or (self._limit is not None and self._remaining <= 0)
+        over = self.epochs is not None and self._epoch >= self.epochs
+        return over or (self.limit is not None and self._remaining <= 0)
 
     @property
     def _remaining(self) -> int:
         """Examples that may still be issued, where there is a limit."""
-        return (self._limit or 0) - self.total.total - self._leased
+        return (self.limit or 0) - self.total.total - self._leased
 
     def size(self, start: int, stop: int) -> int:
         """Examples in the batches [start, stop) of an epoch; the last batch may be smaller."""
@@ -111,7 +105,7 @@ class Ledger:
         self.ask(holder)
         if self.stopped or self.finished:
             return Grant(None, Reason.FINISHED)
-        if len(self._asked) < self._quorum:
+        if len(self._asked) < self.quorum:
             return Grant(None, Reason.GATHERING)
         if self.alone:
             if self._alone is None:
@@ -134,9 +128,9 @@ class Ledger:
     def _ahead(self) -> int | None:
         """Batches that have never been leased and are to be; None: without end."""
         ahead = None
-        if self._epochs is not None:
-            ahead = (self._epochs - self._epoch) * self.batches - self._batch
-        if self._limit is not None:
+        if self.epochs is not None:
+            ahead = (self.epochs - self._epoch) * self.batches - self._batch
+        if self.limit is not None:
             allowed = -(-self._remaining // self.batch_size)
             ahead = allowed if ahead is None else min(ahead, allowed)
         return ahead
@@ -145,13 +139,13 @@ class Ledger:
     def _size(self) -> int:
         """Batches in a portion at this place of the run."""
         ahead = self._ahead
-        return _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self._replicas)))
+        return _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self.replicas)))
 
     def _next(self) -> Lease:
         left = self.batches - self._batch
         if (ahead := self._ahead) is not None:
             left = min(left, ahead)
-        if (alone := self._warmstart - self.total.total - self._leased) > 0:
+        if (alone := self.warmstart - self.total.total - self._leased) > 0:
             left = min(left, -(-alone // self.batch_size))
         stop = self._batch + min(left, self._size)
         lease = Lease(0, self._epoch, self._batch, stop)
@@ -161,7 +155,7 @@ class Ledger:
     def _again(self, released: Lease) -> Lease:
         """What was released, as far as the limit allows."""
         self._released.remove(released)
-        if self._limit is None:
+        if self.limit is None:
             return released
         stop = min(released.stop, released.start - (-self._remaining // self.batch_size))
         self._release(released._replace(start=stop))
@@ -211,7 +205,7 @@ class Ledger:
     def leave(self, holder: int) -> None:
         """Somebody who is counted on at the beginning will not come any more."""
         self._asked.discard(holder)
-        self._quorum -= 1
+        self.quorum -= 1
 
     def stop(self) -> None:
         """Give out nothing more; what is leased may still be done."""

@@ -5,6 +5,7 @@ The controller decides; what it wants kept arrives here.
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -65,37 +66,30 @@ def controller_of(prepared: Prepared) -> Controller:
 
 
 @final
+@dataclass(eq=False)
 class RunRecord:
     """What is kept of one run. `clock` is in seconds.
 
     Without `beside`, training stands still during evaluations and checkpoints.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        controller: Controller,
-        *,
-        flat: FlatModule,
-        shards: Shards,
-        board: Board,
-        observer: Observer,
-        files: RunDirectory,
-        callbacks: Sequence[Callback],
-        clock: Callable[[], float],
-        beside: bool,
-    ) -> None:
-        self._prepared = prepared
-        self._controller = controller
-        self._flat = flat
-        self._shards = shards
-        self._board = board
-        self._observer = observer
-        self._files = files
-        self._clock = clock
+    prepared: Prepared
+    controller: Controller
+    _: KW_ONLY
+    flat: FlatModule
+    shards: Shards
+    board: Board
+    observer: Observer
+    files: RunDirectory
+    callbacks: Sequence[Callback]
+    clock: Callable[[], float]
+    beside: bool
+
+    def __post_init__(self) -> None:
+        prepared, files, flat, beside = self.prepared, self.files, self.flat, self.beside
         resumed = prepared.resumed
         self._past = Totals() if resumed is None else resumed.state.totals
-        board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
+        self.board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
         self._evaluations = Evaluations(
             prepared,
             flat,
@@ -108,17 +102,16 @@ class RunRecord:
         self._checkpoints = Checkpoints(
             files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
-        self.callbacks = Callbacks(callbacks, LiveRun(files.path, self._evaluations.history, self._model))
+        self._callbacks = Callbacks(self.callbacks, LiveRun(files.path, self._evaluations.history, self._model))
         self._speeds = Speeds(prepared.replicas)
-        self._beside = beside
         self._waiting: list[tuple[float, Callable[[], None]]] = []
         """What waits for buffers, and until when."""
         self._retired = Progress()
         self._worked: set[int] = set()
         """Replicas that came to their natural end, and had worked until then."""
-        before = controller.allocator.total
+        before = self.controller.allocator.total
         self._resumed_at = before.used + before.partial
-        self._born = clock()
+        self._born = self.clock()
         self._next_progress = 0.0
 
     def close(self) -> None:
@@ -130,14 +123,14 @@ class RunRecord:
 
     def begin(self, engine: str, devices: Sequence[str]) -> None:
         """Tell what is about to be done."""
-        prepared, until = self._prepared, self._prepared.until
+        prepared, until = self.prepared, self.prepared.until
         self.tell(
             "started",
             engine=engine,
             replicas=prepared.replicas,
             devices=list(devices),
             precision=prepared.precision,
-            emulated=emulated(self._flat.device, prepared.precision),
+            emulated=emulated(self.flat.device, prepared.precision),
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
@@ -151,13 +144,13 @@ class RunRecord:
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
         """Say what the run goes on from, or that it begins, and what of the earlier run is of no use to it."""
-        resumed, changes = self._prepared.resumed, self._prepared.changes
+        resumed, changes = self.prepared.resumed, self.prepared.changes
         self.tell(
             "resumed",
             examples=None if resumed is None else resumed.examples,
             damaged=list(complaints),
             **changes._asdict(),
-            other_data=resumed is not None and resumed.state.data != self._prepared.data,
+            other_data=resumed is not None and resumed.state.data != self.prepared.data,
             earlier=None if earlier is None else str(earlier),
         )
 
@@ -178,15 +171,15 @@ class RunRecord:
 
     def _with_buffers(self, then: Callable[[], None]) -> None:
         """Do something as soon as the replicas at work have published the buffers that training changes."""
-        if self._beside and self._prepared.moving:
-            self._board.request_buffers()
-            self._waiting.append((self._clock() + _BUFFERS_S, then))
+        if self.beside and self.prepared.moving:
+            self.board.request_buffers()
+            self._waiting.append((self.clock() + _BUFFERS_S, then))
         else:
             then()
 
     def _look_for_buffers(self, now: float) -> None:
-        slots = (slot for slot in self._controller.slots if slot.alive and slot.state == "working")
-        if now >= self._waiting[0][0] or not any(self._board.awaits_buffers(slot.replica) for slot in slots):
+        slots = (slot for slot in self.controller.slots if slot.alive and slot.state == "working")
+        if now >= self._waiting[0][0] or not any(self.board.awaits_buffers(slot.replica) for slot in slots):
             waiting, self._waiting = self._waiting, []
             for _, then in waiting:
                 then()
@@ -203,7 +196,7 @@ class RunRecord:
     def _lost(self, lost: Lost) -> None:
         self._retire(lost.replica)
         if lost.partial:
-            self._shards.count_partial(lost.records)
+            self.shards.count_partial(lost.records)
         self.tell(
             "died",
             replica=lost.replica,
@@ -212,13 +205,13 @@ class RunRecord:
             error=lost.error,
             account=vars(lost.account),
         )
-        self._board.buffers[lost.replica] = self._buffers()
+        self.board.buffers[lost.replica] = self._buffers()
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
-        row = self._board.read(replica)
+        row = self.board.read(replica)
         self._retired = total((self._retired, row))
-        self._board.write(replica, Progress())
+        self.board.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 
@@ -227,40 +220,40 @@ class RunRecord:
 
         Raises `UserCodeError` for what metrics, data and callbacks of the user's raise.
         """
-        controller, now = self._controller, self._clock()
-        controller.tick(now, self.examples, [self._board.steps(slot.replica) for slot in controller.slots])
+        controller, now = self.controller, self.clock()
+        controller.tick(now, self.examples, [self.board.steps(slot.replica) for slot in controller.slots])
         if self._waiting:
             self._look_for_buffers(now)
         if self._checkpoints.turn():
             controller.written()
         if self._evaluations.turn():
             controller.evaluated(now, self._evaluations.verdict())
-        self.callbacks.call()
-        if controller.stopped_by is None and (wish := self.callbacks.run.stopped_by) is not None:
+        self._callbacks.call()
+        if controller.stopped_by is None and (wish := self._callbacks.run.stopped_by) is not None:
             controller.stop(now, wish)
 
     # Evaluation
 
     def _buffers(self) -> Tensor:
         """The module's buffers: of the replicas that have worked and not died, where what they hold is finite."""
-        slots = range(self._prepared.replicas)
-        worked = [replica for replica in slots if replica in self._worked or self._board.read(replica).examples]
-        rows = self._board.buffers[worked]
+        slots = range(self.prepared.replicas)
+        worked = [replica for replica in slots if replica in self._worked or self.board.read(replica).examples]
+        rows = self.board.buffers[worked]
         rows = rows[torch.isfinite(rows).all(1)]
-        return self._flat.mean_buffers(rows if len(rows) else self._board.buffers[:1])
+        return self.flat.mean_buffers(rows if len(rows) else self.board.buffers[:1])
 
     def _fetch(self) -> Tensor:
         """Copy the server's parameters into the controller's module; returns the buffers that belong to them."""
-        self._shards.fetch(self._flat.vector)
+        self.shards.fetch(self.flat.vector)
         return self._buffers()
 
     def _model(self) -> nn.Module:
         """A module of its own, with what the server holds now."""
-        prepared = self._prepared
+        prepared = self.prepared
         module = prepared.task.build(prepared.seed)
-        put_(module, tensors_of(self._flat.module))
+        put_(module, tensors_of(self.flat.module))
         flat = FlatModule(module, prepared.layout, prepared.moving)
-        self._shards.fetch(flat.vector)
+        self.shards.fetch(flat.vector)
         flat.refresh()
         flat.load_buffers_(self._buffers())
         return module.eval()
@@ -270,7 +263,7 @@ class RunRecord:
     @functools.cached_property
     def captures(self) -> list[Capture]:
         """The commands that copy each shard into the image of the next checkpoint."""
-        return self._shards.captures(self._image.tensors)
+        return self.shards.captures(self._image.tensors)
 
     def capturing(self) -> None:
         """A checkpoint begins: the image is about to change."""
@@ -280,10 +273,10 @@ class RunRecord:
         """The checkpoint as of this instant, but for the buffers that training changes."""
         self._checkpoints.captured()
         snapshots = [snapshot for snapshot in checkpoint.snapshots if isinstance(snapshot, Snapshot)]
-        state = self._prepared.state(
-            term=self._controller.term,
+        state = self.prepared.state(
+            term=self.controller.term,
             method=checkpoint.state,
-            incarnations=[slot.incarnation for slot in self._controller.slots],
+            incarnations=[slot.incarnation for slot in self.controller.slots],
             totals=self._totals(),
             updates=max(map(updates_of, snapshots)),
             examples=max(map(examples_of, snapshots)),
@@ -292,7 +285,7 @@ class RunRecord:
         return Draft(checkpoint.total.total, self._image, state)
 
     def _write(self, draft: Draft) -> None:
-        for name, buffer in self._flat.named_buffers(self._buffers()).items():
+        for name, buffer in self.flat.named_buffers(self._buffers()).items():
             self._image.tensors[key(BUFFERS, name)].copy_(buffer)
         self._checkpoints.begin(draft)
 
@@ -300,8 +293,8 @@ class RunRecord:
         """Write what the run has come to, with no replica left."""
         self._checkpoints.finish()
         self.capturing()
-        allocator = self._controller.allocator
-        last = WriteCheckpoint(self._shards.execute_each(self.captures), allocator.total, allocator.state())
+        allocator = self.controller.allocator
+        last = WriteCheckpoint(self.shards.execute_each(self.captures), allocator.total, allocator.state())
         self._write(self._draft(last))
         self._checkpoints.finish()
 
@@ -310,11 +303,11 @@ class RunRecord:
     @property
     def seconds(self) -> float:
         """Over the run's life."""
-        return self._controller.watch.seconds(self._clock())
+        return self.controller.watch.seconds(self.clock())
 
     @property
     def _updates(self) -> int:
-        return self._past.updates + self._shards.updates
+        return self._past.updates + self.shards.updates
 
     @property
     def examples(self) -> int:
@@ -324,26 +317,26 @@ class RunRecord:
     @property
     def _sums(self) -> Progress:
         """The board's rows of all replicas, the dead ones' included, added up."""
-        return total((self._retired, *map(self._board.read, range(self._prepared.replicas))))
+        return total((self._retired, *map(self.board.read, range(self.prepared.replicas))))
 
     def _totals(self) -> Totals:
         past, sums = self._past, self._sums
-        staleness = self._shards.staleness.sum(0)
+        staleness = self.shards.staleness.sum(0)
         staleness[: len(past.staleness)] += torch.tensor(past.staleness, dtype=torch.int64)
         return Totals(
             self._updates,
-            self._controller.watch.worked,
-            past.restarts + sum(max(0, slot.starts - 1) for slot in self._controller.slots),
+            self.controller.watch.worked,
+            past.restarts + sum(max(0, slot.starts - 1) for slot in self.controller.slots),
             past.rejected + int(sums.rejected),
             trimmed(staleness),
-            max(past.stalest, self._shards.stalest),
+            max(past.stalest, self.shards.stalest),
             past.fetched_bytes + int(sums.fetched_bytes),
             past.pushed_bytes + int(sums.pushed_bytes),
         )
 
     def _stamp(self) -> dict[str, Any]:
         return {
-            "epoch": round(self.examples / self._controller.allocator.examples, 3),
+            "epoch": round(self.examples / self.controller.allocator.examples, 3),
             "examples": self.examples,
             "updates": self._updates,
             "seconds": round(self.seconds, 3),
@@ -352,17 +345,17 @@ class RunRecord:
     def tell(self, event: str, **content: Any) -> None:
         """Something happened: for the log, the eye and the callbacks."""
         told = {"seconds": round(self.seconds, 3), **content}
-        self._observer.event(event, **told)
-        self.callbacks.add({"event": event, **told})
+        self.observer.event(event, **told)
+        self._callbacks.add({"event": event, **told})
 
     def show(self, progress_s: float) -> None:
         """Let it be seen how the run stands, and tell of its progress once in so many seconds."""
-        now = self._clock()
-        for replica in range(self._prepared.replicas):
-            self._speeds.update(now, replica, self._board.read(replica))
+        now = self.clock()
+        for replica in range(self.prepared.replicas):
+            self._speeds.update(now, replica, self.board.read(replica))
         status = self._status()
-        self._observer.status(status)
-        if now >= self._next_progress and self._controller.watch.began is not None:
+        self.observer.status(status)
+        if now >= self._next_progress and self.controller.watch.began is not None:
             self._next_progress = now + progress_s
             self.tell(
                 "progress",
@@ -381,27 +374,27 @@ class RunRecord:
             )
 
     def _status(self) -> Status:
-        until, examples, now = self._prepared.until, self.examples, self._clock()
+        until, examples, now = self.prepared.until, self.examples, self.clock()
         fractions = [
             self.seconds / until.seconds if until.seconds else 0.0,
             examples / until.examples if until.examples else 0.0,
-            examples / (until.epochs * self._controller.allocator.examples) if until.epochs else 0.0,
+            examples / (until.epochs * self.controller.allocator.examples) if until.epochs else 0.0,
         ]
         replicas = tuple(
             ReplicaStatus(
                 slot.replica,
                 self._shown(slot, now),
                 self._speeds.examples_per_second(slot.replica),
-                int(self._board.read(slot.replica).staleness),
+                int(self.board.read(slot.replica).staleness),
                 max(0, slot.starts - 1),
             )
-            for slot in self._controller.slots
+            for slot in self.controller.slots
         )
         return Status(
             self.seconds,
             examples,
             self._updates,
-            examples / self._controller.allocator.examples,
+            examples / self.controller.allocator.examples,
             self._speeds.loss(),
             sum(replica.examples_per_second for replica in replicas),
             min(1.0, max(fractions)),
@@ -409,23 +402,23 @@ class RunRecord:
         )
 
     def _shown(self, slot: ReplicaSlot, now: float) -> str:
-        if slot.state in ("ready", "working") and self._controller.waits(slot.replica):
+        if slot.state in ("ready", "working") and self.controller.waits(slot.replica):
             return "waiting"
         return "silent" if slot.silent(now) else slot.state
 
     def result(self, *, hurried: bool, impatient: Callable[[], bool]) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
-        controller, allocator = self._controller, self._controller.allocator
+        controller, allocator = self.controller, self.controller.allocator
         account, totals, error = allocator.total, self._totals(), controller.error
         used = account.used + account.partial
-        limit = self._prepared.until.examples
+        limit = self.prepared.until.examples
         stopped_by = controller.stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
         stamp = {"epoch": round(used / allocator.examples, 3), "examples": used}
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
-        if error is None and not self._shards.finite:
+        if error is None and not self.shards.finite:
             error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
         wanted = error is None and not hurried
-        if wanted and self._prepared.sets:
+        if wanted and self.prepared.sets:
             self.tell("evaluating", seconds=stamp["seconds"])
         try:
             self._evaluations.finish(stamp if wanted else None, impatient)
@@ -434,7 +427,7 @@ class RunRecord:
         self._write_last()
         self.tell("stopped", **stamp, stopped_by=stopped_by)
         try:
-            self.callbacks.call()
+            self._callbacks.call()
         except UserCodeError as failure:
             error = error or failure
         self._check()
@@ -446,14 +439,14 @@ class RunRecord:
             (controller.watch.began or self._born) - self._born,
             self._evaluations.seconds,
             self._evaluations.history,
-            [trimmed(shard) for shard in self._shards.staleness],
-            None if self._prepared.resumed is None else self._prepared.resumed.examples,
+            [trimmed(shard) for shard in self.shards.staleness],
+            None if self.prepared.resumed is None else self.prepared.resumed.examples,
             error,
         )
 
     def _check(self) -> None:
-        allocator = self._controller.allocator
+        allocator = self.controller.allocator
         allocator.check()
-        self._shards.check()
+        self.shards.check()
         if not allocator.finished:
             raise InvariantViolated("the run ended with leases outstanding")

@@ -32,32 +32,26 @@ def _aligned(nbytes: int) -> int:
 
 
 class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.arrays: list[np.ndarray] = []
-        self._places: dict[int, int] = {}
-        # An object must live as long as its id stands for it.
-        self._kept: list[object] = []
+    """Has large arrays leave the pickle as buffers, and files that are mapped be mapped again."""
 
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+    def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Tensor and obj.layout is torch.strided and obj.device.type == "cpu" and not obj.requires_grad:
             # bfloat16 and its like have no numpy dtype, so tensors travel as bytes.
             if obj.nbytes >= _LEAST_BYTES and not obj.is_complex():
                 # A part of a larger tensor would take all of that tensor along.
                 raw = obj.detach().contiguous().view(-1).view(torch.uint8).numpy()
-                return "tensor", self._place(obj, raw), obj.dtype, tuple(obj.shape)
-        elif isinstance(obj, np.ndarray) and not obj.dtype.hasobject and obj.nbytes >= _LEAST_BYTES:
+                return _tensor, (raw, obj.dtype, obj.shape)
+        elif type(obj) in (np.ndarray, np.memmap) and not obj.dtype.hasobject and obj.nbytes >= _LEAST_BYTES:
             if (mapped := _mapped(obj)) is not None:
                 return mapped
-            return "array", self._place(obj, obj), obj.dtype, obj.shape
-        return None
+            if type(obj) is np.memmap or not (obj.flags.c_contiguous or obj.flags.f_contiguous):
+                # numpy would leave it in the pickle.
+                return np.asarray, (np.ascontiguousarray(obj),)
+        return super().reducer_override(obj)
 
-    def _place(self, obj: object, array: np.ndarray) -> int:
-        if id(obj) not in self._places:
-            self._places[id(obj)] = len(self.arrays)
-            self.arrays.append(array)
-            self._kept.append(obj)
-        return self._places[id(obj)]
+
+def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def _mapped(array: np.ndarray) -> tuple[Any, ...] | None:
@@ -71,28 +65,7 @@ def _mapped(array: np.ndarray) -> tuple[Any, ...] | None:
         # Written to in memory alone: the file holds something else.
         return None
     offset = root.offset + array.ctypes.data - root.ctypes.data
-    return "file", str(root.filename), array.dtype, array.shape, offset
-
-
-class _Unpacker(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, memory: SharedMemory, offsets: list[int]) -> None:
-        super().__init__(file)
-        self._memory = memory
-        self._offsets = offsets
-        self._made: dict[tuple[Any, ...], Any] = {}
-
-    def persistent_load(self, pid: Any) -> Any:
-        if pid not in self._made:
-            self._made[pid] = self._make(*pid)
-        return self._made[pid]
-
-    def _make(self, kind: str, place: Any, dtype: Any, shape: tuple[int, ...], offset: int = 0) -> Any:
-        if kind == "file":
-            return np.memmap(place, dtype, mode="r", offset=offset, shape=shape)
-        count = int(np.prod(shape))
-        nbytes = count * dtype.itemsize
-        raw = self._memory.bytes[self._offsets[place] : self._offsets[place] + nbytes]
-        return raw.view(dtype).view(shape) if kind == "tensor" else raw.numpy().view(dtype).reshape(shape)
+    return np.memmap, (str(root.filename), array.dtype, "r", offset, array.shape)
 
 
 def pack(thing: object) -> SharedMemory:
@@ -105,28 +78,34 @@ def pack(thing: object) -> SharedMemory:
         if name.startswith(FILE_MODULE):
             cloudpickle.register_pickle_by_value(module)
     file = io.BytesIO()
-    packer = _Packer(file)
+    buffers: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        """Whether a buffer stays in the pickle, as the pickler asks."""
+        if large := buffer.raw().nbytes >= _LEAST_BYTES:
+            buffers.append(buffer.raw())
+        return not large
+
     try:
-        packer.dump(thing)
+        _Packer(file, protocol=5, buffer_callback=stays).dump(thing)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise TaskError(f"the task cannot be sent to other processes: {error}") from error
-    ends = list(accumulate((_aligned(array.nbytes) for array in packer.arrays), initial=0))
-    body = pickle.dumps((ends, file.getvalue()))
-    base = _aligned(_HEAD.size + len(body))
-    require({"the task's arrays": base + ends[-1]}, available())
-    memory = SharedMemory.create(base + ends[-1], "task")
+    sizes = [raw.nbytes for raw in buffers]
+    body = pickle.dumps((sizes, file.getvalue()))
+    *starts, end = accumulate(map(_aligned, sizes), initial=_aligned(_HEAD.size + len(body)))
+    require({"the task's arrays": end}, available())
+    memory = SharedMemory.create(end, "task")
     room = memory.bytes.numpy()
     room[: _HEAD.size + len(body)] = np.frombuffer(_HEAD.pack(len(body)) + body, np.uint8)
-    for end, array in zip(ends, packer.arrays, strict=False):
-        np.frombuffer(room.data, array.dtype, array.size, base + end).reshape(array.shape)[...] = array
+    for start, raw in zip(starts, buffers, strict=True):
+        room[start : start + raw.nbytes] = raw
     return memory
 
 
 def unpack(fd: int) -> Any:
     """What `pack` put into a memory. Its arrays are mapped privately: writing to one changes nobody else's."""
-    memory = SharedMemory(fd, private=True)
-    room = memory.bytes.numpy()
-    (length,) = _HEAD.unpack(room[: _HEAD.size].tobytes())
-    ends, body = pickle.loads(room[_HEAD.size : _HEAD.size + length].tobytes())
-    base = _aligned(_HEAD.size + length)
-    return _Unpacker(io.BytesIO(body), memory, [base + end for end in ends]).load()
+    room = SharedMemory(fd, private=True).bytes.numpy().data
+    (length,) = _HEAD.unpack(room[: _HEAD.size])
+    sizes, body = pickle.loads(room[_HEAD.size : _HEAD.size + length])
+    starts = accumulate(map(_aligned, sizes), initial=_aligned(_HEAD.size + length))
+    return pickle.loads(body, buffers=[room[start : start + size] for start, size in zip(starts, sizes, strict=False)])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -10,6 +11,7 @@ from distbelief.run.checkpoint import Draft
 
 
 @final
+@dataclass(eq=False)
 class Checkpoints:
     """Writes checkpoints, one at a time.
 
@@ -17,16 +19,15 @@ class Checkpoints:
     `beside`, training stands still while one is written.
     """
 
-    def __init__(
-        self, write: Callable[[Draft], Path], *, tell: Callable[[dict[str, Any]], None], beside: bool = True
-    ) -> None:
-        self._write = write
-        self._tell = tell
-        self._beside = beside
+    write: Callable[[Draft], Path]
+    _: KW_ONLY
+    tell: Callable[[dict[str, Any]], None]
+    beside: bool = True
+
+    def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Path] | None = None
-        self._began = 0.0
-        self._capture_s = 0.0
+        self._began = self._capture_s = 0.0
 
     def capturing(self) -> None:
         """The run begins to be copied."""
@@ -38,8 +39,8 @@ class Checkpoints:
 
     def begin(self, draft: Draft) -> None:
         """Begin to write what was copied; it is left alone until `turn` says that it has been written."""
-        self._running = self._pool.submit(self._write, draft)
-        if not self._beside:
+        self._running = self._pool.submit(self.write, draft)
+        if not self.beside:
             wait([self._running])
 
     def turn(self) -> bool:
@@ -55,9 +56,9 @@ class Checkpoints:
             return
         ended, self._running = self._running, None
         try:
-            self._tell({"path": str(ended.result()), "error": None, "capture_s": self._capture_s})
+            self.tell({"path": str(ended.result()), "error": None, "capture_s": self._capture_s})
         except OSError as error:
-            self._tell({"path": None, "error": str(error), "capture_s": self._capture_s})
+            self.tell({"path": None, "error": str(error), "capture_s": self._capture_s})
 
     def close(self) -> None:
         """End the thread."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, final
 
 import torch
@@ -24,6 +25,7 @@ _LOOK_S = 0.1
 
 
 @final
+@dataclass(eq=False)
 class Evaluations:
     """Evaluates what the server holds, and keeps the history.
 
@@ -33,34 +35,27 @@ class Evaluations:
     whether it is the best. Without `beside`, training stands still meanwhile.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        flat: FlatModule,
-        *,
-        fetch: Callable[[], Tensor],
-        keep: Callable[[], object],
-        tell: Callable[[Row, bool], None],
-        beside: bool = True,
-    ) -> None:
+    prepared: Prepared
+    flat: FlatModule
+    _: KW_ONLY
+    fetch: Callable[[], Tensor]
+    keep: Callable[[], object]
+    tell: Callable[[Row, bool], None]
+    beside: bool = True
+
+    def __post_init__(self) -> None:
         self.seconds = 0.0
         """Spent in evaluations."""
-        self.history: list[Row] = list(prepared.past_history)
-        self._prepared = prepared
-        self._task = prepared.task.placed(flat.device)
-        self._flat = flat
-        self._fetch = fetch
-        self._keep = keep
-        self._tell = tell
-        self._beside = beside
+        self.history: list[Row] = list(self.prepared.past_history)
+        self._task = self.prepared.task.placed(self.flat.device)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[tuple[Row, bool]] | None = None
         self._abandoned = threading.Event()
 
     def begin(self, stamp: Row) -> None:
         """Begin an evaluation; none must be under way."""
-        self._running = self._pool.submit(self._evaluate, stamp, self._fetch(), threads=1, everything=False)
-        if not self._beside:
+        self._running = self._pool.submit(self._evaluate, stamp, self.fetch(), threads=1, everything=False)
+        if not self.beside:
             wait([self._running])
 
     def turn(self) -> bool:
@@ -78,10 +73,10 @@ class Evaluations:
             self._wait(impatient)
         except UserCodeError:
             # What it evaluated is older than what is to be written.
-            self._load(self._fetch())
+            self._load(self.fetch())
             raise
-        buffers = self._fetch()
-        if self._prepared.sets and stamp is not None:
+        buffers = self.fetch()
+        if self.prepared.sets and stamp is not None:
             self._running = self._pool.submit(self._evaluate, stamp, buffers, torch.get_num_threads(), everything=True)
             self._wait(impatient)
         self._load(buffers)
@@ -95,7 +90,7 @@ class Evaluations:
 
     def verdict(self) -> str | None:
         """Why the run should end by its evaluations: "target", "patience", or None."""
-        until, history = self._prepared.until, self.history
+        until, history = self.prepared.until, self.history
         if until.target and history and all(self._reached(name, value) for name, value in until.target.items()):
             return "target"
         if until.patience is not None:
@@ -106,7 +101,7 @@ class Evaluations:
 
     def _rank(self, row: Row) -> float:
         """By what a row is better than another; minus infinity where it has no finite number to be judged by."""
-        name, mode = self._prepared.judge
+        name, mode = self.prepared.judge
         value = row.get(name)
         if value is None or not math.isfinite(value):
             return -math.inf
@@ -114,7 +109,7 @@ class Evaluations:
 
     def _reached(self, name: str, value: float) -> bool:
         found = self.history[-1][name]
-        return bool(found >= value if self._prepared.task.mode(name) == "max" else found <= value)
+        return bool(found >= value if self.prepared.task.mode(name) == "max" else found <= value)
 
     def close(self) -> None:
         """End the thread."""
@@ -134,14 +129,14 @@ class Evaluations:
                 f"an evaluation failed{where} with {error!r}\n\n{user_frames(error)}".rstrip()
             ) from error
         self.history.append(row)
-        self._tell(row, best)
+        self.tell(row, best)
 
     def _is_best(self, row: Row) -> bool:
         return self._rank(row) > max(map(self._rank, self.history), default=-math.inf)
 
     def _load(self, buffers: Tensor) -> None:
-        self._flat.refresh()
-        self._flat.load_buffers_(buffers)
+        self.flat.refresh()
+        self.flat.load_buffers_(buffers)
 
     def _evaluate(self, stamp: Row, buffers: Tensor, threads: int, *, everything: bool) -> tuple[Row, bool]:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
@@ -149,21 +144,21 @@ class Evaluations:
         began = time.monotonic()
         self._load(buffers)
         row = dict(stamp)
-        for prefixes, rows in self._prepared.sets.items():
+        for prefixes, rows in self.prepared.sets.items():
             if "" not in prefixes and not everything:
                 continue
             # The chance in making an evaluation's batches is the same in each evaluation.
-            with seeded(derive(self._prepared.seed, "evaluation")):
+            with seeded(derive(self.prepared.seed, "evaluation")):
                 metrics = evaluate(
                     self._task,
-                    self._flat.module,
+                    self.flat.module,
                     rows,
-                    self._prepared.evaluation_batch,
+                    self.prepared.evaluation_batch,
                     self._abandoned.is_set,
                 )
             row.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
         self.seconds += time.monotonic() - began
         # In this thread: while the best model is written, the controller answers replicas.
         if best := self._is_best(row):
-            self._keep()
+            self.keep()
         return row, best
