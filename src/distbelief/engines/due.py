@@ -16,20 +16,19 @@ class EvaluationsDue:
         self._every = every
         self._begun: int | None = None
 
-    def due(self, epochs: int, examples: int, seconds: float) -> bool:
-        """Whether one is due after so many ended epochs, examples and seconds. What is missed is not made up for."""
+    def take(self, epochs: int, examples: int, seconds: float, *, free: bool = True) -> bool:
+        """Whether one begins after so many ended epochs, examples and seconds: it is due, and none is under way.
+
+        What is missed is not made up for.
+        """
         every = self._every
         if every is None:
             count = epochs
         else:
             count = int(examples // every.examples if every.examples else seconds // (every.seconds or 1.0))
-        self._begun = count if self._begun is None else self._begun
-        return count > self._begun
-
-    def begin(self, epochs: int, examples: int, seconds: float) -> None:
-        """The one that is due begins."""
-        self._begun = None
-        self.due(epochs, examples, seconds)
+        begun = count if self._begun is None else self._begun
+        self._begun = count if free else begun
+        return free and count > begun
 
 
 @final
@@ -45,21 +44,15 @@ class CheckpointsDue:
         self._first: float | None = None
         self._due = 0.0
 
-    def due(self, examples: int, seconds: float) -> bool:
-        """Whether one is due after so many examples and seconds."""
-        every = self._every.examples or self._every.seconds or 0.0
-        now = self._now(examples, seconds)
+    def take(self, examples: int, seconds: float, *, free: bool = True) -> bool:
+        """Whether one begins after so many examples and seconds: it is due, and none is under way."""
+        now, every = (examples if self._every.examples else seconds), self._every.examples or self._every.seconds or 0.0
         if self._first is None:
             self._first, self._due = now, now + every / _FIRST
-        return now >= self._due
-
-    def begin(self, examples: int, seconds: float) -> None:
-        """The one that is due begins."""
-        now = self._now(examples, seconds)
-        self._due = now + min(self._every.examples or self._every.seconds or 0.0, now - (self._first or 0.0))
-
-    def _now(self, examples: int, seconds: float) -> float:
-        return examples if self._every.examples else seconds
+        if not free or now < self._due:
+            return False
+        self._due = now + min(every, now - self._first)
+        return True
 
 
 @final
@@ -73,12 +66,9 @@ class Due:
 
     def look(self, epochs: int, examples: int, seconds: float) -> tuple[bool, bool]:
         """Whether an evaluation, and whether a checkpoint, is to be begun after so many epochs, examples, seconds."""
-        evaluate = self._evaluations is not None and self._evaluations.due(epochs, examples, seconds)
-        if evaluate := evaluate and not self.evaluating:
-            assert self._evaluations is not None
-            self._evaluations.begin(epochs, examples, seconds)
-            self.evaluating = True
-        if capture := self._checkpoints.due(examples, seconds) and not self.writing:
-            self._checkpoints.begin(examples, seconds)
-            self.writing = True
+        due, free = self._evaluations, not self.evaluating
+        evaluate = due is not None and due.take(epochs, examples, seconds, free=free)
+        capture = self._checkpoints.take(examples, seconds, free=not self.writing)
+        self.evaluating |= evaluate
+        self.writing |= capture
         return evaluate, capture

@@ -42,7 +42,7 @@ _ON_ARRIVAL = Decision(Verdict.APPLIED, "applied on arrival")
 
 
 class _OneByOne:
-    """What policies have in common that know neither rounds nor waiting."""
+    """What holds of a policy that does not say otherwise: neither rounds nor waiting."""
 
     @property
     def round(self) -> int:
@@ -103,7 +103,7 @@ class Bounded(_OneByOne):
 
 @final
 @dataclass(frozen=True)
-class Paced:
+class Paced(_OneByOne):
     """Nobody is more than `steps` batches ahead of the slowest living replica; nothing is refused (Ho et al. 2013).
 
     It is the next fetch that waits, so that a replica which fetches every n batches may be n - 1 more ahead. 0 keeps
@@ -117,11 +117,6 @@ class Paced:
         check_whole("steps", self.steps, least=0)
 
     @property
-    def round(self) -> int:
-        """Pushes to an update."""
-        return 1
-
-    @property
     def lead(self) -> int:
         """Steps that a replica may be ahead."""
         return self.steps
@@ -133,7 +128,7 @@ class Paced:
 
 @final
 @dataclass(frozen=True)
-class Buffered:
+class Buffered(_OneByOne):
     """The mean of m pushes is one update; what comes late for its round is dropped (Chen et al. 2016).
 
     m = 1 is asynchronous, m below the number of replicas is synchronous with backup workers, m equal to it is
@@ -150,11 +145,6 @@ class Buffered:
     def round(self) -> int:
         """Pushes to an update."""
         return self.m
-
-    @property
-    def lead(self) -> int | None:
-        """Steps that a replica may be ahead."""
-        return None
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         """Drop what is late, hold until the round is full."""
