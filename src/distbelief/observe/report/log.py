@@ -111,9 +111,14 @@ class Life:
     """Seconds by which the lives before were ahead of this one's beginning, all together."""
 
     @property
-    def deaths(self) -> list[tuple[float, Process]]:
-        """When processes died, and which."""
-        return [(p.ended, p) for p in self.processes if p.died_of is not None and p.ended is not None]
+    def deaths(self) -> list[Process]:
+        """The processes that died, the first to die first."""
+        return sorted((p for p in self.processes if p.ended is not None), key=lambda process: process.ended or 0.0)
+
+    def heir(self, dead: Process) -> Process | None:
+        """The process that took a dead one's place."""
+        later = [p for p in self.processes if p.replica == dead.replica and p.incarnation > dead.incarnation]
+        return min(later, key=lambda process: process.incarnation, default=None)
 
     def clock(self, seconds: float | None) -> float:
         """A time of this life, None for its end, on a clock that never goes back: what was lost is counted."""

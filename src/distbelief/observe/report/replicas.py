@@ -179,9 +179,3 @@ def _caption(lives: Sequence[Life], others: int) -> str:
     if gone := ", ".join(dict.fromkeys(outage.machine for life in lives for outage in life.outages)):
         parts.append(f"Where the ground is coloured, a machine of the server was dead: {gone}.")
     return " ".join(parts)
-
-
-def replacement(life: Life, dead: Process) -> Process | None:
-    """The process that took a dead one's place."""
-    later = [p for p in life.processes if p.replica == dead.replica and p.incarnation > dead.incarnation]
-    return min(later, key=lambda process: process.incarnation, default=None)
