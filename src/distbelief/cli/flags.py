@@ -119,9 +119,9 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
 
 def engine_of(flags: dict[str, Any]) -> Engine:
     """The engine that the flags say."""
+    from distbelief.cli.simulation import read
     from distbelief.engines.local import Local
     from distbelief.engines.simulated import Simulated
-    from distbelief.engines.simulated.tomlfile import read
 
     if flags["engine"] == "local":
         if flags["simulation"] is not None:
