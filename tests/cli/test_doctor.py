@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distbelief.cli import doctor
-from distbelief.cli.doctor import Finding, State, Verdict
+from distbelief.cli.doctor import State, Verdict
 
 GB = 10**9
 HERE = Path("/runs")
@@ -107,7 +107,7 @@ def test_the_smallest_share_of_time_counts(
 
 
 def test_findings_are_lines_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    findings = [Finding("memory", State.FINE, "[1] " + "long " * 40), Finding("runs", State.WRONG, "none")]
+    findings = [("memory", doctor.fine("[1] " + "long " * 40)), ("runs", doctor.wrong("none"))]
     assert doctor.shown(iter(findings)) == findings
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("fine   memory           [1] long long")

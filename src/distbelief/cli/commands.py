@@ -186,7 +186,7 @@ def doctor() -> None:
         findings = shown(examine(Path("runs")))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    sys.exit(any(finding.state is State.WRONG for finding in findings))
+    sys.exit(any(verdict.state is State.WRONG for _, verdict in findings))
 
 
 def _engine(flags: dict[str, Any]) -> Engine:

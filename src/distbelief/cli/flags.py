@@ -12,6 +12,8 @@ from distbelief.errors import UsageError
 from distbelief.run.until import Every, Until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distbelief.downpour.method import Downpour
     from distbelief.engines.engine import Engine
     from distbelief.server.admission import Admission
