@@ -8,24 +8,22 @@
 Nothing that a log may hold is an error: what has no meaning is left out, and lines that are not JSON are counted.
 """
 
-import json
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from distbelief.observe.events import died_of
+from distbelief.observe.events import STAMP, died_of
 
 Event = dict[str, Any]
 Floats = NDArray[np.float64]
 AXES = ("seconds", "examples", "updates")
 """What a curve is drawn against."""
-_STAMP = ("event", "epoch", "best", *AXES)
-"""What an event of an evaluation holds beside its metrics."""
 _LARGEST = 1e100
 """Float32 ends far below; far above, the arithmetic of axes overflows."""
 _MOST = 1 << 31
@@ -143,14 +141,12 @@ class Log:
 
     def add(self, event: Event) -> None:
         """Hear of what happened next."""
-        kind = event.get("event")
+        kind, seconds = event.get("event"), number(event.get("seconds"))
         if kind == "resumed":
             self._supersede(event)
-            return
-        seconds = number(event.get("seconds"))
-        if kind == "started":
+        elif kind == "started":
             self._begin(event, seconds or 0.0)
-        if seconds is None:
+        if kind == "resumed" or seconds is None:
             return
         if not self.lives:
             self.lives.append(Life(0.0, 0.0))
@@ -164,7 +160,7 @@ class Log:
             case "progress":
                 self._progress(event, seconds)
             case "evaluation":
-                _append(self.evaluations, event, {k: v for k, v in event.items() if k not in _STAMP})
+                _append(self.evaluations, event, {k: v for k, v in event.items() if k not in STAMP})
             case "stopped":
                 life.stopped = event
 
@@ -204,15 +200,13 @@ def read_log(path: Path) -> Log:
 
 def _read(line: bytes, log: Log) -> None:
     try:
-        event = json.loads(line)
-    # Text that is no text, numbers of thousands of digits, brackets in brackets in brackets.
+        event = msgspec.json.decode(line, type=Event)
+    # Text that is no text, what is no object, numbers of thousands of digits, brackets in brackets in brackets.
     except (ValueError, RecursionError):
-        event = None
-    if isinstance(event, dict):
+        # Half a line at the end is what a writer leaves that was killed, or is still at it.
+        log.unread += line.endswith(b"\n") and not line.isspace()
+    else:
         log.add(event)
-    # Half a line at the end is what a writer leaves that was killed, or is still at it.
-    elif line.endswith(b"\n") and line.strip():
-        log.unread += 1
 
 
 def _row(row: object) -> list[float]:
