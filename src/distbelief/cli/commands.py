@@ -180,13 +180,13 @@ def doctor() -> None:
 
     Exit code 1 where nothing can be trained, else 0.
     """
-    from distbelief.cli.doctor import State, examine, shown
+    from distbelief.cli.doctor import examine, shown
 
     try:
         findings = shown(examine(Path("runs")))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    sys.exit(any(verdict.state is State.WRONG for _, verdict in findings))
+    sys.exit(any(verdict.state == "wrong" for _, verdict in findings))
 
 
 def _engine(flags: dict[str, Any]) -> Engine:

@@ -15,10 +15,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -48,34 +47,27 @@ _EXAMPLES = 320
 """Of a tiny run: ten batches."""
 
 
-class State(Enum):
-    """How a finding bears on training."""
-
-    FINE = "fine"
-    NOTE = "note"
-    """Training works, but something is slower or missing."""
-    WRONG = "wrong"
-    """Nothing can be trained like this."""
-
-
 class Verdict(NamedTuple):
-    """How something is, and a sentence: what was found and, where it is not fine, what to do."""
+    """How something is, and a sentence: what was found and, where it is not fine, what to do.
 
-    state: State
+    "note": training works, but something is slower or missing. "wrong": nothing can be trained like this.
+    """
+
+    state: Literal["fine", "note", "wrong"]
     told: str
 
 
 Finding = tuple[str, Verdict]
 """What was looked at, and how it is."""
-fine, note, wrong = (partial(Verdict, state) for state in State)
-_STYLES = {State.FINE: "green", State.NOTE: "yellow", State.WRONG: "red"}
+fine, note, wrong = partial(Verdict, "fine"), partial(Verdict, "note"), partial(Verdict, "wrong")
+_STYLES = {"fine": "green", "note": "yellow", "wrong": "red"}
 
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Look at this machine, for runs that are written under `folder`. The last finding is a run, if one makes sense."""
     usable = True
     for name, verdict in _ingredients(folder):
-        usable &= verdict.state is not State.WRONG
+        usable &= verdict.state != "wrong"
         yield name, verdict
     if usable:
         yield "training", training(*_try_to_train())
@@ -112,9 +104,9 @@ def shown(findings: Iterator[Finding]) -> list[Finding]:
         for name, (state, told) in findings:
             seen.append((name, Verdict(state, told)))
             if console.is_terminal:
-                table.add_row(Text(name, "cyan"), Text(state.value, _STYLES[state]), told)
+                table.add_row(Text(name, "cyan"), Text(state, _STYLES[state]), told)
             else:
-                console.print(f"{state.value:<5}  {name:<15}  {told}", soft_wrap=True)
+                console.print(f"{state:<5}  {name:<15}  {told}", soft_wrap=True)
     if console.is_terminal:
         console.print(table)
     return seen

@@ -128,16 +128,17 @@ class Life:
 
 
 @final
+@dataclass
 class Log:
     """A log of events, read. `evaluations`, `losses` and `beats` are those that count; `unread` are damaged lines."""
 
-    def __init__(self) -> None:
-        self.lives: list[Life] = []
-        self.evaluations: list[Point] = []
-        self.losses: list[Point] = []
-        self.beats: list[Beat] = []
-        self.unread = 0
-        self._resumed: Event | None = None
+    lives: list[Life] = field(default_factory=list)
+    evaluations: list[Point] = field(default_factory=list)
+    losses: list[Point] = field(default_factory=list)
+    beats: list[Beat] = field(default_factory=list)
+    unread: int = 0
+    _resumed_after: float | None = None
+    """Of the life that begins next."""
 
     def add(self, event: Event) -> None:
         """Hear of what happened next."""
@@ -165,14 +166,13 @@ class Log:
                 life.stopped = event
 
     def _begin(self, event: Event, seconds: float) -> None:
-        after = None if self._resumed is None else number(self._resumed.get("examples"))
         lost = self.lives[-1].lost_before + max(0.0, self.lives[-1].ended - seconds) if self.lives else 0.0
-        self.lives.append(Life(seconds, seconds, after, started=event, lost_before=lost))
-        self._resumed = None
+        self.lives.append(Life(seconds, seconds, self._resumed_after, started=event, lost_before=lost))
+        self._resumed_after = None
 
     def _supersede(self, event: Event) -> None:
-        self._resumed = event
         seconds, examples = number(event.get("seconds")), number(event.get("examples"))
+        self._resumed_after = examples
 
         def counts(at: Sequence[float]) -> bool:
             return examples is not None and at[1] <= examples and (seconds is None or at[0] <= seconds)
