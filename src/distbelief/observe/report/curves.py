@@ -46,10 +46,7 @@ class Curve:
 def curves_of(record: Record) -> tuple[list[Picture], list[str]]:
     """Every metric of a run, thrice, and the names of those that are too many to be drawn."""
     points, losses = record.evaluations, record.log.losses
-    metrics = _metrics(points)
-    if losses and "loss" not in metrics:
-        metrics.append("loss")
-    metrics.sort(key=lambda name: name != "loss")
+    metrics = sorted(_metrics([*points, *losses]), key=lambda name: name != "loss")
     pictures = []
     for name in metrics[:MOST]:
         curves = [_curve("training batches", losses, name, None)] if name == "loss" else []
