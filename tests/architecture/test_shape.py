@@ -9,18 +9,18 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
     ".": 530,
-    "cli": 575,
+    "cli": 605,
     "downpour": 670,
     "engines": 1515,
     "engines/local": 550,
-    "engines/simulated": 1565,
+    "engines/simulated": 1495,
     "links": 120,
-    "observe": 260,
-    "observe/report": 940,
+    "observe": 255,
+    "observe/report": 840,
     "run": 1045,
     "server": 970,
     "task": 675,
-    "tasks": 565,
+    "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its
 reason; any other change that exceeds a folder's budget looks first for what could go."""

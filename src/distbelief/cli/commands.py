@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +23,25 @@ if TYPE_CHECKING:
 _WRONG_USAGE = 2
 _INTERRUPTED = 130
 _SETS = click.Choice(["test", "validation", "train"])
+_PATH = click.Path(path_type=Path)
+_RULE = click.Choice(sorted(RATES))
+_PASSED = ("directory", "resume", "start", "precision", "evaluate_every", "checkpoint_every", "seed")
+"""Flags that are arguments of `distbelief.train` as they are."""
+
+
+def _failing_in_words(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that says what went wrong in a line, and ends with a code; with --verbose also where."""
+
+    @click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
+    @functools.wraps(command)
+    def run(verbose: bool, **given: Any) -> None:
+        try:
+            command(**given)
+        # The one place where whatever went wrong, the user's code included, becomes a line and an exit code.
+        except Exception as error:  # noqa: BLE001
+            _fail(error, verbose=verbose)
+
+    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,7 +56,7 @@ def main() -> None:
 @click.option("--engine", type=click.Choice(["local", "simulated"]), default="local", show_default=True)
 @click.option(
     "--simulation",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE.toml",
     help="Laws of time, network and faults of the simulated engine.  [default: 0.1 s a batch, no faults]",
 )
@@ -45,7 +66,7 @@ def main() -> None:
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
-@click.option("--optimizer", type=click.Choice(sorted(RATES)), help="The rule in the shards.  [default: adagrad]")
+@click.option("--optimizer", type=_RULE, help="The rule in the shards.  [default: adagrad]")
 @click.option("--lr", type=float, help=f"Its learning rate.  [default: {told_rates()}]")
 @click.option("--momentum", type=float, help="Its momentum (sgd).  [default: 0]")
 @click.option("--weight-decay", type=float, help="Its weight decay.  [default: 0; adamw 0.01]")
@@ -60,9 +81,7 @@ def main() -> None:
     "[default: asynchronous]",
 )
 @click.option(
-    "--local-optimizer",
-    type=click.Choice(sorted(RATES)),
-    help="The replica's own step between fetches.  [default: as in the shards]",
+    "--local-optimizer", type=_RULE, help="The replica's own step between fetches.  [default: as in the shards]"
 )
 @click.option("--local-lr", type=float, help="Its learning rate.")
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
@@ -75,23 +94,21 @@ def main() -> None:
 @click.option("--examples", type=int, help="Examples.")
 @click.option("--target", multiple=True, metavar="NAME=VALUE", help="A metric as good as this, as accuracy=0.9.")
 @click.option("--patience", type=int, help="Evaluations in a row that bring nothing better.")
-@click.option(
-    "--directory", type=click.Path(path_type=Path), help="Where the run is written.  [default: fresh, in runs/]"
-)
+@click.option("--directory", type=_PATH, help="Where the run is written.  [default: fresh, in runs/]")
 @click.option(
     "--resume",
     is_flag=True,
     help="Go on from the newest checkpoint of the directory, or begin. Ends count from the run's beginning.",
 )
-@click.option("--from", "start", type=click.Path(path_type=Path), metavar="DIR", help="Begin with the model of a run.")
+@click.option("--from", "start", type=_PATH, metavar="DIR", help="Begin with the model of a run.")
 @click.option(
     "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
 )
 @click.option("--checkpoint-every", callback=often, metavar="OFTEN", help="The same.  [default: 60s, and at the end]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of data, model and chance.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
-def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
+@_failing_in_words
+def train(task: str, quiet: bool, **flags: Any) -> None:
     """Train TASK: a ready-made task (digits, speech, speech-paper) or path/to/file.py[:name].
 
     A task may bring a method and an end of its own, which take the place of the defaults below.
@@ -105,68 +122,56 @@ def train(task: str, quiet: bool, verbose: bool, **flags: Any) -> None:
     except KeyboardInterrupt as interrupt:
         click.echo(str(interrupt) or "interrupted before training began", err=True)
         sys.exit(_INTERRUPTED)
-    # The one place where whatever went wrong, the user's code included, becomes a line and an exit code.
-    except Exception as error:  # noqa: BLE001
-        _fail(error, verbose=verbose)
 
 
 @main.command(short_help="Evaluate a run's model on data of its task.")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=_PATH)
 @click.option("--set", "name", type=_SETS, help="Which of the task's data.  [default: test, else validation]")
-@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
-def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
+@_failing_in_words
+def evaluate(directory: Path, name: str | None) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
-    try:
-        from distbelief.observe.progress import told
-        from distbelief.run.load import load
+    from distbelief.observe.progress import told
+    from distbelief.run.load import load
 
-        run = load(directory)
-        name = name or run.judged_by
-        click.echo(f"{name}: {told(run.evaluate(name))}")
-    except Exception as error:  # noqa: BLE001
-        _fail(error, verbose=verbose)
+    run = load(directory)
+    name = name or run.judged_by
+    click.echo(f"{name}: {told(run.evaluate(name))}")
 
 
 @main.command(short_help="Write what a run's model says of the rows of a .npy file.")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.argument("inputs", metavar="INPUT.npy", type=click.Path(path_type=Path))
-@click.option("--output", required=True, metavar="OUT.npy", type=click.Path(path_type=Path), help="Where to write.")
-@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
-def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
+@click.argument("directory", type=_PATH)
+@click.argument("inputs", metavar="INPUT.npy", type=_PATH)
+@click.option("--output", required=True, metavar="OUT.npy", type=_PATH, help="Where to write.")
+@_failing_in_words
+def predict(directory: Path, inputs: Path, output: Path) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
-    try:
-        from distbelief.run.load import load
+    from distbelief.run.load import load
 
-        run, rows = load(directory), _read(inputs)
-        # Before the work of predicting is done.
-        if not output.parent.is_dir():
-            raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
-        count = _write(output, run.predict(rows))
-        click.echo(f"{count:,} predictions written to {output}")
-    except Exception as error:  # noqa: BLE001
-        _fail(error, verbose=verbose)
+    run, rows = load(directory), _read(inputs)
+    # Before the work of predicting is done.
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
+    count = _write(output, run.predict(rows))
+    click.echo(f"{count:,} predictions written to {output}")
 
 
 @main.command(short_help="Write a page about runs: curves, staleness, speeds, deaths, settings.")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=_PATH)
 @click.option(
     "--output",
     metavar="FILE.html",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Where to write.  [default: report.html in the run's directory, of several runs here]",
 )
-@click.option("--verbose", is_flag=True, help="Show the whole trace of an error.")
-def report(directories: tuple[Path, ...], output: Path | None, verbose: bool) -> None:
+@_failing_in_words
+def report(directories: tuple[Path, ...], output: Path | None) -> None:
     """Write a page about the run in DIR, or about several runs compared, and its pictures to a folder beside it.
 
     The page is one file and needs no network. Runs that are at work or were killed are shown as far as they came.
     """
-    try:
-        from distbelief.observe.report.output import write_report
+    from distbelief.observe.report.output import write_report
 
-        click.echo(write_report(directories, output))
-    except Exception as error:  # noqa: BLE001
-        _fail(error, verbose=verbose)
+    click.echo(write_report(directories, output))
 
 
 @main.command(short_help="Look whether this machine can train, and what is missing.")
@@ -175,13 +180,13 @@ def doctor() -> None:
 
     Exit code 1 where nothing can be trained, else 0.
     """
-    from distbelief.cli.doctor import State, examine, shown
+    from distbelief.cli.doctor import examine, shown
 
     try:
         findings = shown(examine(Path("runs")))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    sys.exit(any(finding.state is State.WRONG for finding in findings))
+    sys.exit(any(verdict.state == "wrong" for _, verdict in findings))
 
 
 def _engine(flags: dict[str, Any]) -> Engine:
@@ -202,20 +207,8 @@ def _train(engine: Engine, session: Session, name: str, quiet: bool, flags: dict
         method = downpour(task, flags)
     except UsageError as error:
         raise click.UsageError(as_flags(str(error))) from error
-    request = Request(
-        task=task,
-        method=method,
-        engine=engine,
-        until=until,
-        directory=flags["directory"],
-        resume=flags["resume"],
-        start=flags["start"],
-        precision=flags["precision"],
-        evaluate_every=flags["evaluate_every"],
-        checkpoint_every=flags["checkpoint_every"],
-        seed=flags["seed"],
-        progress=not quiet,
-    )
+    asked = {name: flags[name] for name in _PASSED}
+    request = Request(task, method, engine=engine, until=until, progress=not quiet, **asked)
     return fulfil(request, session)
 
 

@@ -15,10 +15,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -38,56 +37,43 @@ _LOADER_BYTES = 256 * 10**6
 """What batches that are sent by loader processes may take."""
 _FILES = 256
 """Open files that a run with many replicas can do with."""
-_EXTRAS = (
-    ("espeakng_loader", "synthetic speech (the tasks speech and speech-paper)", "espeakng-loader"),
-    ("matplotlib", "plots in reports", "matplotlib"),
-    ("tensorboard", "TensorBoard", "tensorboard"),
-    ("ray", "clusters", "ray"),
-)
+_EXTRAS = {
+    "espeakng_loader": "synthetic speech (the tasks speech and speech-paper)",
+    "matplotlib": "plots in reports",
+    "tensorboard": "TensorBoard",
+    "ray": "clusters",
+}
 _EXAMPLES = 320
 """Of a tiny run: ten batches."""
 
 
-class State(Enum):
-    """How a finding bears on training."""
-
-    FINE = "fine"
-    NOTE = "note"
-    """Training works, but something is slower or missing."""
-    WRONG = "wrong"
-    """Nothing can be trained like this."""
-
-
 class Verdict(NamedTuple):
-    """How something is, and a sentence: what was found and, where it is not fine, what to do."""
+    """How something is, and a sentence: what was found and, where it is not fine, what to do.
 
-    state: State
+    "note": training works, but something is slower or missing. "wrong": nothing can be trained like this.
+    """
+
+    state: Literal["fine", "note", "wrong"]
     told: str
 
 
-class Finding(NamedTuple):
-    """What was looked at, and the verdict on it."""
-
-    name: str
-    state: State
-    told: str
-
-
-fine, note, wrong = (partial(Verdict, state) for state in State)
-_STYLES = {State.FINE: "green", State.NOTE: "yellow", State.WRONG: "red"}
+Finding = tuple[str, Verdict]
+"""What was looked at, and how it is."""
+fine, note, wrong = partial(Verdict, "fine"), partial(Verdict, "note"), partial(Verdict, "wrong")
+_STYLES = {"fine": "green", "note": "yellow", "wrong": "red"}
 
 
 def examine(folder: Path) -> Iterator[Finding]:
     """Look at this machine, for runs that are written under `folder`. The last finding is a run, if one makes sense."""
     usable = True
     for name, verdict in _ingredients(folder):
-        usable &= verdict.state is not State.WRONG
-        yield Finding(name, *verdict)
+        usable &= verdict.state != "wrong"
+        yield name, verdict
     if usable:
-        yield Finding("training", *training(*_try_to_train()))
+        yield "training", training(*_try_to_train())
 
 
-def _ingredients(folder: Path) -> Iterator[tuple[str, Verdict]]:
+def _ingredients(folder: Path) -> Iterator[Finding]:
     asked = importlib.metadata.metadata("distbelief")["Requires-Python"] or ""
     yield "python", release("python", platform.python_version(), asked.removeprefix(">="))
     found, cuda, devices = _torch()
@@ -105,25 +91,24 @@ def _ingredients(folder: Path) -> Iterator[tuple[str, Verdict]]:
     yield "file locks", locks(runs, unlocked)
     yield "open files", open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield "gpu", gpu(cuda, devices, any(Path("/dev").glob("nvidia[0-9]*")))
-    for module, purpose, package in _EXTRAS:
-        yield module, extra(importlib.util.find_spec(module) is not None, purpose, package)
+    for module, purpose in _EXTRAS.items():
+        yield module, extra(importlib.util.find_spec(module) is not None, purpose, module.replace("_", "-"))
 
 
 def shown(findings: Iterator[Finding]) -> list[Finding]:
     """Print findings as they come, as lines, or as a table where somebody looks; and return them."""
     console = Console(highlight=False, markup=False)
-    seen = []
-    if not console.is_terminal:
-        for finding in findings:
-            seen.append(finding)
-            console.print(f"{finding.state.value:<5}  {finding.name:<15}  {finding.told}", soft_wrap=True)
-        return seen
     table = Table(box=None, pad_edge=False, show_header=False)
+    seen = []
     with console.status("looking, and training for a moment"):
-        for finding in findings:
-            seen.append(finding)
-            table.add_row(Text(finding.name, "cyan"), Text(finding.state.value, _STYLES[finding.state]), finding.told)
-    console.print(table)
+        for name, (state, told) in findings:
+            seen.append((name, Verdict(state, told)))
+            if console.is_terminal:
+                table.add_row(Text(name, "cyan"), Text(state, _STYLES[state]), told)
+            else:
+                console.print(f"{state:<5}  {name:<15}  {told}", soft_wrap=True)
+    if console.is_terminal:
+        console.print(table)
     return seen
 
 
@@ -278,13 +263,12 @@ def _version(text: str) -> tuple[int, ...]:
 def _torch() -> tuple[str | None, str | None, list[tuple[str, int]]]:
     """Torch's version, that of its CUDA, and the GPUs that it can use."""
     try:
-        import torch as library
+        import torch
     except (ImportError, OSError):
         return None, None, []
-    if not library.cuda.is_available():
-        return str(library.__version__), library.version.cuda, []
-    devices = map(library.cuda.get_device_properties, range(library.cuda.device_count()))
-    return str(library.__version__), library.version.cuda, [(d.name, d.total_memory) for d in devices]
+    usable = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    gpus = [(gpu.name, gpu.total_memory) for gpu in map(torch.cuda.get_device_properties, usable)]
+    return torch.__version__, torch.version.cuda, gpus
 
 
 def _fault(opened: Callable[[], IO[Any]], *elsewhere: int) -> str | None:

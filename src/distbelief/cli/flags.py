@@ -104,24 +104,24 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
     from distbelief.training import own_method
 
     method = own_method(task, flags["directory"] if flags["resume"] else None)
-    composed = {"optimizer", "local_optimizer", "admission", "overlap"}
-    fields = {field.name for field in dataclasses.fields(Downpour)} & flags.keys() - composed
-    changes = {name: flags[name] for name in fields if flags[name] is not None}
-    if flags["overlap"] is not None:
+    fields = {field.name for field in dataclasses.fields(Downpour)}
+    changes = {name: value for name, value in flags.items() if name in fields and value is not None}
+    changes["optimizer"] = _rule(method.optimizer, flags)
+    if "overlap" in changes:
         changes["overlap"] = int(flags["overlap"])
-    if flags["admission"] is not None:
+    if "admission" in changes:
         changes["admission"] = _admission(flags["admission"])
     if flags["local_optimizer"] is not None or flags["local_lr"] is not None:
         own = {"optimizer": flags["local_optimizer"], "lr": flags["local_lr"]}
         changes["local_optimizer"] = _rule(method.local_optimizer or method.optimizer, own)
-    return dataclasses.replace(method, optimizer=_rule(method.optimizer, flags), **changes)
+    return dataclasses.replace(method, **changes)
 
 
 def engine_of(flags: dict[str, Any]) -> Engine:
     """The engine that the flags say."""
+    from distbelief.cli.simulation import read
     from distbelief.engines.local import Local
     from distbelief.engines.simulated import Simulated
-    from distbelief.engines.simulated.tomlfile import read
 
     if flags["engine"] == "local":
         if flags["simulation"] is not None:
@@ -135,18 +135,16 @@ def engine_of(flags: dict[str, Any]) -> Engine:
 def _admission(text: str) -> Admission:
     from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
 
-    name, _, number = text.partition(":")
-    plain: dict[str, Callable[[], Admission]] = {"asynchronous": Asynchronous, "staleness-scaled": StalenessScaled}
-    numbered: dict[str, Callable[[int], Admission]] = {"bounded": Bounded, "paced": Paced, "buffered": Buffered}
+    kinds: dict[str, Callable[..., Admission]] = {"asynchronous": Asynchronous, "staleness-scaled": StalenessScaled}
+    kinds |= {"bounded:N": Bounded, "paced:N": Paced, "buffered:N": Buffered}
+    name, colon, number = text.partition(":")
+    kind = kinds.get(f"{name}:N" if colon else name)
+    if kind is None or (colon and not number.isdigit()):
+        raise UsageError(f"--admission takes one of {', '.join(kinds)}, such as buffered:2, not {text!r}")
     try:
-        if name in plain and not number:
-            return plain[name]()
-        if name in numbered and number.isdigit():
-            return numbered[name](int(number))
+        return kind(int(number)) if colon else kind()
     except UsageError as error:
         raise UsageError(f"--admission {text} cannot be: {error}") from error
-    known = ", ".join([*plain, *(f"{name}:N" for name in numbered)])
-    raise UsageError(f"--admission takes one of {known}, such as buffered:2, not {text!r}")
 
 
 def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:

@@ -26,6 +26,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+STAMP = ("event", "epoch", "examples", "updates", "seconds", "best")
+"""What an event of an evaluation holds beside its metrics."""
+
 
 @dataclass(frozen=True)
 class ReplicaStatus:

@@ -79,14 +79,14 @@ def _each(replicas: Sequence[ReplicaStatus]) -> str:
     """How fast and how stale replicas are; of many, the least and the most."""
     if len(replicas) <= _SHOWN:
         return "  ".join(f"#{r.replica} {r.examples_per_second:,.0f}/s, staleness {r.staleness}" for r in replicas)
-    speeds, staleness = (r.examples_per_second for r in replicas), (r.staleness for r in replicas)
-    return f"each {_range(speeds)}/s, staleness {_range(staleness)}"
+    speed, staleness = _ranges(replicas)
+    return f"each {speed}/s, staleness {staleness}"
 
 
-def _range(values: Iterable[float]) -> str:
-    ordered = sorted(values)
-    low, high = f"{ordered[0]:,.0f}", f"{ordered[-1]:,.0f}"
-    return low if low == high else f"{low} to {high}"
+def _ranges(replicas: Iterable[ReplicaStatus]) -> list[str]:
+    """From the least to the most, if these differ: speed and staleness."""
+    columns = zip(*((r.examples_per_second, r.staleness) for r in replicas), strict=True)
+    return [" to ".join(dict.fromkeys(f"{end(column):,.0f}" for end in (min, max))) for column in columns]
 
 
 def _drawn(status: Status) -> RenderableType:
@@ -96,13 +96,12 @@ def _drawn(status: Status) -> RenderableType:
     for name in ("examples/s", "staleness", "restarts"):
         table.add_column(name, justify="right")
     many = len(status.replicas) > _SHOWN
-    kinds = dict.fromkeys(r.state if many else r.replica for r in status.replicas)
-    for kind in kinds:
-        alike = [r for r in status.replicas if kind in (r.state, r.replica)]
-        name = count(len(alike), "replica") if many else f"#{kind}"
-        speeds, staleness = (r.examples_per_second for r in alike), (r.staleness for r in alike)
-        restarts = sum(r.restarts for r in alike)
-        table.add_row(name, alike[0].state, _range(speeds), _range(staleness), str(restarts or ""))
+    kinds: dict[object, list[ReplicaStatus]] = {}
+    for replica in status.replicas:
+        kinds.setdefault(replica.state if many else replica.replica, []).append(replica)
+    for kind, alike in kinds.items():
+        name, restarts = count(len(alike), "replica") if many else f"#{kind}", sum(r.restarts for r in alike)
+        table.add_row(name, alike[0].state, *_ranges(alike), str(restarts or ""))
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
     return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from distbelief.errors import UsageError
+from distbelief.observe.events import STAMP
 from distbelief.observe.progress import sentence
 
 if TYPE_CHECKING:
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
 
 _FLUSH_S = 10
 """What a controller that is killed may have told in vain."""
-_STAMP = ("event", "epoch", "examples", "updates", "seconds", "best")
-"""What an event of an evaluation holds beside its metrics."""
 
 
 class _HasDirectory(Protocol):
@@ -74,7 +73,7 @@ class TensorBoard:
         scalars: dict[str, Any] = {}
         match event["event"]:
             case "evaluation":
-                scalars = {f"evaluation/{name}": value for name, value in event.items() if name not in _STAMP}
+                scalars = {f"evaluation/{name}": value for name, value in event.items() if name not in STAMP}
             case "progress":
                 scalars = {f"train/{name}": event[name] for name in ("loss", "examples_per_second")}
                 for replica in event["replicas"]:

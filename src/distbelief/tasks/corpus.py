@@ -32,7 +32,7 @@ from distbelief.tasks import cache
 from distbelief.tasks.display import display
 from distbelief.tasks.espeak import Fell, Speech, Synthesiser, Utterance
 from distbelief.tasks.filterbank import BANDS, frame_centres, log_energies
-from distbelief.tasks.phonemes import Tying, states, triphone_states
+from distbelief.tasks.phonemes import Integers, Tying, states, triphone_states
 
 SPLITS: Final = ("train", "validation", "test")
 CONTEXT: Final = 5
@@ -103,42 +103,33 @@ def _release_of_voices() -> str:
 def _make(recipe: Recipe, words: list[str], done: Callable[[float], None], folder: Path) -> dict[str, Any]:
     """Fill the folder. Returns its content for the manifest."""
     wanted, seconds = recipe.hours * 3600, 0.0
-    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    codes: dict[str, list[Integers]] = {split: [] for split in SPLITS}
     done(0.0)
     with ExitStack() as stack:
-        voice = stack.enter_context(Synthesiser.start())
+        voice = stack.enter_context(Synthesiser())
         # What grows has no header that tells its length: it becomes a .npy file when it is whole.
-        raw = {split: [stack.enter_context(path.open("wb")) for path in _raw(folder, split)] for split in SPLITS}
+        raw = {split: stack.enter_context((folder / f"{split}.raw").open("wb")) for split in SPLITS}
         for index, speech in enumerate(voice.speak(_utterances(recipe.seed, words))):
             sound = np.frombuffer(speech.samples, np.int16)
-            frames, codes = _frames(sound, speech, voice.rate, np.random.default_rng([recipe.seed, index, 1]))
-            split = _split(index)
-            raw[split][0].write(np.pad(frames, ((CONTEXT, CONTEXT), (0, 0)), mode="edge").tobytes())
-            raw[split][1].write(codes.astype(np.int32).tobytes())
-            lengths[split].append(len(codes))
+            frames, own = _frames(sound, speech, voice.rate, np.random.default_rng([recipe.seed, index, 1]))
+            raw[_split(index)].write(np.pad(frames, ((CONTEXT, CONTEXT), (0, 0)), mode="edge").tobytes())
+            codes[_split(index)].append(own)
             seconds += len(sound) / voice.rate
             # The first three utterances are one for each split.
             if seconds >= wanted and index >= 2:
                 break
             done(min(1.0, seconds / wanted))
-    tying = Tying.of_counts(np.bincount(np.fromfile(_raw(folder, "train")[1], np.int32)))
-    for split, utterances in lengths.items():
-        frames_path, codes_path = _raw(folder, split)
-        codes = np.fromfile(codes_path, np.int32)
-        edges = CONTEXT * (1 + 2 * np.repeat(np.arange(len(utterances)), utterances))
-        np.save(folder / f"{split}.frames.npy", np.memmap(frames_path, np.float16, "r").reshape(-1, BANDS))
-        np.save(folder / f"{split}.rows.npy", (edges + np.arange(len(codes))).astype(np.int32))
-        np.save(folder / f"{split}.states.npy", states(codes).astype(np.uint8))
-        np.save(folder / f"{split}.contexts.npy", tying.contexts(codes).astype(np.uint16))
-        frames_path.unlink()
-        codes_path.unlink()
+    tying = Tying.of_counts(np.bincount(np.concatenate(codes["train"])))
+    for split, utterances in codes.items():
+        path, whole = folder / f"{split}.raw", np.concatenate(utterances)
+        edges = CONTEXT * (1 + 2 * np.repeat(np.arange(len(utterances)), list(map(len, utterances))))
+        np.save(folder / f"{split}.frames.npy", np.memmap(path, np.float16, "r").reshape(-1, BANDS))
+        np.save(folder / f"{split}.rows.npy", (edges + np.arange(len(whole))).astype(np.int32))
+        np.save(folder / f"{split}.states.npy", states(whole).astype(np.uint8))
+        np.save(folder / f"{split}.contexts.npy", tying.contexts(whole).astype(np.uint16))
+        path.unlink()
     done(1.0)
-    return {"seconds": seconds, "examples": {split: sum(utterances) for split, utterances in lengths.items()}}
-
-
-def _raw(folder: Path, split: str) -> tuple[Path, Path]:
-    """Where frames, with their edges, and the codes of the examples are written down as they come."""
-    return folder / f"{split}.frames", folder / f"{split}.codes"
+    return {"seconds": seconds, "examples": {split: sum(map(len, utterances)) for split, utterances in codes.items()}}
 
 
 def _split(index: int) -> str:

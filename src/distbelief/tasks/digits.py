@@ -22,13 +22,10 @@ def digits() -> Task:
     with np.load(Path(__file__).with_name("digits.npz")) as arrays:
         inputs = torch.from_numpy(arrays["pixels"].astype(np.float32) / 16)
         targets = torch.from_numpy(arrays["digits"].astype(np.int64))
-    train, validation, test = (
-        (inputs[first:last], targets[first:last]) for first, last in ((0, 1200), (1200, 1497), (1497, 1797))
-    )
-    method = Downpour(optimizer=Adagrad(0.05), batch_size=16)
-    return Task(
-        net, nn.CrossEntropyLoss(), train=train, validation=validation, test=test, metrics={"accuracy": accuracy}
-    ).suggest(method=method, until=Until(epochs=20))
+    train, validation, test = zip(inputs.split((1200, 297, 300)), targets.split((1200, 297, 300)), strict=True)
+    loss, metrics = nn.CrossEntropyLoss(), {"accuracy": accuracy}
+    task = Task(net, loss, train=train, validation=validation, test=test, metrics=metrics)
+    return task.suggest(method=Downpour(optimizer=Adagrad(0.05), batch_size=16), until=Until(epochs=20))
 
 
 def net() -> nn.Sequential:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from subprocess import PIPE, Popen
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 # From espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
@@ -69,22 +69,14 @@ class Fell(Exception):
 class Synthesiser:
     """A child process that speaks. Use it as a context: leaving it ends the child. `rate` is in samples per second."""
 
-    def __init__(self, child: Popen[str]) -> None:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        self._child = child
-        self._requests: IO[str] = child.stdin
-        self._answers: IO[str] = child.stdout
-        self.rate = int(self._line()["rate"])
-
-    @classmethod
-    def start(cls) -> Self:
+    def __init__(self) -> None:
         """Starts the child. Raises `Fell` if the library does not work here."""
         import espeakng_loader
 
         # Isolated (-I), because the folder of this file is no place to import from.
         command = [sys.executable, "-I", __file__, espeakng_loader.get_library_path(), espeakng_loader.get_data_path()]
-        return cls(Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, errors="replace", bufsize=1))
+        self._child = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, errors="replace", bufsize=1)
+        self.rate = int(self._line()["rate"])
 
     def __enter__(self) -> Self:
         return self
@@ -97,24 +89,21 @@ class Synthesiser:
         """Yields what was said, in order. The child is one utterance ahead of the caller."""
         asked = 0
         for asked, utterance in enumerate(utterances, start=1):
-            self._ask(utterance)
+            try:
+                cast("IO[str]", self._child.stdin).write(json.dumps(asdict(utterance)) + "\n")
+            except BrokenPipeError as error:
+                raise Fell(self._last_words()) from error
             if asked > 1:
                 yield self._answer()
         if asked:
             yield self._answer()
-
-    def _ask(self, utterance: Utterance) -> None:
-        try:
-            self._requests.write(json.dumps(asdict(utterance)) + "\n")
-        except BrokenPipeError as error:
-            raise Fell(self._last_words()) from error
 
     def _answer(self) -> Speech:
         answer = self._line()
         return Speech(base64.b64decode(answer["samples"]), [(name, start) for name, start in answer["phonemes"]])
 
     def _line(self) -> dict[str, Any]:
-        line = self._answers.readline()
+        line = cast("IO[str]", self._child.stdout).readline()
         if not line.endswith("\n"):
             raise Fell(self._last_words())
         answer: dict[str, Any] = json.loads(line)

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 BANDS = 40
 WINDOW_S = 0.025
-HOP_S = 0.010
+HOPS = 100
+"""Windows that begin in a second."""
 _LOWEST_HZ = 60.0
 _HIGHEST_HZ = 8000.0
 _QUIET = np.float32(1.0)
@@ -52,9 +53,8 @@ def _window_length(rate: int) -> int:
 
 def _starts(samples: int, rate: int) -> npt.NDArray[np.int64]:
     # Integer arithmetic: at 22,050 samples per second a hop is 220.5 of them, and must not drift.
-    hops = round(1 / HOP_S)
-    frames = max(0, (samples - _window_length(rate)) * hops // rate + 1) if samples >= _window_length(rate) else 0
-    return np.arange(frames, dtype=np.int64) * rate // hops
+    frames = (samples - _window_length(rate)) * HOPS // rate + 1 if samples >= _window_length(rate) else 0
+    return np.arange(frames, dtype=np.int64) * rate // HOPS
 
 
 @lru_cache(maxsize=4)
@@ -62,19 +62,16 @@ def _design(rate: int) -> tuple[Floats, Floats, Floats, npt.NDArray[np.int64], i
     """The window, the weights of bins in rising and falling filters, where segments begin, and the FFT's length."""
     length = _window_length(rate)
     points = -(-length // 128) * 128
-    mel = np.linspace(_mel(_LOWEST_HZ), _mel(min(_HIGHEST_HZ, rate / 2)), BANDS + 2)
+    lowest, highest = (2595 * np.log10(1 + hz / 700) for hz in (_LOWEST_HZ, min(_HIGHEST_HZ, rate / 2)))
+    mel = np.linspace(lowest, highest, BANDS + 2)
     edges_hz = 700 * (10 ** (mel / 2595) - 1)
     bins_hz = np.arange(points // 2 + 1) * rate / points
     edges = np.searchsorted(bins_hz, edges_hz)
     # In the lowest bands a segment may be narrower than a bin; each still needs one of its own.
-    for band in range(1, len(edges)):
-        edges[band] = max(edges[band], edges[band - 1] + 1)
+    bands = np.arange(len(edges))
+    edges = np.maximum.accumulate(edges - bands) + bands
     segment = np.repeat(np.arange(BANDS + 1), np.diff(edges))
     width = np.diff(edges)[segment]
     rising = (np.arange(edges[0], edges[-1]) - edges[segment] + 0.5) / width
     window = np.hanning(length + 2)[1:-1]
     return (window.astype(np.float32), rising.astype(np.float32), (1 - rising).astype(np.float32), edges, points)
-
-
-def _mel(hz: float) -> float:
-    return float(2595 * np.log10(1 + hz / 700))

@@ -51,14 +51,12 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         windows = self._windows[self._rows[indices] - CONTEXT]
         return torch.from_numpy(windows).float(), torch.from_numpy(self._targets[indices].astype(np.int64))
 
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self._source
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, self._source
 
-    def __setstate__(self, source: tuple[Any, ...]) -> None:
-        recipe, folder, split, targets = source
-        if not folder.exists():
-            folder = corpus.provide(recipe, progress=False)
-        Frames.__init__(self, recipe, folder, split, targets)
+
+def _opened(recipe: Recipe, folder: Path, *which: Any) -> Frames:
+    return Frames(recipe, folder if folder.exists() else corpus.provide(recipe, progress=False), *which)
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

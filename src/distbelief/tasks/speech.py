@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,8 +36,7 @@ def speech(hours: float = 2, *, seed: int = 0, width: int = 512, layers: int = 4
     for name, value in (("width", width), ("layers", layers)):
         check_whole(name, value, error=TaskError)
     model = partial(rectified, (INPUTS, *[width] * layers, STATES))
-    method = Downpour(optimizer=Adagrad(0.01), batch_size=128)
-    return _task(model, Recipe(hours, seed), "states", progress).suggest(method=method, until=Until(epochs=10))
+    return _task(model, Recipe(hours, seed), "states", 0.01, progress)
 
 
 def speech_paper(hours: float = 2, *, seed: int = 0, progress: bool | Tell = True) -> Task:
@@ -46,9 +45,7 @@ def speech_paper(hours: float = 2, *, seed: int = 0, progress: bool | Tell = Tru
     The 8192 classes are states of phonemes in their context (see `phonemes`). Arguments, data and errors are those of
     `speech`.
     """
-    method = Downpour(optimizer=Adagrad(0.001), batch_size=128)
-    task = _task(paper_net, Recipe(hours, seed), "contexts", progress)
-    return task.suggest(method=method, until=Until(epochs=10))
+    return _task(paper_net, Recipe(hours, seed), "contexts", 0.001, progress)
 
 
 def rectified(widths: tuple[int, ...]) -> nn.Sequential:
@@ -81,13 +78,16 @@ def paper_net() -> nn.Sequential:
 
 
 def _task(
-    model: Callable[[], nn.Module], recipe: Recipe, targets: Literal["states", "contexts"], progress: bool | Tell
+    model: Callable[[], nn.Module],
+    recipe: Recipe,
+    targets: Literal["states", "contexts"],
+    lr: float,
+    progress: bool | Tell,
 ) -> Task:
     folder = corpus.provide(recipe, progress)
-    train, validation, test = (Frames(recipe, folder, split, targets) for split in corpus.SPLITS)
-    return Task(
-        model, nn.CrossEntropyLoss(), train=train, validation=validation, test=test, metrics={"accuracy": accuracy}
-    )
+    data: dict[str, Any] = {split: Frames(recipe, folder, split, targets) for split in corpus.SPLITS}
+    task = Task(model, nn.CrossEntropyLoss(), metrics={"accuracy": accuracy}, **data)
+    return task.suggest(method=Downpour(optimizer=Adagrad(lr), batch_size=128), until=Until(epochs=10))
 
 
 def _layered(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:

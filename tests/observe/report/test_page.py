@@ -84,6 +84,19 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[a-z0-9-]{1,90}\.png", name) for name in made.pictures)
 
 
+def test_a_long_cell_is_told_whole_where_a_pointer_rests(tmp_path: Path) -> None:
+    long = '"' + 40 * "x"
+    html = page(tmp_path, started(), died(0, 1, 1.0, error=long), died(1, 1, 2.0, error="short")).html
+    assert f'<td title="&#34;{40 * "x"}">&#34;{40 * "x"}</td>' in html
+    assert "<td>short</td>" in html
+
+
+def test_a_wide_table_scrolls_in_its_own_box(tmp_path: Path) -> None:
+    html = page(tmp_path, started(), died(0, 1, 1.0)).html
+    assert '<div class="wide" tabindex="0"><table>' in html
+    assert ".wide { overflow-x: auto;" in html
+
+
 def test_a_run_that_has_not_ended_is_said_not_to_have(tmp_path: Path) -> None:
     reader = check(page(tmp_path, started(), progress(1, 10), evaluation(1, 10, loss=0.5)))
     assert "This run has not ended" in reader.text

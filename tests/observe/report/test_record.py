@@ -34,7 +34,7 @@ def test_nonsense_is_said_in_a_sentence(tmp_path: Path) -> None:
     [
         ('{"format": ', "cannot be read"),
         ("[" * 100_000, "cannot be read"),
-        ("[1]", "holds no object of JSON"),
+        ("[1]", "cannot be read (Expected `object`, got `array`): mend it, or leave this run out"),
         ('{"format": 2}', "is of format 2, and this distbelief reads format 1: install a newer distbelief"),
     ],
 )

@@ -10,7 +10,7 @@ import distbelief as db
 from distbelief.observe.report.log import Event
 from distbelief.observe.report.picture import Picture
 from distbelief.observe.report.record import read_records
-from distbelief.observe.report.replicas import replacement, speeds_of, timeline_of
+from distbelief.observe.report.replicas import speeds_of, timeline_of
 from tests.observe.report.logs import backward, begun, died, progress, record, resumed, simulate, started, texts, xs, ys
 
 
@@ -51,7 +51,7 @@ def test_a_death_and_who_took_its_place_are_on_the_time_line(tmp_path: Path) -> 
     assert "simulated time" in texts(picture)
     (life,) = found.log.lives
     (dead,) = (process for process in life.processes if process.died_of is not None)
-    heir = replacement(life, dead)
+    heir = life.heir(dead)
     assert heir is not None and dead.ended is not None
     assert [row for row, *_ in bars(picture)] == [0, 1, 1, 2]
     assert bars(picture)[1:3] == [(1, 0.0, dead.ended), (1, heir.began, life.ended)]
@@ -103,7 +103,7 @@ def test_where_nothing_happened_there_is_no_time_line(tmp_path: Path) -> None:
 
 def test_nobody_takes_the_place_of_one_that_is_gone_for_good(tmp_path: Path) -> None:
     log = record(tmp_path, [started(), begun(0, 1, 0.0), died(0, 1, 1.0), begun(1, 2, 2.0)]).log
-    assert replacement(log.lives[0], log.lives[0].processes[0]) is None
+    assert log.lives[0].heir(log.lives[0].processes[0]) is None
 
 
 def test_up_to_eight_replicas_have_a_line_each(tmp_path: Path) -> None:

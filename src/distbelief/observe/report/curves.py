@@ -46,10 +46,7 @@ class Curve:
 def curves_of(record: Record) -> tuple[list[Picture], list[str]]:
     """Every metric of a run, thrice, and the names of those that are too many to be drawn."""
     points, losses = record.evaluations, record.log.losses
-    metrics = _metrics(points)
-    if losses and "loss" not in metrics:
-        metrics.append("loss")
-    metrics.sort(key=lambda name: name != "loss")
+    metrics = sorted(_metrics([*points, *losses]), key=lambda name: name != "loss")
     pictures = []
     for name in metrics[:MOST]:
         curves = [_curve("training batches", losses, name, None)] if name == "loss" else []
@@ -106,9 +103,7 @@ def _thrice(metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> 
 
 def _picture(metric: str, axis: str, curves: Sequence[Curve], tag: str, how: str, columns: int) -> Picture:
     figure, (panel,) = picture.sheet(metric, 2.9 + 0.17 * math.ceil(len(curves) / columns), tag=tag)
-    size, unit = 1.0, axis
-    if axis == "seconds":
-        size, unit = picture.unit_of(max(float(curve.at[-1, 0]) for curve in curves))
+    size, unit = picture.unit_of(max(curve.at[-1, 0] for curve in curves)) if axis == "seconds" else (1.0, axis)
     for curve in curves:
         most = _POINTS if metric == _TRAINING or curve.look is None else None
         x, y = thinned(curve.at[:, AXES.index(axis)], curve.values, most)
@@ -120,7 +115,6 @@ def _picture(metric: str, axis: str, curves: Sequence[Curve], tag: str, how: str
             every = 1 if len(x) <= _MARKED else len(x) // 8
             panel.plot(x / size, y, **picture.look(curve.look), markevery=every, label=label)
     panel.set_xlabel(unit)
-    panel.xaxis.set_major_formatter(picture.compact)
     _scale(panel, metric, np.concatenate([curve.values for curve in curves]))
     picture.legend_below(figure, panel, columns=columns)
     title, told = f"{metric} against {axis}", ", ".join(curve.told for curve in curves)

@@ -8,24 +8,22 @@
 Nothing that a log may hold is an error: what has no meaning is left out, and lines that are not JSON are counted.
 """
 
-import json
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from distbelief.observe.events import died_of
+from distbelief.observe.events import STAMP, died_of
 
 Event = dict[str, Any]
 Floats = NDArray[np.float64]
 AXES = ("seconds", "examples", "updates")
 """What a curve is drawn against."""
-_STAMP = ("event", "epoch", "best", *AXES)
-"""What an event of an evaluation holds beside its metrics."""
 _LARGEST = 1e100
 """Float32 ends far below; far above, the arithmetic of axes overflows."""
 _MOST = 1 << 31
@@ -111,9 +109,14 @@ class Life:
     """Seconds by which the lives before were ahead of this one's beginning, all together."""
 
     @property
-    def deaths(self) -> list[tuple[float, Process]]:
-        """When processes died, and which."""
-        return [(p.ended, p) for p in self.processes if p.died_of is not None and p.ended is not None]
+    def deaths(self) -> list[Process]:
+        """The processes that died, the first to die first."""
+        return sorted((p for p in self.processes if p.ended is not None), key=lambda process: process.ended or 0.0)
+
+    def heir(self, dead: Process) -> Process | None:
+        """The process that took a dead one's place."""
+        later = [p for p in self.processes if p.replica == dead.replica and p.incarnation > dead.incarnation]
+        return min(later, key=lambda process: process.incarnation, default=None)
 
     def clock(self, seconds: float | None) -> float:
         """A time of this life, None for its end, on a clock that never goes back: what was lost is counted."""
@@ -125,27 +128,26 @@ class Life:
 
 
 @final
+@dataclass
 class Log:
     """A log of events, read. `evaluations`, `losses` and `beats` are those that count; `unread` are damaged lines."""
 
-    def __init__(self) -> None:
-        self.lives: list[Life] = []
-        self.evaluations: list[Point] = []
-        self.losses: list[Point] = []
-        self.beats: list[Beat] = []
-        self.unread = 0
-        self._resumed: Event | None = None
+    lives: list[Life] = field(default_factory=list)
+    evaluations: list[Point] = field(default_factory=list)
+    losses: list[Point] = field(default_factory=list)
+    beats: list[Beat] = field(default_factory=list)
+    unread: int = 0
+    _resumed_after: float | None = None
+    """Of the life that begins next."""
 
     def add(self, event: Event) -> None:
         """Hear of what happened next."""
-        kind = event.get("event")
+        kind, seconds = event.get("event"), number(event.get("seconds"))
         if kind == "resumed":
             self._supersede(event)
-            return
-        seconds = number(event.get("seconds"))
-        if kind == "started":
+        elif kind == "started":
             self._begin(event, seconds or 0.0)
-        if seconds is None:
+        if kind == "resumed" or seconds is None:
             return
         if not self.lives:
             self.lives.append(Life(0.0, 0.0))
@@ -159,19 +161,18 @@ class Log:
             case "progress":
                 self._progress(event, seconds)
             case "evaluation":
-                _append(self.evaluations, event, {k: v for k, v in event.items() if k not in _STAMP})
+                _append(self.evaluations, event, {k: v for k, v in event.items() if k not in STAMP})
             case "stopped":
                 life.stopped = event
 
     def _begin(self, event: Event, seconds: float) -> None:
-        after = None if self._resumed is None else number(self._resumed.get("examples"))
         lost = self.lives[-1].lost_before + max(0.0, self.lives[-1].ended - seconds) if self.lives else 0.0
-        self.lives.append(Life(seconds, seconds, after, started=event, lost_before=lost))
-        self._resumed = None
+        self.lives.append(Life(seconds, seconds, self._resumed_after, started=event, lost_before=lost))
+        self._resumed_after = None
 
     def _supersede(self, event: Event) -> None:
-        self._resumed = event
         seconds, examples = number(event.get("seconds")), number(event.get("examples"))
+        self._resumed_after = examples
 
         def counts(at: Sequence[float]) -> bool:
             return examples is not None and at[1] <= examples and (seconds is None or at[0] <= seconds)
@@ -199,15 +200,13 @@ def read_log(path: Path) -> Log:
 
 def _read(line: bytes, log: Log) -> None:
     try:
-        event = json.loads(line)
-    # Text that is no text, numbers of thousands of digits, brackets in brackets in brackets.
+        event = msgspec.json.decode(line, type=Event)
+    # Text that is no text, what is no object, numbers of thousands of digits, brackets in brackets in brackets.
     except (ValueError, RecursionError):
-        event = None
-    if isinstance(event, dict):
+        # Half a line at the end is what a writer leaves that was killed, or is still at it.
+        log.unread += line.endswith(b"\n") and not line.isspace()
+    else:
         log.add(event)
-    # Half a line at the end is what a writer leaves that was killed, or is still at it.
-    elif line.endswith(b"\n") and line.strip():
-        log.unread += 1
 
 
 def _row(row: object) -> list[float]:

@@ -68,6 +68,8 @@ def sheet(title: str, height_in: float, *, tag: str = "", rows: int = 1, **grid:
     engine = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
     figure = Figure(figsize=(WIDTH_IN, height_in), layout=engine, facecolor="white")
     panels = figure.subplots(rows, 1, squeeze=False, **grid)[:, 0].tolist()
+    for panel in panels:
+        panel.xaxis.set_major_formatter(compact)
     figure.suptitle(shown(title), x=0.02, ha="left", fontsize=10, fontweight="bold")
     if tag:
         top = 1 - 0.08 / height_in

@@ -1,12 +1,13 @@
 """A run as its files tell it: one that has ended, one that is at work, or one that was killed."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from distbelief.errors import DirectoryError, UsageError
 from distbelief.observe.report.log import Event, Log, Point, mapping, number, of_test, read_log
@@ -120,11 +121,9 @@ def _object(file: Path) -> Fields:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text())
+        content = msgspec.json.decode(file.read_bytes(), type=Fields)
     except (OSError, ValueError, RecursionError) as error:
         raise DirectoryError(f"{file} cannot be read ({error}): mend it, or leave this run out") from error
-    if not isinstance(content, dict):
-        raise DirectoryError(f"{file} holds no object of JSON, as a run writes it: mend it, or leave this run out")
     version = number(content.get("format"))
     if version is not None and version > FORMAT:
         raise DirectoryError(

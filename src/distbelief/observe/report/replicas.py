@@ -79,7 +79,6 @@ def _picture(tag: str, found: Course, name: str, unit: str, what: str) -> Pictur
     panels[0].set_ylim(-0.02 * most, most)
     panels[0].yaxis.set_major_formatter(picture.compact)
     panels[-1].set_xlabel(time)
-    panels[-1].xaxis.set_major_formatter(picture.compact)
     picture.legend_below(figure, panels[0], columns=4)
     middle = np.nanmedian(found.values) if np.isfinite(found.values).any() else 0.0
     alt = f"{name} of {count(replicas, 'replica')} over time{picture.within(tag)}: half of what was told is above "
@@ -140,7 +139,6 @@ def timeline_of(record: Record) -> Picture | None:
     panel.set_ylim(len(told) - 0.4, -0.6)
     panel.grid(visible=False, axis="y")
     panel.set_xlabel(unit)
-    panel.xaxis.set_major_formatter(picture.compact)
     _explain(panel, resumed=len(lives) > 1, outages=any(life.outages for life in lives))
     deaths = count(sum(len(life.deaths) for life in lives), "death")
     alt = f"Time line of {count(len(told), 'replica')}{picture.within(record.tag)}: {deaths}."
@@ -179,9 +177,3 @@ def _caption(lives: Sequence[Life], others: int) -> str:
     if gone := ", ".join(dict.fromkeys(outage.machine for life in lives for outage in life.outages)):
         parts.append(f"Where the ground is coloured, a machine of the server was dead: {gone}.")
     return " ".join(parts)
-
-
-def replacement(life: Life, dead: Process) -> Process | None:
-    """The process that took a dead one's place."""
-    later = [p for p in life.processes if p.replica == dead.replica and p.incarnation > dead.incarnation]
-    return min(later, key=lambda process: process.incarnation, default=None)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import distbelief as db
-from distbelief.engines.simulated import tomlfile
+from distbelief.cli import simulation
 from distbelief.errors import UsageError
 
 WHOLE = """
@@ -42,7 +42,7 @@ machines = ["replica 0", "shard 1"]
 def read(folder: Path, text: str) -> db.Simulated:
     path = folder / "bad-day.toml"
     path.write_text(text)
-    return tomlfile.read(path)
+    return simulation.read(path)
 
 
 def test_a_file_says_what_python_would(tmp_path: Path) -> None:
@@ -114,4 +114,4 @@ def test_nonsense_is_refused_in_a_sentence_that_names_the_file(tmp_path: Path, t
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no file .*nowhere\.toml"):
-        tomlfile.read(tmp_path / "nowhere.toml")
+        simulation.read(tmp_path / "nowhere.toml")
