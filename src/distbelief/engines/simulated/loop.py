@@ -16,34 +16,33 @@ import heapq
 import itertools
 import math
 import random
-import sys
 from asyncio import _enter_task, _get_running_loop, _leave_task, _set_running_loop
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from contextvars import Context, copy_context
+from contextvars import Context
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple, final
 from weakref import WeakValueDictionary
 
-from distbelief.errors import DistBeliefError, InvariantViolated
+from distbelief.errors import DistBeliefError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-# Handle, context, callback, arguments, and what may run only after it: the later callbacks of the same future.
-Ready = tuple[asyncio.Handle, Context, Callable[..., object], tuple[Any, ...], list["Ready"]]
 
 ASYNCIO = Path(asyncio.__file__).parent
 _COLLECT_AFTER = 20_000
 """New objects until Python looks for cycles among them. At its own 700 that takes a third of the time of a loop."""
+_PART_OF_IT = frozenset(
+    """call_at call_exception_handler call_later call_soon close create_future create_task get_debug is_closed
+    is_running run_forever run_until_complete set_debug shutdown_asyncgens shutdown_default_executor stop
+    time""".split()
+)
+"""What of an event loop makes sense in virtual time."""
 
 
 class Deadlock(DistBeliefError, RuntimeError):
     """Every task waits, and no deadline will wake one; the message says where each of them waits."""
-
-
-def _refuse(*_: object, **__: object) -> Any:
-    raise RuntimeError("virtual time knows no threads, sockets, subprocesses or signals, nor handlers and factories")
 
 
 # asyncio keeps tasks and futures in sets and walks through these, to cancel a TaskGroup for one. Hashed by address, as
@@ -65,14 +64,20 @@ class _Task(asyncio.Task[T]):
 
 
 @final
-class VirtualLoop(asyncio.AbstractEventLoop):
-    """The loop; see the rules above. `simulate` runs one and cleans up after it."""
+class VirtualLoop(asyncio.BaseEventLoop):
+    """The loop; see the rules above. `simulate` runs one and cleans up after it.
+
+    asyncio's own, but for the time, the next callback, and what becomes of failures.
+    """
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._chance = random.Random(seed)
         self._now = 0.0
-        self._ready: list[Ready] = []
-        self._timers: list[tuple[float, int, Ready]] = []  # a heap by deadline in seconds, then serial
+        self._ready: list[list[asyncio.Handle]] = []
+        """Each list in its order: the callbacks of one future, or a single one."""
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        """A heap by deadline in seconds, then serial."""
         self._prune_at = 1000
         self._serials = itertools.count(1)
         self._names = itertools.count(1)
@@ -80,7 +85,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._failure: BaseException | None = None
         self.callbacks = 0
         """How many have been run."""
-        self._running = self._stopping = self._closed = self._debug = False
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -89,48 +93,35 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        if self._closed:
+        if self.is_closed():
             raise RuntimeError("the virtual loop is closed")
-        context = copy_context() if context is None else context
         handle = asyncio.Handle(callback, args, self, context)
-        queue = self._ready
+        last = self._ready[-1][-1]._args if self._ready else None
         # A future that is done schedules its callbacks one after the other, each with the future as its argument.
-        if queue and args and isinstance(args[0], asyncio.Future) and queue[-1][3] and queue[-1][3][0] is args[0]:
-            queue = queue[-1][4]
-        queue.append((handle, context, callback, args, []))
+        if last and args and last[0] is args[0] and isinstance(args[0], asyncio.Future):
+            self._ready[-1].append(handle)
+        else:
+            self._ready.append([handle])
         return handle
-
-    def call_later(
-        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        if self._closed:
+        if self.is_closed():
             raise RuntimeError("the virtual loop is closed")
         if math.isnan(when):
             raise ValueError("a deadline is not a number")
-        context = copy_context() if context is None else context
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        ready: Ready = (handle, context, callback, args, [])
         if when <= self._now:
-            self._ready.append(ready)
-        else:
-            heapq.heappush(self._timers, (when, next(self._serials), ready))
-            if len(self._timers) > self._prune_at:
-                self._prune()
+            self._ready.append([handle])
+            return handle
+        heapq.heappush(self._timers, (when, next(self._serials), handle))
+        if len(self._timers) > self._prune_at:
+            # A long time-out that never fires would otherwise stay until its deadline.
+            self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._prune_at = max(1000, 2 * len(self._timers))
         return handle
-
-    def _prune(self) -> None:
-        """Drop cancelled timers: a long time-out that never fires would otherwise stay until its deadline."""
-        self._timers = [timer for timer in self._timers if not timer[2][0].cancelled()]
-        heapq.heapify(self._timers)
-        self._prune_at = max(1000, 2 * len(self._timers))
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """`TimerHandle.cancel` tells its loop; ours looks when the deadline comes."""
 
     def create_future(self) -> asyncio.Future[Any]:
         future: _Future[Any] = _Future(loop=self)
@@ -144,145 +135,72 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def run_forever(self) -> None:
         """Run until `stop`, a failure or a deadlock."""
-        with self._entered():
-            ready, draw = self._ready, self._chance.random
-            while not self._stopping:
-                if not ready and not self._advance():
-                    raise Deadlock(self._stuck())
-                chosen = int(draw() * len(ready))
-                ready[chosen], ready[-1] = ready[-1], ready[chosen]
-                handle, context, callback, args, later = ready.pop()
-                if later:
-                    ready.append((*later[0][:4], later[1:]))
-                if not handle.cancelled():
-                    self.callbacks += 1
-                    context.run(callback, *args)
+        super().run_forever()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
-    def _advance(self) -> bool:
-        """Jump to the next deadline and make all of its timers ready; False if there is none."""
+    def _run_once(self) -> None:
+        """Run the next callback; asyncio asks for it until `stop`."""
+        ready = self._ready
+        if not ready:
+            self._advance()
+        chosen = int(self._chance.random() * len(ready))
+        ready[chosen], ready[-1] = ready[-1], ready[chosen]
+        handle = ready[-1].pop(0)
+        if not ready[-1]:
+            ready.pop()
+        if not handle.cancelled():
+            self.callbacks += 1
+            handle._run()
+
+    def _advance(self) -> None:
+        """Jump to the next deadline and make all of its timers ready."""
         timers = self._timers
-        while timers and timers[0][2][0].cancelled():
+        while timers and timers[0][2].cancelled():
             heapq.heappop(timers)
         if not timers or timers[0][0] == math.inf:
-            return False
+            tasks = sorted(asyncio.all_tasks(self), key=hash)
+            places = "".join(f"\n  {task.get_name()} waits in {_place(task)}" for task in tasks)
+            wait = f"nothing is ready, no deadline is left, and {len(tasks)} task(s) wait:{places}"
+            raise Deadlock(f"at {self._now} s {wait}")
         self._now = timers[0][0]
         while timers and timers[0][0] == self._now:
-            self._ready.append(heapq.heappop(timers)[2])
-        return True
-
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """Be the thread's running loop, also while another one runs in it, as in a notebook: that one stands still."""
-        if self._running or self._closed:
-            raise RuntimeError("the virtual loop is closed" if self._closed else "the virtual loop runs already")
-        outer = _get_running_loop()
-        task = None if outer is None else asyncio.current_task(outer)
-        hooks = sys.get_asyncgen_hooks()
-        # From 3.14 on a thread has one current task, not one for each loop: the outer loop's steps aside.
-        if outer is not None and task is not None:
-            _leave_task(outer, task)
-        _set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self._remember_generator, finalizer=self._finish_generator)
-        self._running = True
-        try:
-            yield
-        finally:
-            self._running = self._stopping = False
-            sys.set_asyncgen_hooks(*hooks)
-            _set_running_loop(outer)
-            if outer is not None and task is not None:
-                _enter_task(outer, task)
-
-    def run_until_complete(self, future: Any) -> Any:
-        main: asyncio.Future[Any] = asyncio.ensure_future(future, loop=self)
-        main.add_done_callback(self._stop_after)
-        try:
-            self.run_forever()
-        finally:
-            main.remove_done_callback(self._stop_after)
-            if main.done() and not main.cancelled():
-                main.exception()  # seen: whatever else ends the run comes first
-        if not main.done():
-            raise RuntimeError("the virtual loop was stopped before its main task was done")
-        return main.result()
-
-    def _stop_after(self, _: asyncio.Future[Any]) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Stop after the present callback; what is ready stays so."""
-        self._stopping = True
-
-    def close(self) -> None:
-        if self._running:
-            raise RuntimeError("the virtual loop is running: stop it before closing it")
-        self._closed = True
-        self._ready.clear()
-        self._timers.clear()
-
-    def is_running(self) -> bool:
-        return self._running
-
-    def is_closed(self) -> bool:
-        return self._closed
-
-    def get_debug(self) -> bool:
-        return self._debug
-
-    def set_debug(self, enabled: bool) -> None:
-        self._debug = enabled
+            self._ready.append([heapq.heappop(timers)[2]])
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """End the run with the exception that asyncio would log, for instance of a task that nobody awaited."""
         failure = context.get("exception")
         if failure is None:
             failure = RuntimeError(context["message"])
-        failure.add_note(f"{context['message']}: {context.get('task', context.get('future'))}")
-        if not self._running:
+        failure.add_note(f"{context['message']}: {context.get('task', context.get('future', context.get('handle')))}")
+        if not self.is_running():
             raise failure
         if self._failure is None:
             self._failure = failure
         self.stop()
 
-    def _remember_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self._generators[next(self._serials)] = generator
+    # asyncio keeps asynchronous generators in a set by their addresses.
+    def _asyncgen_firstiter_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        self._generators[next(self._serials)] = agen
 
-    def _finish_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        if not self._closed:
-            self.call_soon(self.create_task, generator.aclose())
+    def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any, Any]) -> None:
+        if not self.is_closed():
+            self.call_soon(self.create_task, agen.aclose())
 
     async def shutdown_asyncgens(self) -> None:
         """Close the asynchronous generators that were left half-way, the oldest first."""
         for generator in list(self._generators.values()):
             await generator.aclose()
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Nothing to do: there is none."""
 
-    run_in_executor = call_soon_threadsafe = set_default_executor = getaddrinfo = getnameinfo = _refuse
-    create_connection = create_server = create_datagram_endpoint = start_tls = sendfile = _refuse
-    create_unix_connection = create_unix_server = connect_accepted_socket = _refuse
-    connect_read_pipe = connect_write_pipe = subprocess_shell = subprocess_exec = _refuse
-    add_reader = remove_reader = add_writer = remove_writer = add_signal_handler = remove_signal_handler = _refuse
-    sock_recv = sock_recv_into = sock_recvfrom = sock_recvfrom_into = sock_sendall = sock_sendto = _refuse
-    sock_connect = sock_accept = sock_sendfile = get_task_factory = set_task_factory = _refuse
-    get_exception_handler = set_exception_handler = default_exception_handler = _refuse
+def _refuse(*_: object, **__: object) -> Any:
+    raise RuntimeError("virtual time knows no threads, sockets, subprocesses or signals, nor handlers and factories")
 
-    def check(self) -> None:
-        """Raise InvariantViolated if a deadline lies in the past or the timers are no heap."""
-        whens = [timer[0] for timer in self._timers]
-        if any(when <= self._now for when in whens):
-            raise InvariantViolated(f"a timer is due before the present {self._now} s")
-        if any(whens[(child - 1) // 2] > whens[child] for child in range(1, len(whens))):
-            raise InvariantViolated("the timers are no heap")
 
-    def _stuck(self) -> str:
-        tasks = sorted(asyncio.all_tasks(self), key=hash)
-        places = "".join(f"\n  {task.get_name()} waits in {_place(task)}" for task in tasks)
-        return f"at {self._now} s nothing is ready, no deadline is left, and {len(tasks)} task(s) wait:{places}"
+for _name in vars(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in _PART_OF_IT:
+        setattr(VirtualLoop, _name, _refuse)
 
 
 def _place(task: asyncio.Task[Any]) -> str:
@@ -307,7 +225,7 @@ def simulate(main: Coroutine[Any, Any, T], *, seed: int) -> T:
     Raises what `main` raises, what no one else handles (rule 4), and `Deadlock`.
     """
     loop = VirtualLoop(seed)
-    with _collecting_seldom():
+    with _alone(), _collecting_seldom():
         try:
             result: T = loop.run_until_complete(main)
         except BaseException as error:
@@ -317,6 +235,23 @@ def simulate(main: Coroutine[Any, Any, T], *, seed: int) -> T:
         if failures := _wind_up(loop):
             raise BaseExceptionGroup("tasks that outlived the main one failed when they were cancelled", failures)
     return result
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Have another loop that runs in this thread, as in a notebook, stand still."""
+    outer = _get_running_loop()
+    task = None if outer is None else asyncio.current_task(outer)
+    # From 3.14 on a thread has one current task, not one for each loop: the outer loop's steps aside.
+    if outer is not None and task is not None:
+        _leave_task(outer, task)
+    _set_running_loop(None)
+    try:
+        yield
+    finally:
+        _set_running_loop(outer)
+        if outer is not None and task is not None:
+            _enter_task(outer, task)
 
 
 @contextmanager
