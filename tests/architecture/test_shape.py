@@ -38,7 +38,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/simulated/__init__.py": "test_simulation.py beside it: a value and its sentences",
     "engines/simulated/compute.py": "test_simulation.py: it only computes in runs",
     "engines/simulated/driver.py": "test_simulation.py: it only lives in runs",
-    "engines/simulated/session.py": "test_simulation.py: it has nothing to prepare",
     "engines/simulated/request_server.py": "tests/conformance/test_work_source.py, and test_simulation.py beside it",
     "engines/simulated/world.py": "test_simulation.py: what outlives the controller of a run",
     "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
@@ -12,7 +13,7 @@ from distbelief.engines.simulated.network import Network
 from distbelief.errors import UsageError
 
 if TYPE_CHECKING:
-    from distbelief.engines.simulated.session import SimulatedSession
+    from distbelief.engines.simulated.simulation import SimulatedSession
 
 
 @final
@@ -49,11 +50,11 @@ class Simulated:
         """All of it is in one process."""
         return True
 
-    def open(self) -> SimulatedSession:
+    def open(self) -> AbstractContextManager[SimulatedSession]:
         """Begin a session."""
-        from distbelief.engines.simulated.session import SimulatedSession
+        from distbelief.engines.simulated.simulation import SimulatedSession
 
-        return SimulatedSession(self)
+        return nullcontext(SimulatedSession(self))
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from distbelief.engines.simulated.compute import SharedModule, TimedGradients
 from distbelief.engines.simulated.faults import Death
 from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, machine_of
 from distbelief.engines.simulated.loop import Deadlock
-from distbelief.engines.simulated.machines import ReplicaMachine
+from distbelief.engines.simulated.process import SimulatedProcess
 from distbelief.engines.simulated.request_server import RequestServer, SimulatedRequests
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
@@ -55,7 +55,7 @@ _PROGRESS_PART = 0.02
 class SimulatedDriver:
     """One life of the controller: from a checkpoint, or the beginning, to the end of the run or its own death."""
 
-    def __init__(self, prepared: Prepared, world: World, *, received: list[signal.Signals], **shared: Any) -> None:
+    def __init__(self, prepared: Prepared, *, world: World, received: list[signal.Signals], **shared: Any) -> None:
         self._prepared = prepared
         self._world = world
         self._plan, self._trace, self._wire = world.plan, world.trace, world.wire()
@@ -76,7 +76,10 @@ class SimulatedDriver:
             **shared,
         )
         self._shards = SimulatedShards(shards, self._wire, world.trace, world.patience, mortal=world.plan.loses_shards)
-        self._machines = [ReplicaMachine(replica, draw) for replica, draw in enumerate(world.draws)]
+        self._processes: dict[int, SimulatedProcess] = {}
+        """The newest of each replica."""
+        self._abandoned: list[SimulatedProcess] = []
+        """Held to be dead; they go on until they can be reached."""
         self._shared = SharedModule(prepared, self._board)
         resumed = prepared.resumed
         self._trace.begin_life(self._controller.allocator.total, 0 if resumed is None else resumed.state.examples)
@@ -119,8 +122,8 @@ class SimulatedDriver:
         death = await self._over
         self._wire.close()
         self._shards.close()
-        for machine in self._machines:
-            machine.close()
+        for process in (*self._processes.values(), *self._abandoned):
+            process.end()
         return death
 
     def result(self) -> Result:
@@ -150,7 +153,7 @@ class SimulatedDriver:
 
     def _tick(self) -> None:
         self._armed = math.inf
-        steps = [self._board.steps(machine.replica) for machine in self._machines]
+        steps = [self._board.steps(slot.replica) for slot in self._controller.slots]
         self._controller.tick(self._now, self.record.examples, steps)
 
     def _watch_silence(self) -> None:
@@ -169,8 +172,8 @@ class SimulatedDriver:
 
     def _stuck(self, error: Deadlock) -> None:
         waiting = dict(self._shards.waiters())
-        idle = [m.name for m in self._machines if self._controller.waits(m.replica) and m.name not in waiting]
-        lines = [*waiting.values(), *(f"{name} waits for work" for name in idle)]
+        idle = (f"replica {slot.replica}" for slot in self._controller.slots if self._controller.waits(slot.replica))
+        lines = [*waiting.values(), *(f"{name} waits for work" for name in idle if name not in waiting)]
         who = "; ".join(lines[:MAX_REPORTED_WAITERS]) or str(error)
         told = Deadlock(f"no progress is possible after {round(self._now, 3):g} s: {who}")
         if lines:
@@ -214,23 +217,23 @@ class SimulatedDriver:
                 self._trace.restored()
                 self._shards.restore(action, lambda: self._restored(self._shards.hosts[shard]))
             case actions.Start(replica, incarnation):
-                self._start(self._machines[replica], incarnation)
-            case actions.Kill(replica, incarnation):
-                self._kill(self._machines[replica], incarnation)
-            case actions.Suspect(replica, incarnation):
-                self._look_at(self._machines[replica], incarnation)
+                self._processes[replica] = process = SimulatedProcess(replica, incarnation)
+                self._start(process)
+            case actions.Kill(replica):
+                self._kill(self._processes[replica], "ended with the run")
+            case actions.Suspect(replica):
+                self._look_at(self._processes[replica])
             case actions.StopWork():
                 self._trace.note("stop", self._controller.stopped_by or "")
                 self._board.stop()
+            case actions.Lost(replica, incarnation):
+                self._trace.fenced(replica, incarnation)
+                self.record.keep(action)
+            case actions.WriteCheckpoint(snapshots, total):
+                self._trace.captured(snapshots, total)
+                self.record.keep(action)
             case _:
-                self._keep(action)
-
-    def _keep(self, action: actions.Action) -> None:
-        if isinstance(action, actions.Lost):
-            self._trace.fenced(action.replica, action.incarnation)
-        elif isinstance(action, actions.WriteCheckpoint):
-            self._trace.captured(action.snapshots, action.total)
-        self.record.keep(action)
+                self.record.keep(action)
 
     def _execute(self, number: int, commands: Sequence[Any]) -> None:
         def executed(answers: list[Answer]) -> None:
@@ -241,45 +244,45 @@ class SimulatedDriver:
 
     # Replicas
 
-    def _start(self, machine: ReplicaMachine, incarnation: int) -> None:
+    def _start(self, process: SimulatedProcess) -> None:
         """Have a replica work from now on, or from when its machine is there."""
-        death = self._plan.away(machine.name, self._now)
-        comes = self._plan.joins.get(machine.name, 0.0) if death is None else death.over
-        machine.expect(incarnation)
+        death = self._plan.away(process.machine, self._now)
+        comes = self._plan.joins.get(process.machine, 0.0) if death is None else death.over
         if comes == math.inf:
-            self._controller.gone(self._now, machine.replica)
+            self._controller.gone(self._now, process.replica)
         elif comes > self._now:
-            self._at(comes, self._come, machine, incarnation)
+            self._at(comes, self._come, process)
         else:
-            self._come(machine, incarnation)
+            self._come(process)
 
-    def _come(self, machine: ReplicaMachine, incarnation: int) -> None:
+    def _come(self, process: SimulatedProcess) -> None:
         """Begin a replica, unless its end was ordered before it was there."""
-        if not machine.is_expected(incarnation):
-            return
-        requests = SimulatedRequests(self._wire, self._requests, machine.replica, incarnation, self._world.patience)
-        work, layout = LeaseClient(requests), self._prepared.layout
+        if not process.over:
+            self._trace.note("begin", *process.who)
+            self.record.started(*process.who, None)
+            process.begin(self._work(process))
+
+    def _assemble(self, process: SimulatedProcess, work: LeaseClient) -> Replica:
+        layout = self._prepared.layout
         parameters = torch.empty(layout.length, dtype=layout.dtype)
-        replica = assemble(
+        draw = self._world.draws[process.replica]
+        return assemble(
             self._prepared,
-            [SimulatedLink(self._wire, machine.name, shard_host) for shard_host in self._shards.hosts],
-            machine.replica,
-            incarnation,
-            source=TimedGradients(self._shared, machine.replica, parameters, draw=machine.draw, plan=self._plan),
+            [SimulatedLink(self._wire, process.machine, shard_host) for shard_host in self._shards.hosts],
+            *process.who,
+            source=TimedGradients(self._shared, process.replica, parameters, draw=draw, plan=self._plan),
             work=work,
             parameters=parameters,
             stopping=lambda: self._board.stopping,
-            watch=lambda progress: self._watch(machine, incarnation, progress),
+            watch=lambda progress: self._watch(process, progress),
             patience=self._world.patience,
         )
-        self._trace.note("begin", machine.replica, incarnation)
-        self.record.started(machine.replica, incarnation, None)
-        machine.begin(self._work(machine, incarnation, replica, work))
 
-    async def _work(self, machine: ReplicaMachine, incarnation: int, replica: Replica, work: LeaseClient) -> None:
+    async def _work(self, process: SimulatedProcess) -> None:
+        work = LeaseClient(SimulatedRequests(self._wire, self._requests, *process.who, self._world.patience))
         status = 0
         try:
-            await replica.run()
+            await self._assemble(process, work).run()
         except InvariantViolated as error:
             self._end(error)
         except bdb.BdbQuit:
@@ -289,26 +292,27 @@ class SimulatedDriver:
         # Whatever the user's code raises is the controller's to judge.
         except Exception as error:  # noqa: BLE001
             status = 1
-            self._controller.failed(self._now, machine.replica, incarnation, failure_of(error)._replace(cause=error))
+            self._controller.failed(self._now, *process.who, failure_of(error)._replace(cause=error))
         finally:
             work.close()
-        if machine.finished(incarnation):
-            self._trace.note("end", machine.replica, incarnation)
-            self._ended(machine, incarnation, Ending(status, f"ended with exit code {status}"))
+        if not process.over:
+            process.over = True
+            self._trace.note("end", *process.who)
+            self._ended(process, Ending(status, f"ended with exit code {status}"))
             self._carry()
 
-    def _watch(self, machine: ReplicaMachine, incarnation: int, progress: Progress) -> None:
+    def _watch(self, process: SimulatedProcess, progress: Progress) -> None:
         """A replica has done a step."""
-        if machine.incarnation != incarnation or not machine.at_work:
+        if process.over:
             return
-        self._board.write(machine.replica, progress)
+        self._board.write(process.replica, progress)
         if len(self._received) > self._heeded:
             self._heeded = len(self._received)
             why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
             self._controller.stop(self._now, why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
         self._steps += 1
         # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
-        if self._steps % len(self._machines) == 0:
+        if self._steps % self._prepared.replicas == 0:
             try:
                 self.record.attend()
             except UserCodeError as error:
@@ -324,38 +328,32 @@ class SimulatedDriver:
             self._over.set_result(death)
         elif kind == "shard":
             self._shard_dies(self._shards.hosts[int(number)], death)
-        elif (machine := self._machines[int(number)]).at_work:
-            self._trace.note("death", machine.replica, machine.incarnation)
-            self._stop(machine, "as planned")
+        elif (process := self._processes[int(number)]).at_work:
+            self._trace.note("death", *process.who)
+            self._kill(process, "as planned")
 
-    def _kill(self, machine: ReplicaMachine, incarnation: int) -> None:
-        if machine.incarnation == incarnation:
-            self._stop(machine, "ended with the run")
-
-    def _stop(self, machine: ReplicaMachine, cause: str) -> None:
-        """End what is on a machine; that will be known in a moment."""
-        machine.stop()
+    def _kill(self, process: SimulatedProcess, cause: str) -> None:
+        """End a replica; that will be known in a moment."""
+        process.end()
         when = self._now if self._wire.is_calm else self._plan.awake(CONTROLLER, self._now + _NOTICE_S)
-        self._at(when, self._ended, machine, machine.incarnation, Ending(-signal.SIGKILL, f"died: {cause}", cause))
+        self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause))
 
-    def _ended(self, machine: ReplicaMachine, incarnation: int, ending: Ending) -> None:
-        self._controller.ended(self._now, machine.replica, incarnation, ending)
+    def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
+        self._controller.ended(self._now, *process.who, ending)
 
-    def _look_at(self, machine: ReplicaMachine, incarnation: int) -> None:
+    def _look_at(self, process: SimulatedProcess) -> None:
         """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
-        if (
-            machine.incarnation == incarnation
-            and machine.at_work
-            and self._plan.out_of_reach(machine.name, CONTROLLER, self._now)
-        ):
-            self._end_when_reached(machine, machine.abandon())
-            self._ended(machine, incarnation, Ending(None, "was out of reach", "out of reach"))
+        if process.at_work and self._plan.out_of_reach(process.machine, CONTROLLER, self._now):
+            process.over = True
+            self._abandoned.append(process)
+            self._end_when_reached(process)
+            self._ended(process, Ending(None, "was out of reach", "out of reach"))
 
-    def _end_when_reached(self, machine: ReplicaMachine, task: asyncio.Task[None]) -> None:
-        if self._plan.out_of_reach(machine.name, CONTROLLER, self._now):
-            self._at(self._now + 1.0, self._end_when_reached, machine, task)
+    def _end_when_reached(self, process: SimulatedProcess) -> None:
+        if self._plan.out_of_reach(process.machine, CONTROLLER, self._now):
+            self._at(self._now + 1.0, self._end_when_reached, process)
         else:
-            task.cancel()
+            process.end()
 
     def _shard_dies(self, shard_host: ShardHost, death: Death) -> None:
         name = machine_of(shard_host)

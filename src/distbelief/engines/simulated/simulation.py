@@ -2,9 +2,9 @@
 
 import asyncio
 import dataclasses
-import signal
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
 
 import torch
 
@@ -17,8 +17,6 @@ from distbelief.engines.simulated.link import CONTROLLER
 from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
-from distbelief.observe.events import Observer
-from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import newest
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared, go_on
@@ -30,25 +28,15 @@ from distbelief.task.data import seeded
 class Simulation:
     """One run in virtual time, in this thread."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        engine: Simulated,
-        *,
-        observer: Observer,
-        files: RunDirectory,
-        received: list[signal.Signals],
-        callbacks: Sequence[Callback],
-    ) -> None:
+    def __init__(self, prepared: Prepared, engine: Simulated, *, files: RunDirectory, **shared: Any) -> None:
         require(memory_needed(prepared, models_here=True), available())
         self._prepared = prepared
         self._files = files
         self._world = World(engine, prepared)
-        self._observer = observer
-        self._received = received
-        self._callbacks = callbacks
+        self._begin: Callable[[Prepared], SimulatedDriver] = partial(
+            SimulatedDriver, world=self._world, files=files, **shared
+        )
         self._driver = self._begin(prepared)
-        self._lost: Deadlock | None = None
 
     @property
     def record(self) -> RunRecord:
@@ -65,12 +53,13 @@ class Simulation:
         try:
             with seeded(world.seed):
                 try:
-                    simulate(self._lives(), seed=world.seed)
+                    lost = simulate(self._lives(), seed=world.seed)
                 except Deadlock as error:
                     world.stop_clock()
                     simulate(self._driver.wind_up(error), seed=world.seed)
-                if self._lost is not None:
-                    raise self._lost
+                    lost = None
+                if lost is not None:
+                    raise lost
                 result = self._driver.result()
         finally:
             torch.set_num_threads(threads)
@@ -80,27 +69,17 @@ class Simulation:
         """End the threads."""
         self._driver.close()
 
-    def _begin(self, prepared: Prepared) -> SimulatedDriver:
-        return SimulatedDriver(
-            prepared,
-            self._world,
-            observer=self._observer,
-            files=self._files,
-            received=self._received,
-            callbacks=self._callbacks,
-        )
-
-    async def _lives(self) -> None:
+    async def _lives(self) -> Deadlock | None:
+        """Live until the run is over; or until the controller is dead for good, and say so."""
         self._world.loop = asyncio.get_running_loop()
         while (death := await self._driver.live()) is not None:
             self._world.trace.note("death of controller")
             self._driver.record.tell("machine", machine=CONTROLLER, there=False)
             if death.back is None:
-                self._lost = Deadlock(
+                return Deadlock(
                     f"no progress is possible after {death.at:g} s: the controller is dead for good; "
                     "what it had written down can be resumed"
                 )
-                return
             self._driver.close()
             await asyncio.sleep(death.back)
             self._resume()
@@ -109,6 +88,7 @@ class Simulation:
         await asyncio.sleep(1.0)
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             raise InvariantViolated(f"the run is over, and {min(task.get_name() for task in left)} is not")
+        return None
 
     def _resume(self) -> None:
         """A new controller goes on from the newest checkpoint, or begins anew."""
@@ -117,3 +97,18 @@ class Simulation:
         self._driver = self._begin(prepared)
         self._driver.record.tell("machine", machine=CONTROLLER, there=True)
         self._driver.record.tell_resumed(complaints, None)
+
+
+@final
+class SimulatedSession:
+    """A session, which has nothing to prepare: runs are simulated in the thread that asks for it."""
+
+    def __init__(self, engine: Simulated) -> None:
+        self._engine = engine
+
+    def expect(self, replicas: int) -> None:
+        """Nothing is needed for them."""
+
+    def driver(self, prepared: Prepared, **shared: Any) -> Simulation:
+        """A simulation of a run."""
+        return Simulation(prepared, self._engine, **shared)
