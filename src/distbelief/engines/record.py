@@ -4,6 +4,7 @@ The controller decides; what it wants kept arrives here.
 """
 
 import functools
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from distbelief.allocation import Progress
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
 from distbelief.engines.board import Board, total
-from distbelief.engines.controller import Controller
+from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
 from distbelief.engines.replicas import ReplicaSlot
 from distbelief.engines.shards import Shards
 from distbelief.engines.speeds import Speeds
@@ -68,7 +69,7 @@ def controller_of(prepared: Prepared) -> Controller:
 @final
 @dataclass(eq=False)
 class RunRecord:
-    """What is kept of one run. `clock` is in seconds.
+    """What is kept of one run. `clock` is in seconds; `received` collects requests to end.
 
     Without `beside`, training stands still during evaluations and checkpoints.
     """
@@ -82,6 +83,7 @@ class RunRecord:
     observer: Observer
     files: RunDirectory
     callbacks: Sequence[Callback]
+    received: list[signal.Signals]
     clock: Callable[[], float]
     beside: bool
 
@@ -113,6 +115,7 @@ class RunRecord:
         self._resumed_at = before.used + before.partial
         self._born = self.clock()
         self._next_progress = 0.0
+        self._heeded = 0
 
     def close(self) -> None:
         """End the threads."""
@@ -216,12 +219,27 @@ class RunRecord:
         return row
 
     def attend(self) -> None:
-        """Look after everything that has a time of its own, and hear what callbacks wish.
+        """Look after everything that has a time of its own, and hear what callbacks and requests to end wish.
 
-        Raises `UserCodeError` for what metrics, data and callbacks of the user's raise.
+        What metrics, data and callbacks of the user's raise ends the run.
         """
+        try:
+            self._look()
+        except UserCodeError as error:
+            self.controller.fail(self.clock(), error)
+        if len(self.received) > self._heeded:
+            self._heeded = len(self.received)
+            why = "interrupted" if self.received[0] == signal.SIGINT else "terminated"
+            self.controller.stop(self.clock(), why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
+
+    def tick(self) -> None:
+        """Tell the controller that time has passed."""
+        steps = [self.board.steps(slot.replica) for slot in self.controller.slots]
+        self.controller.tick(self.clock(), self.examples, steps)
+
+    def _look(self) -> None:
         controller, now = self.controller, self.clock()
-        controller.tick(now, self.examples, [self.board.steps(slot.replica) for slot in controller.slots])
+        self.tick()
         if self._waiting:
             self._look_for_buffers(now)
         if self._checkpoints.turn():
@@ -406,7 +424,7 @@ class RunRecord:
             return "waiting"
         return "silent" if slot.silent(now) else slot.state
 
-    def result(self, *, hurried: bool, impatient: Callable[[], bool]) -> Result:
+    def result(self) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
         controller, allocator = self.controller, self.controller.allocator
         account, totals, error = allocator.total, self._totals(), controller.error
@@ -417,11 +435,11 @@ class RunRecord:
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
         if error is None and not self.shards.finite:
             error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
-        wanted = error is None and not hurried
+        wanted = error is None and not self.received
         if wanted and self.prepared.sets:
             self.tell("evaluating", seconds=stamp["seconds"])
         try:
-            self._evaluations.finish(stamp if wanted else None, impatient)
+            self._evaluations.finish(stamp if wanted else None, impatient=lambda: bool(self.received))
         except UserCodeError as failure:
             error = error or failure
         self._write_last()

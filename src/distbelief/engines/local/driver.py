@@ -1,7 +1,6 @@
 """The local driver: carries messages, time and deaths of processes to the controller, and its actions to them."""
 
 import selectors
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ import torch
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
 from distbelief.engines.board import Board
-from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
@@ -22,12 +20,10 @@ from distbelief.engines.record import RunRecord, controller_of, flat_at_start
 from distbelief.engines.shards import Shards, memory_needed, shard_specs
 from distbelief.engines.shipping import pack
 from distbelief.engines.supervision import Ending, Failure
-from distbelief.errors import DistBeliefError, UserCodeError, WorkerDied
+from distbelief.errors import DistBeliefError, WorkerDied
 from distbelief.links.mapped import SharedMemory
-from distbelief.observe.events import Observer, how_ended
+from distbelief.observe.events import how_ended
 from distbelief.ports import Answer, Command, Outcome, Verdict
-from distbelief.run.callbacks import Callback
-from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
 
@@ -47,16 +43,12 @@ class LocalDriver:
         *,
         devices: tuple[str, ...],
         threads: int,
-        observer: Observer,
         workers: Workers,
-        files: RunDirectory,
-        received: list[signal.Signals],
-        callbacks: Sequence[Callback] = (),
+        **shared: Any,
     ) -> None:
         require(memory_needed(prepared, models_here=devices == ("cpu",)), available())
         self._workers = workers
         self._devices = devices
-        self._received, self._heeded = received, 0
         flat = flat_at_start(prepared, torch.device(devices[0]))
         count, buffers = prepared.replicas, len(flat.buffers())
         # First, since it may be refused: nothing has to be given back by then.
@@ -71,11 +63,9 @@ class LocalDriver:
             flat=flat,
             shards=Shards(prepared, flat.vector, self._mapped.shards),
             board=self._board,
-            observer=observer,
-            files=files,
-            callbacks=callbacks,
             clock=time.monotonic,
             beside=True,
+            **shared,
         )
         self._processes: dict[int, WorkerProcess] = {}
         """The process of each replica that has one."""
@@ -92,7 +82,7 @@ class LocalDriver:
             self._listen()
             self._attend()
             self._carry()
-        return self.record.result(hurried=self._heeded > 0, impatient=lambda: len(self._received) > 0)
+        return self.record.result()
 
     def close(self) -> None:
         """End every process, and give all memory back."""
@@ -148,16 +138,8 @@ class LocalDriver:
             self._selector.unregister(end)
 
     def _attend(self) -> None:
-        controller, now = self._controller, time.monotonic()
-        try:
-            self.record.attend()
-        except UserCodeError as error:
-            controller.fail(now, error)
-        if len(self._received) > self._heeded:
-            self._heeded = len(self._received)
-            why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
-            controller.stop(now, why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
-        if now >= self._next_look:
+        self.record.attend()
+        if (now := time.monotonic()) >= self._next_look:
             self._next_look = now + _TICK_S
             self._watch_locks()
             self.record.show(_PROGRESS_S)

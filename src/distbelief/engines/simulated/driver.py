@@ -18,7 +18,6 @@ from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
 from distbelief.engines.board import Board
-from distbelief.engines.controller import REQUESTED_GRACE_S
 from distbelief.engines.record import RunRecord, controller_of, flat_at_start
 from distbelief.engines.replica import assemble, failure_of
 from distbelief.engines.shards import Shards, shard_specs
@@ -31,7 +30,7 @@ from distbelief.engines.simulated.request_server import RequestServer, Simulated
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.engines.supervision import Ending
-from distbelief.errors import DistBeliefError, InvariantViolated, UserCodeError
+from distbelief.errors import DistBeliefError, InvariantViolated
 from distbelief.ports import Answer
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
@@ -55,11 +54,10 @@ _PROGRESS_PART = 0.02
 class SimulatedDriver:
     """One life of the controller: from a checkpoint, or the beginning, to the end of the run or its own death."""
 
-    def __init__(self, prepared: Prepared, *, world: World, received: list[signal.Signals], **shared: Any) -> None:
+    def __init__(self, prepared: Prepared, *, world: World, **shared: Any) -> None:
         self._prepared = prepared
         self._world = world
         self._plan, self._trace, self._wire = world.plan, world.trace, world.wire()
-        self._received, self._heeded = received, 0
         flat = flat_at_start(prepared, torch.device("cpu"))
         count, buffers = prepared.replicas, len(flat.buffers())
         self._board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
@@ -129,8 +127,7 @@ class SimulatedDriver:
     def result(self) -> Result:
         """What was reached."""
         self._trace.check(self._controller.allocator.total)
-        hurried = bool(self._received)
-        return self.record.result(hurried=hurried, impatient=lambda: len(self._received) > 0)
+        return self.record.result()
 
     def close(self) -> None:
         """End the threads."""
@@ -153,8 +150,7 @@ class SimulatedDriver:
 
     def _tick(self) -> None:
         self._armed = math.inf
-        steps = [self._board.steps(slot.replica) for slot in self._controller.slots]
-        self._controller.tick(self._now, self.record.examples, steps)
+        self.record.tick()
 
     def _watch_silence(self) -> None:
         self._tick()
@@ -287,7 +283,7 @@ class SimulatedDriver:
             self._end(error)
         except bdb.BdbQuit:
             # Who leaves the debugger means the run, as with Ctrl-C.
-            self._received.append(signal.SIGINT)
+            self.record.received.append(signal.SIGINT)
             self._controller.stop(self._now, "interrupted", 0.0)
         # Whatever the user's code raises is the controller's to judge.
         except Exception as error:  # noqa: BLE001
@@ -306,17 +302,10 @@ class SimulatedDriver:
         if process.over:
             return
         self._board.write(process.replica, progress)
-        if len(self._received) > self._heeded:
-            self._heeded = len(self._received)
-            why = "interrupted" if self._received[0] == signal.SIGINT else "terminated"
-            self._controller.stop(self._now, why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
         self._steps += 1
         # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
         if self._steps % self._prepared.replicas == 0:
-            try:
-                self.record.attend()
-            except UserCodeError as error:
-                self._controller.fail(self._now, error)
+            self.record.attend()
             self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
         self._carry()
 

@@ -6,17 +6,15 @@ A machine is named "replica N", "shard N" or "controller". Times are virtual sec
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from distbelief.checks import check_number
 from distbelief.errors import UsageError
 
-
-def _check_span(at: object, seconds: object) -> None:
-    check_number("at", at)
-    check_number("seconds", seconds, above=0)
+_ABOVE = {"at": None, "back": None, "seconds": 0.0, "factor": 0.0}
+"""What the numbers of a fault must be more than; None: they may be 0."""
 
 
 def _check_machine(name: object, kinds: str = "replica|shard|controller") -> None:
@@ -26,9 +24,27 @@ def _check_machine(name: object, kinds: str = "replica|shard|controller") -> Non
         raise UsageError(f"{name} is no {kinds}")
 
 
+def _check_numbers(fault: object) -> None:
+    for name, value in vars(fault).items():
+        if name in _ABOVE and (value is not None or name != "back"):
+            check_number(name, value, above=_ABOVE[name])
+
+
+@dataclass(frozen=True)
+class _OfMachine:
+    machine: str
+    at: float
+
+    _kinds: ClassVar = "replica|shard|controller"
+
+    def __post_init__(self) -> None:
+        _check_machine(self.machine, self._kinds)
+        _check_numbers(self)
+
+
 @final
 @dataclass(frozen=True)
-class Death:
+class Death(_OfMachine):
     """A machine dies at a time, and is there again `back` seconds later; None: never.
 
     A replica is replaced by another process. A shard's host comes back with the shard as it was at the last
@@ -36,15 +52,7 @@ class Death:
     machines that are there then.
     """
 
-    machine: str
-    at: float
     back: float | None = 2.0
-
-    def __post_init__(self) -> None:
-        _check_machine(self.machine)
-        check_number("at", self.at)
-        if self.back is not None:
-            check_number("back", self.back)
 
     @property
     def over(self) -> float:
@@ -54,45 +62,29 @@ class Death:
 
 @final
 @dataclass(frozen=True)
-class Join:
+class Join(_OfMachine):
     """A replica that is not there from the start, but from `at` on."""
 
-    machine: str
-    at: float
-
-    def __post_init__(self) -> None:
-        _check_machine(self.machine, "replica")
-        check_number("at", self.at)
+    _kinds: ClassVar = "replica"
 
 
 @final
 @dataclass(frozen=True)
-class Pause:
+class Pause(_OfMachine):
     """A machine stands still for a while: it computes nothing and hears nothing, but loses nothing either."""
 
-    machine: str
-    at: float
     seconds: float
-
-    def __post_init__(self) -> None:
-        _check_machine(self.machine)
-        _check_span(self.at, self.seconds)
 
 
 @final
 @dataclass(frozen=True)
-class Slow:
+class Slow(_OfMachine):
     """A replica computes `factor` times as long for a while."""
 
-    machine: str
-    at: float
     seconds: float
     factor: float
 
-    def __post_init__(self) -> None:
-        _check_machine(self.machine, "replica")
-        _check_span(self.at, self.seconds)
-        check_number("factor", self.factor, above=0)
+    _kinds: ClassVar = "replica"
 
 
 @final
@@ -106,7 +98,7 @@ class Cut:
     others: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_span(self.at, self.seconds)
+        _check_numbers(self)
         for name, machines in (("machines", self.machines), ("others", self.others)):
             if machines is not None:
                 if not isinstance(machines, list | tuple) or not machines:
@@ -119,15 +111,19 @@ class Cut:
 
     def between(self, one: str, other: str, now: float) -> bool:
         """Whether a message between two machines is lost now."""
-        if not self.at <= now < self.at + self.seconds:
-            return False
-        return self._apart(one, other) or self._apart(other, one)
 
-    def _apart(self, one: str, other: str) -> bool:
-        return one in self.machines and (other not in self.machines if self.others is None else other in self.others)
+        def apart(one: str, other: str) -> bool:
+            far = other not in self.machines if self.others is None else other in self.others
+            return one in self.machines and far
+
+        return _lasts(self, now) and (apart(one, other) or apart(other, one))
 
 
 Fault = Death | Join | Pause | Slow | Cut
+
+
+def _lasts(fault: Pause | Slow | Cut, now: float) -> bool:
+    return fault.at <= now < fault.at + fault.seconds
 
 
 def _machines(fault: Fault) -> tuple[str, ...]:
@@ -209,7 +205,7 @@ class Plan:
     def awake(self, machine: str, now: float) -> float:
         """When a machine that is spoken to now will hear it."""
         for pause in sorted(self._pauses.get(machine, ()), key=lambda pause: pause.at):
-            if pause.at <= now < pause.at + pause.seconds:
+            if _lasts(pause, now):
                 now = pause.at + pause.seconds
         return now
 
@@ -219,19 +215,13 @@ class Plan:
 
     def finish(self, machine: str, begun: float, seconds: float) -> float:
         """When work that takes so many seconds of an undisturbed machine will be done."""
-        for now, until, speed in self._stretches(machine, begun):
+        pauses, slow = self._pauses.get(machine, []), self._slow.get(machine, [])
+        spans = [(fault.at, fault.at + fault.seconds) for faults in (pauses, slow) for fault in faults]
+        changes = {time for span in spans for time in span if time > begun}
+        for now, until in itertools.pairwise([begun, *sorted(changes), math.inf]):
+            paused = any(_lasts(pause, now) for pause in pauses)
+            speed = 0.0 if paused else 1 / math.prod(fault.factor for fault in slow if _lasts(fault, now))
             if speed and seconds <= (until - now) * speed:
                 return now + seconds / speed
             seconds -= (until - now) * speed
         return begun + seconds
-
-    def _stretches(self, machine: str, begun: float) -> Iterator[tuple[float, float, float]]:
-        """The times from `begun` on in which a machine has one speed: from, until, speed."""
-        pauses, slow = self._pauses.get(machine, []), self._slow.get(machine, [])
-        spans = [(f.at, f.at + f.seconds) for f in pauses] + [(f.at, f.at + f.seconds) for f in slow]
-        ends = {t for span in spans for t in span if t > begun}
-        for now, until in itertools.pairwise([begun, *sorted(ends), math.inf]):
-            if any(pause.at <= now < pause.at + pause.seconds for pause in pauses):
-                yield now, until, 0.0
-            else:
-                yield now, until, 1 / math.prod(s.factor for s in slow if s.at <= now < s.at + s.seconds)

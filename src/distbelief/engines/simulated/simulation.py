@@ -2,8 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -33,10 +31,8 @@ class Simulation:
         self._prepared = prepared
         self._files = files
         self._world = World(engine, prepared)
-        self._begin: Callable[[Prepared], SimulatedDriver] = partial(
-            SimulatedDriver, world=self._world, files=files, **shared
-        )
-        self._driver = self._begin(prepared)
+        self._parts: dict[str, Any] = {"world": self._world, "files": files, **shared}
+        self._driver = SimulatedDriver(prepared, **self._parts)
 
     @property
     def record(self) -> RunRecord:
@@ -94,7 +90,7 @@ class Simulation:
         """A new controller goes on from the newest checkpoint, or begins anew."""
         resumed, complaints = newest(self._files.checkpoints)
         prepared = go_on(self._prepared, resumed)
-        self._driver = self._begin(prepared)
+        self._driver = SimulatedDriver(prepared, **self._parts)
         self._driver.record.tell("machine", machine=CONTROLLER, there=True)
         self._driver.record.tell_resumed(complaints, None)
 
