@@ -1,14 +1,18 @@
 """Computing in virtual time: all replicas share one module, into which each one's parameters go for a moment."""
 
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
+from distbelief.allocation import Progress, Replica
 from distbelief.engines.board import Board
-from distbelief.engines.simulated.faults import Plan
-from distbelief.engines.simulated.laws import Draw
-from distbelief.ports import Gradient
+from distbelief.engines.replica import assemble
+from distbelief.engines.simulated.world import World
+from distbelief.ports import Gradient, ShardLink, WorkSource
 from distbelief.run.prepare import Prepared
 from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
@@ -23,7 +27,10 @@ _EPOCHS = 3
 class SharedModule:
     """One module that computes for every replica; what moves in it besides parameters lies on the board."""
 
-    def __init__(self, prepared: Prepared, board: Board) -> None:
+    def __init__(self, prepared: Prepared, world: World, board: Board) -> None:
+        self._prepared = prepared
+        self.world = world
+        self._board = board
         self._flat = FlatModule(prepared.task.build(prepared.seed).train(), prepared.layout, prepared.moving)
         batches = Batches(prepared.rows, prepared.batch_size, prepared.seed, epochs=_EPOCHS)
         self._gradients = ModuleGradients(
@@ -31,37 +38,57 @@ class SharedModule:
         )
         self.computing = 0
         """How many replicas are at it."""
-        self._moving = board.buffers if prepared.moving else None
+
+    def replica(
+        self,
+        replica: int,
+        incarnation: int,
+        links: Sequence[ShardLink],
+        work: WorkSource,
+        watch: Callable[[Progress], None],
+    ) -> Replica:
+        """A replica that computes with it."""
+        parameters = torch.empty(self._prepared.layout.length, dtype=self._prepared.layout.dtype)
+        return assemble(
+            self._prepared,
+            links,
+            replica,
+            incarnation,
+            source=TimedGradients(self, replica, parameters),
+            work=work,
+            parameters=parameters,
+            stopping=lambda: self._board.stopping,
+            watch=watch,
+            patience=self.world.patience,
+        )
 
     async def gradient(self, replica: int, parameters: Tensor, epoch: int, batch: int) -> Gradient:
         """The gradient at a replica's parameters, in no time."""
         self._flat.vector.copy_(parameters)
-        if self._moving is not None:
-            self._flat.load_buffers_(self._moving[replica])
+        if self._prepared.moving:
+            self._flat.load_buffers_(self._board.buffers[replica])
         gradient = await self._gradients.gradient(epoch, batch)
-        if self._moving is not None:
-            self._moving[replica] = self._flat.buffers()
+        if self._prepared.moving:
+            self._board.buffers[replica] = self._flat.buffers()
         return gradient
 
 
 @final
+@dataclass(eq=False)
 class TimedGradients:
     """`GradientSource` of one replica, for which a batch takes as long as its law and its machine's faults say."""
 
-    def __init__(self, shared: SharedModule, replica: int, parameters: Tensor, *, draw: Draw, plan: Plan) -> None:
-        self._shared = shared
-        self._replica = replica
-        self._parameters = parameters
-        self._draw = draw
-        self._plan = plan
+    shared: SharedModule
+    replica: int
+    parameters: Tensor
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Take the time, then compute: nobody has touched the parameters meanwhile."""
-        now = asyncio.get_running_loop().time()
-        seconds = max(self._draw(), LEAST_S)
-        self._shared.computing += 1
+        now, world = asyncio.get_running_loop().time(), self.shared.world
+        seconds = max(world.draws[self.replica](), LEAST_S)
+        self.shared.computing += 1
         try:
-            await asyncio.sleep(self._plan.finish(f"replica {self._replica}", now, seconds) - now)
+            await asyncio.sleep(world.plan.finish(f"replica {self.replica}", now, seconds) - now)
         finally:
-            self._shared.computing -= 1
-        return await self._shared.gradient(self._replica, self._parameters, epoch, batch)
+            self.shared.computing -= 1
+        return await self.shared.gradient(self.replica, self.parameters, epoch, batch)

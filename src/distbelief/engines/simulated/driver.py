@@ -9,21 +9,22 @@ import bdb
 import math
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
 
-from distbelief.allocation import Progress, Replica
+from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
 from distbelief.engines.board import Board
 from distbelief.engines.record import RunRecord, controller_of, flat_at_start
-from distbelief.engines.replica import assemble, failure_of
+from distbelief.engines.replica import failure_of
 from distbelief.engines.shards import Shards, shard_specs
-from distbelief.engines.simulated.compute import SharedModule, TimedGradients
+from distbelief.engines.simulated.compute import SharedModule
 from distbelief.engines.simulated.faults import Death
-from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, machine_of
+from distbelief.engines.simulated.link import CONTROLLER, machine_of
 from distbelief.engines.simulated.loop import Deadlock
 from distbelief.engines.simulated.process import SimulatedProcess
 from distbelief.engines.simulated.request_server import RequestServer, SimulatedRequests
@@ -57,7 +58,7 @@ class SimulatedDriver:
     def __init__(self, prepared: Prepared, *, world: World, **shared: Any) -> None:
         self._prepared = prepared
         self._world = world
-        self._plan, self._trace, self._wire = world.plan, world.trace, world.wire()
+        self._plan, self._trace, self._clock, self._wire = world.plan, world.trace, world.clock, world.wire()
         flat = flat_at_start(prepared, torch.device("cpu"))
         count, buffers = prepared.replicas, len(flat.buffers())
         self._board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
@@ -78,7 +79,7 @@ class SimulatedDriver:
         """The newest of each replica."""
         self._abandoned: list[SimulatedProcess] = []
         """Held to be dead; they go on until they can be reached."""
-        self._shared = SharedModule(prepared, self._board)
+        self._shared = SharedModule(prepared, world, self._board)
         resumed = prepared.resumed
         self._trace.begin_life(self._controller.allocator.total, 0 if resumed is None else resumed.state.examples)
         self._requests = RequestServer(self._controller, world.trace, world.clock, self._carry)
@@ -91,7 +92,7 @@ class SimulatedDriver:
     async def live(self) -> Death | None:
         """Train until the run is over, or until the controller dies: then, its death."""
         self._over = asyncio.get_running_loop().create_future()
-        plan, now = self._plan, self._now
+        plan, now = self._plan, self._clock()
         self.record.begin("simulated", ["cpu"])
         for shard_host in self._shards.hosts:
             if (death := plan.away(machine_of(shard_host), now)) is not None:
@@ -133,10 +134,6 @@ class SimulatedDriver:
         """End the threads."""
         self.record.close()
 
-    @property
-    def _now(self) -> float:
-        return self._world.clock()
-
     def _at(self, when: float, function: Callable[..., object], *arguments: object) -> None:
         """Have something done at a time, if this life goes on until then."""
         asyncio.get_running_loop().call_at(when, self._if_living, function, *arguments)
@@ -154,24 +151,24 @@ class SimulatedDriver:
 
     def _watch_silence(self) -> None:
         self._tick()
-        if self._now < self._plan.quiet_from:
-            self._at(self._now + _SILENCE_LOOK_S, self._watch_silence)
+        if self._clock() < self._plan.quiet_from:
+            self._at(self._clock() + _SILENCE_LOOK_S, self._watch_silence)
 
     def _watch_progress(self, notes: int) -> None:
         """See a deadlock where calls are repeated: timers go on for ever, and nothing happens."""
-        if notes == self._trace.notes and not self._shared.computing and self._now > self._plan.quiet_from:
+        if notes == self._trace.notes and not self._shared.computing and self._clock() > self._plan.quiet_from:
             longest = self._world.patience.longest_s if self._world.patience else 0.0
             why = f"do messages take longer than the {longest:g} s after which calls are made again?"
             self._stuck(Deadlock(f"nothing has happened for {_STUCK_S:g} s; {why}"))
         else:
-            self._at(self._now + _STUCK_S, self._watch_progress, self._trace.notes)
+            self._at(self._clock() + _STUCK_S, self._watch_progress, self._trace.notes)
 
     def _stuck(self, error: Deadlock) -> None:
         waiting = dict(self._shards.waiters())
         idle = (f"replica {slot.replica}" for slot in self._controller.slots if self._controller.waits(slot.replica))
         lines = [*waiting.values(), *(f"{name} waits for work" for name in idle if name not in waiting)]
         who = "; ".join(lines[:MAX_REPORTED_WAITERS]) or str(error)
-        told = Deadlock(f"no progress is possible after {round(self._now, 3):g} s: {who}")
+        told = Deadlock(f"no progress is possible after {round(self._clock(), 3):g} s: {who}")
         if lines:
             told.add_note(str(error))
         self._end(told)
@@ -179,7 +176,7 @@ class SimulatedDriver:
     def _end(self, error: DistBeliefError) -> None:
         """End the run at once: from now on every machine answers, and no message takes time or is lost."""
         self._wire.calm()
-        self._controller.fail(self._now, error)
+        self._controller.fail(self._clock(), error)
         self._tick()
         self._carry()
 
@@ -193,12 +190,12 @@ class SimulatedDriver:
                 self._do(action)
         if controller.over and not self._over.done():
             if not controller.allocator.finished:
-                why = f"no progress is possible after {self._now:g} s: every replica is dead for good"
-                controller.fail(self._now, Deadlock(why))
+                why = f"no progress is possible after {self._clock():g} s: every replica is dead for good"
+                controller.fail(self._clock(), Deadlock(why))
             self._over.set_result(None)
         elif controller.wakes_at < self._armed:
             self._armed = controller.wakes_at
-            self._at(max(self._armed, self._now + _LEAST_S), self._tick)
+            self._at(max(self._armed, self._clock() + _LEAST_S), self._tick)
 
     def _do(self, action: actions.Action) -> None:
         match action:
@@ -233,7 +230,7 @@ class SimulatedDriver:
 
     def _execute(self, number: int, commands: Sequence[Any]) -> None:
         def executed(answers: list[Answer]) -> None:
-            self._controller.executed(self._now, number, answers)
+            self._controller.executed(self._clock(), number, answers)
             self._carry()
 
         self._shards.execute(commands, executed)
@@ -242,11 +239,11 @@ class SimulatedDriver:
 
     def _start(self, process: SimulatedProcess) -> None:
         """Have a replica work from now on, or from when its machine is there."""
-        death = self._plan.away(process.machine, self._now)
+        death = self._plan.away(process.machine, self._clock())
         comes = self._plan.joins.get(process.machine, 0.0) if death is None else death.over
         if comes == math.inf:
-            self._controller.gone(self._now, process.replica)
-        elif comes > self._now:
+            self._controller.gone(self._clock(), process.replica)
+        elif comes > self._clock():
             self._at(comes, self._come, process)
         else:
             self._come(process)
@@ -258,37 +255,22 @@ class SimulatedDriver:
             self.record.started(*process.who, None)
             process.begin(self._work(process))
 
-    def _assemble(self, process: SimulatedProcess, work: LeaseClient) -> Replica:
-        layout = self._prepared.layout
-        parameters = torch.empty(layout.length, dtype=layout.dtype)
-        draw = self._world.draws[process.replica]
-        return assemble(
-            self._prepared,
-            [SimulatedLink(self._wire, process.machine, shard_host) for shard_host in self._shards.hosts],
-            *process.who,
-            source=TimedGradients(self._shared, process.replica, parameters, draw=draw, plan=self._plan),
-            work=work,
-            parameters=parameters,
-            stopping=lambda: self._board.stopping,
-            watch=lambda progress: self._watch(process, progress),
-            patience=self._world.patience,
-        )
-
     async def _work(self, process: SimulatedProcess) -> None:
         work = LeaseClient(SimulatedRequests(self._wire, self._requests, *process.who, self._world.patience))
         status = 0
         try:
-            await self._assemble(process, work).run()
+            links, watch = self._shards.links(process.machine), partial(self._watch, process)
+            await self._shared.replica(*process.who, links, work, watch).run()
         except InvariantViolated as error:
             self._end(error)
         except bdb.BdbQuit:
             # Who leaves the debugger means the run, as with Ctrl-C.
             self.record.received.append(signal.SIGINT)
-            self._controller.stop(self._now, "interrupted", 0.0)
+            self._controller.stop(self._clock(), "interrupted", 0.0)
         # Whatever the user's code raises is the controller's to judge.
         except Exception as error:  # noqa: BLE001
             status = 1
-            self._controller.failed(self._now, *process.who, failure_of(error)._replace(cause=error))
+            self._controller.failed(self._clock(), *process.who, failure_of(error)._replace(cause=error))
         finally:
             work.close()
         if not process.over:
@@ -324,23 +306,23 @@ class SimulatedDriver:
     def _kill(self, process: SimulatedProcess, cause: str) -> None:
         """End a replica; that will be known in a moment."""
         process.end()
-        when = self._now if self._wire.is_calm else self._plan.awake(CONTROLLER, self._now + _NOTICE_S)
+        when = self._clock() if self._wire.is_calm else self._plan.awake(CONTROLLER, self._clock() + _NOTICE_S)
         self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause))
 
     def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
-        self._controller.ended(self._now, *process.who, ending)
+        self._controller.ended(self._clock(), *process.who, ending)
 
     def _look_at(self, process: SimulatedProcess) -> None:
         """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
-        if process.at_work and self._plan.out_of_reach(process.machine, CONTROLLER, self._now):
+        if process.at_work and self._plan.out_of_reach(process.machine, CONTROLLER, self._clock()):
             process.over = True
             self._abandoned.append(process)
             self._end_when_reached(process)
             self._ended(process, Ending(None, "was out of reach", "out of reach"))
 
     def _end_when_reached(self, process: SimulatedProcess) -> None:
-        if self._plan.out_of_reach(process.machine, CONTROLLER, self._now):
-            self._at(self._now + 1.0, self._end_when_reached, process)
+        if self._plan.out_of_reach(process.machine, CONTROLLER, self._clock()):
+            self._at(self._clock() + 1.0, self._end_when_reached, process)
         else:
             process.end()
 

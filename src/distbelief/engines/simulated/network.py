@@ -70,6 +70,8 @@ class Wire:
     ) -> None:
         self.down: set[str] = set()
         """Machines that hear nothing now."""
+        self.is_calm = False
+        """Whether every message arrives at once."""
         self._closed = False
         self.plan = plan
         self._latency = latency
@@ -108,13 +110,9 @@ class Wire:
         ends = max(self._under_way[one, other], self._under_way[other, one])
         return ends > asyncio.get_running_loop().time()
 
-    @property
-    def is_calm(self) -> bool:
-        """Whether every message arrives at once."""
-        return self._network is _IDEAL and self.plan is _NOTHING_HAPPENS
-
     def calm(self) -> None:
         """From now on every message arrives, at once, whatever the network and the plan were."""
+        self.is_calm = True
         self.down.clear()
         self.plan, self._network, self._disturbed = _NOTHING_HAPPENS, _IDEAL, False
         self._latency = lambda: 0.0

@@ -24,12 +24,17 @@ class SimulatedShards:
         self, shards: Sequence[Shard], wire: Wire, trace: Trace, patience: Patience | None, *, mortal: bool
     ) -> None:
         self.hosts = [ShardHost(shard, number, trace) for number, shard in enumerate(shards)]
-        self._links = [SimulatedLink(wire, CONTROLLER, host) for host in self.hosts]
+        self._wire = wire
+        self._links = self.links(CONTROLLER)
         self._patience = patience
         self._copies = [shard.snapshot() for shard in shards] if mortal else []
         """What a host finds when it begins again: its shard in the last checkpoint, or at the beginning."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._restoring: dict[int, asyncio.Task[None]] = {}
+
+    def links(self, machine: str) -> list[SimulatedLink]:
+        """From a machine to each shard."""
+        return [SimulatedLink(self._wire, machine, host) for host in self.hosts]
 
     def execute(self, commands: Sequence[Command], then: Callable[[list[Answer]], None]) -> None:
         """Have each shard obey its command, and hand on the answers when all are there."""

@@ -6,6 +6,7 @@ things happen is what a seed decides.
 
 import hashlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import final
@@ -29,17 +30,9 @@ class Trace:
         """How much has happened."""
         self._digest = hashlib.blake2b(digest_size=16)
         self._shown = _LOGGER.isEnabledFor(logging.DEBUG)
-        self._admission = admission
-        self._used: defaultdict[tuple[int, int, int], int] = defaultdict(int)
-        self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
-        self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
-        self._fenced: defaultdict[int, int] = defaultdict(int)
-        self._once: set[tuple[str | int, ...]] = set()
-        self._living: dict[int, SetLiving] = {}
+        self._bound = 0 if admission.round > 1 else admission.versions if isinstance(admission, Bounded) else math.inf
         self._counts_living = admission.round > 1 or admission.lead is not None
-        self._examples = 0
-        self._restored = False
-        self._before, self._held = Account(), 0
+        self.begin_life(Account(), 0)
 
     @property
     def digest(self) -> str:
@@ -68,25 +61,22 @@ class Trace:
         self.saw(shard, reply.version)
         if not reply.verdict.used or reply.reason == SEEN:
             return
-        who = f"push {sequence} of replica {replica}.{incarnation}"
+        living = self._living[shard].replicas if shard in self._living else frozenset()
         # One push of a replica is under way at a time, so that what comes later has a higher number.
-        if sequence <= self._used[shard, replica, incarnation]:
-            raise InvariantViolated(f"shard {shard} used {who} twice, or after a later one")
+        broken = {
+            " twice, or after a later one": sequence <= self._used[shard, replica, incarnation],
+            ", which was declared dead before": incarnation <= self._fenced[replica],
+            ", which was computed in another term": push.version.term != reply.version.term,
+            ", and did not count it among the living": self._counts_living and living and replica not in living,
+            f", whose staleness {reply.staleness} is beyond {self._bound}": reply.staleness > self._bound,
+        }
+        for how, so in broken.items():
+            if so:
+                raise InvariantViolated(f"shard {shard} used push {sequence} of replica {replica}.{incarnation}{how}")
         self._used[shard, replica, incarnation] = sequence
         if sequence > self._counted[replica, incarnation]:
             self._counted[replica, incarnation] = sequence
             self._examples += push.work.examples
-        if incarnation <= self._fenced[replica]:
-            raise InvariantViolated(f"shard {shard} used {who}, which was declared dead before")
-        if push.version.term != reply.version.term:
-            raise InvariantViolated(f"shard {shard} used {who}, which was computed in another term")
-        living = self._living[shard].replicas if shard in self._living else frozenset()
-        if self._counts_living and living and replica not in living:
-            raise InvariantViolated(f"shard {shard} used {who}, and did not count it among the living")
-        bound = self._admission.versions if isinstance(self._admission, Bounded) else None
-        bound = 0 if self._admission.round > 1 else bound
-        if bound is not None and reply.staleness > bound:
-            raise InvariantViolated(f"shard {shard} used {who}, whose staleness {reply.staleness} is beyond {bound}")
 
     def saw(self, shard: int, version: Version) -> None:
         """A version of a shard was told to somebody. Raises `InvariantViolated` if it is older than one before."""
@@ -139,8 +129,12 @@ class Trace:
         self._before, self._held = before, held
         self._examples = 0
         self._restored = False
-        for kept in (self._used, self._counted, self._versions, self._fenced, self._living, self._once):
-            kept.clear()
+        self._used: defaultdict[tuple[int, int, int], int] = defaultdict(int)
+        self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
+        self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
+        self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._once: set[tuple[str | int, ...]] = set()
+        self._living: dict[int, SetLiving] = {}
 
     def check(self, total: Account) -> None:
         """Raise `InvariantViolated` unless the examples of this life, by the ledger's account, are those of the pushes.
