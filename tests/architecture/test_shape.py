@@ -28,6 +28,7 @@ reason; any other change that exceeds a folder's budget looks first for what cou
 TESTED_ELSEWHERE: dict[str, str] = {
     "__init__.py": "every test that writes db.…",
     "run/evaluating.py": "tests/test_training.py: histories and metrics of whole runs",
+    "engines/carrier.py": "the tests of each engine: it only lives in their drivers",
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/driver.py": "tests/engines/local/test_deaths.py and test_bad_days.py: it only lives in runs",
     "engines/local/job.py": "the same: what a worker is told",

@@ -56,7 +56,7 @@ def test_a_capture_fills_what_is_wanted_and_keeps_a_copy_beside_it() -> None:
         push_to_all(shards, 1)
         into = [torch.zeros(2), torch.zeros(2)]
         wanted = [Capture({"parameters": [(Slice(1, 3), target)]}) for target in into]
-        for answer in await answers_of(shards, shards.captures(wanted)):
+        for answer in await answers_of(shards, wanted):
             assert isinstance(answer, Snapshot)
             assert updates_of(answer) == 1
         assert [target.tolist() for target in into] == [[-1.0, -1.0]] * 2
@@ -89,8 +89,8 @@ def test_before_a_checkpoint_a_host_finds_the_beginning() -> None:
 def test_where_no_host_dies_no_copy_is_kept() -> None:
     async def main() -> None:
         shards = two(mortal=False)
-        wanted = [Capture({"parameters": []}) for _ in range(2)]
-        assert shards.captures(wanted) is wanted
+        await answers_of(shards, [Capture({"parameters": []}) for _ in range(2)])
+        assert shards._copies == []
 
     simulate(main(), seed=0)
 

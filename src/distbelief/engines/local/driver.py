@@ -9,21 +9,22 @@ from typing import Any, final
 import torch
 
 from distbelief.downpour.lease_server import Granted
-from distbelief.engines import actions
+from distbelief.engines.actions import Acknowledge
 from distbelief.engines.board import Board
+from distbelief.engines.carrier import Carrier
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.process import WorkerProcess, Workers
 from distbelief.engines.local.shards import MappedShards
 from distbelief.engines.memory import available, require
-from distbelief.engines.record import RunRecord, controller_of, flat_at_start
-from distbelief.engines.shards import Shards, memory_needed, shard_specs
+from distbelief.engines.record import flat_at_start
+from distbelief.engines.shards import memory_needed, shard_specs
 from distbelief.engines.shipping import pack
 from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import DistBeliefError, WorkerDied
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import how_ended
-from distbelief.ports import Answer, Command, Outcome, Verdict
+from distbelief.ports import Command, Outcome, Verdict
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
 
@@ -34,17 +35,11 @@ _STOPPED_S = 2.0
 
 
 @final
-class LocalDriver:
+class LocalDriver(Carrier):
     """One run on this machine. It owns the processes that it takes from `workers`."""
 
     def __init__(
-        self,
-        prepared: Prepared,
-        *,
-        devices: tuple[str, ...],
-        threads: int,
-        workers: Workers,
-        **shared: Any,
+        self, prepared: Prepared, *, devices: tuple[str, ...], threads: int, workers: Workers, **shared: Any
     ) -> None:
         require(memory_needed(prepared, models_here=devices == ("cpu",)), available())
         self._workers = workers
@@ -55,18 +50,8 @@ class LocalDriver:
         self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
         self._mapped = MappedShards(prepared, self._watch_holder)
         self._board_memory = SharedMemory.create(Board.nbytes(count, buffers), "board")
-        self._board = Board(self._board_memory.bytes, count, buffers)
-        self._controller = controller_of(prepared)
-        self.record = RunRecord(
-            prepared,
-            self._controller,
-            flat=flat,
-            shards=Shards(prepared, flat.vector, self._mapped.shards),
-            board=self._board,
-            clock=time.monotonic,
-            beside=True,
-            **shared,
-        )
+        board = Board(self._board_memory.bytes, count, buffers)
+        super().__init__(prepared, flat, self._mapped.shards, board, clock=time.monotonic, beside=True, **shared)
         self._processes: dict[int, WorkerProcess] = {}
         """The process of each replica that has one."""
         self._selector = selectors.DefaultSelector()
@@ -146,38 +131,17 @@ class LocalDriver:
 
     # From the controller
 
-    def _carry(self) -> None:
-        while taken := self._controller.take():
-            for action in taken:
-                self._do(action)
+    def _answer(self, reply: Granted | Acknowledge) -> None:
+        if (process := self._process(reply.replica, reply.incarnation)) is not None:
+            if isinstance(reply, Granted):
+                process.channel.send("lease", number=reply.number, lease=reply.lease)
+            else:
+                process.channel.send("done", number=reply.number)
 
-    def _do(self, action: actions.Action) -> None:
-        controller, record, now = self._controller, self.record, time.monotonic()
-        match action:
-            case Granted(replica, incarnation, number, lease):
-                self._send(replica, incarnation, "lease", number=number, lease=lease)
-            case actions.Acknowledge(replica, incarnation, number):
-                self._send(replica, incarnation, "done", number=number)
-            case actions.Execute(number, command):
-                controller.executed(now, number, self._execute([command] * len(self._mapped.shards)))
-            case actions.TakeSnapshots(number):
-                record.capturing()
-                controller.executed(now, number, self._execute(record.captures))
-            case actions.Start(replica, incarnation):
-                self._start(replica, incarnation)
-            case actions.Kill(replica, incarnation):
-                self._kill(replica, incarnation)
-            case actions.Suspect(replica, incarnation):
-                if (process := self._processes.get(replica)) is not None and process.stopped:
-                    self._kill(replica, incarnation)
-            case actions.StopWork():
-                self._board.stop()
-            case _:
-                record.keep(action)
-
-    def _execute(self, commands: Sequence[Command]) -> list[Answer]:
-        """Have each shard obey its command. The controller's process maps them, so that this is done at once."""
-        return [shard.execute(command) for shard, command in zip(self._mapped.shards, commands, strict=True)]
+    def _execute(self, number: int, commands: Sequence[Command]) -> None:
+        # This process maps the shards, so that it is done at once.
+        answers = self.record.shards.execute_each(commands)
+        self._controller.executed(time.monotonic(), number, answers)
 
     def _start(self, replica: int, incarnation: int) -> None:
         try:
@@ -196,14 +160,16 @@ class LocalDriver:
         process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
         self.record.started(replica, incarnation, process.pid)
 
-    def _send(self, replica: int, incarnation: int, kind: str, **content: Any) -> None:
+    def _process(self, replica: int, incarnation: int) -> WorkerProcess | None:
         process = self._processes.get(replica)
-        if process is not None and process.who == (replica, incarnation):
-            process.channel.send(kind, **content)
+        return process if process is not None and process.who == (replica, incarnation) else None
 
     def _kill(self, replica: int, incarnation: int) -> None:
-        process = self._processes.get(replica)
-        if process is not None and process.who == (replica, incarnation):
+        if (process := self._process(replica, incarnation)) is not None:
+            process.kill()
+
+    def _suspect(self, replica: int, incarnation: int) -> None:
+        if (process := self._process(replica, incarnation)) is not None and process.stopped:
             process.kill()
 
     # Locks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from distbelief.engines.simulated.faults import Fault, Plan
 from distbelief.engines.simulated.laws import Law, Lognormal, law_of
@@ -34,6 +34,13 @@ class Simulated:
     network: Network = field(default_factory=Network)
     faults: Sequence[Fault] = ()
 
+    in_this_process: ClassVar = True
+    """All of it is in one process."""
+    devices: ClassVar = ("cpu",)
+    """Where replicas compute."""
+    replicas: ClassVar = 4
+    """How many replicas "auto" stands for."""
+
     def __post_init__(self) -> None:
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise UsageError(f"seed must be a whole number or None, not {self.seed!r}")
@@ -45,23 +52,8 @@ class Simulated:
         object.__setattr__(self, "faults", tuple(self.faults))
         Plan(self.faults)
 
-    @property
-    def in_this_process(self) -> bool:
-        """All of it is in one process."""
-        return True
-
     def open(self) -> AbstractContextManager[SimulatedSession]:
         """Begin a session."""
         from distbelief.engines.simulated.simulation import SimulatedSession
 
         return nullcontext(SimulatedSession(self))
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Where replicas compute."""
-        return ("cpu",)
-
-    @property
-    def replicas(self) -> int:
-        """How many replicas "auto" stands for."""
-        return 4

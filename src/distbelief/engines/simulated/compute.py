@@ -17,6 +17,7 @@ from distbelief.run.prepare import Prepared
 from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
 
+Watch = Callable[[Progress], None]
 LEAST_S = 1e-6
 """Every batch takes some time, so that time passes whatever the law says."""
 _EPOCHS = 3
@@ -39,22 +40,14 @@ class SharedModule:
         self.computing = 0
         """How many replicas are at it."""
 
-    def replica(
-        self,
-        replica: int,
-        incarnation: int,
-        links: Sequence[ShardLink],
-        work: WorkSource,
-        watch: Callable[[Progress], None],
-    ) -> Replica:
-        """A replica that computes with it."""
+    def replica(self, who: tuple[int, int], links: Sequence[ShardLink], work: WorkSource, watch: Watch) -> Replica:
+        """A replica that computes with it: its number, and its incarnation."""
         parameters = torch.empty(self._prepared.layout.length, dtype=self._prepared.layout.dtype)
         return assemble(
             self._prepared,
             links,
-            replica,
-            incarnation,
-            source=TimedGradients(self, replica, parameters),
+            *who,
+            source=TimedGradients(self, who[0], parameters),
             work=work,
             parameters=parameters,
             stopping=lambda: self._board.stopping,

@@ -19,9 +19,10 @@ from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
 from distbelief.engines.board import Board
-from distbelief.engines.record import RunRecord, controller_of, flat_at_start
+from distbelief.engines.carrier import Carrier
+from distbelief.engines.record import flat_at_start
 from distbelief.engines.replica import failure_of
-from distbelief.engines.shards import Shards, shard_specs
+from distbelief.engines.shards import shard_specs
 from distbelief.engines.simulated.compute import SharedModule
 from distbelief.engines.simulated.faults import Death
 from distbelief.engines.simulated.link import CONTROLLER, machine_of
@@ -32,9 +33,8 @@ from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.engines.supervision import Ending
 from distbelief.errors import DistBeliefError, InvariantViolated
-from distbelief.ports import Answer
+from distbelief.ports import Answer, Command
 from distbelief.run.prepare import Prepared
-from distbelief.run.result import Result
 from distbelief.server.host import ShardHost
 from distbelief.server.shard import Shard
 
@@ -52,7 +52,7 @@ _PROGRESS_PART = 0.02
 
 
 @final
-class SimulatedDriver:
+class SimulatedDriver(Carrier):
     """One life of the controller: from a checkpoint, or the beginning, to the end of the run or its own death."""
 
     def __init__(self, prepared: Prepared, *, world: World, **shared: Any) -> None:
@@ -61,25 +61,15 @@ class SimulatedDriver:
         self._plan, self._trace, self._clock, self._wire = world.plan, world.trace, world.clock, world.wire()
         flat = flat_at_start(prepared, torch.device("cpu"))
         count, buffers = prepared.replicas, len(flat.buffers())
-        self._board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
+        board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
         shards = [Shard(spec, torch.zeros(spec.nbytes, dtype=torch.uint8)) for spec in shard_specs(prepared)]
-        self._controller = controller_of(prepared)
-        self.record = RunRecord(
-            prepared,
-            self._controller,
-            flat=flat,
-            shards=Shards(prepared, flat.vector, shards),
-            board=self._board,
-            clock=world.clock,
-            beside=False,
-            **shared,
-        )
+        super().__init__(prepared, flat, shards, board, clock=world.clock, beside=False, **shared)
         self._shards = SimulatedShards(shards, self._wire, world.trace, world.patience, mortal=world.plan.loses_shards)
         self._processes: dict[int, SimulatedProcess] = {}
         """The newest of each replica."""
         self._abandoned: list[SimulatedProcess] = []
         """Held to be dead; they go on until they can be reached."""
-        self._shared = SharedModule(prepared, world, self._board)
+        self._shared = SharedModule(prepared, world, board)
         resumed = prepared.resumed
         self._trace.begin_life(self._controller.allocator.total, 0 if resumed is None else resumed.state.examples)
         self._requests = RequestServer(self._controller, world.trace, world.clock, self._carry)
@@ -124,15 +114,6 @@ class SimulatedDriver:
         for process in (*self._processes.values(), *self._abandoned):
             process.end()
         return death
-
-    def result(self) -> Result:
-        """What was reached."""
-        self._trace.check(self._controller.allocator.total)
-        return self.record.result()
-
-    def close(self) -> None:
-        """End the threads."""
-        self.record.close()
 
     def _at(self, when: float, function: Callable[..., object], *arguments: object) -> None:
         """Have something done at a time, if this life goes on until then."""
@@ -184,10 +165,8 @@ class SimulatedDriver:
 
     def _carry(self) -> None:
         """Carry out what the controller wants, and see whether the run is over."""
+        super()._carry()
         controller = self._controller
-        while taken := controller.take():
-            for action in taken:
-                self._do(action)
         if controller.over and not self._over.done():
             if not controller.allocator.finished:
                 why = f"no progress is possible after {self._clock():g} s: every replica is dead for good"
@@ -199,50 +178,37 @@ class SimulatedDriver:
 
     def _do(self, action: actions.Action) -> None:
         match action:
-            case Granted() | actions.Acknowledge():
-                self._requests.reply(action)
-            case actions.Execute(number, command):
-                self._execute(number, [command] * len(self._shards.hosts))
-            case actions.TakeSnapshots(number):
-                self.record.capturing()
-                self._execute(number, self._shards.captures(self.record.captures))
-            case actions.RestoreShard(shard):
-                self._trace.restored()
-                self._shards.restore(action, lambda: self._restored(self._shards.hosts[shard]))
-            case actions.Start(replica, incarnation):
-                self._processes[replica] = process = SimulatedProcess(replica, incarnation)
-                self._start(process)
-            case actions.Kill(replica):
-                self._kill(self._processes[replica], "ended with the run")
-            case actions.Suspect(replica):
-                self._look_at(self._processes[replica])
             case actions.StopWork():
                 self._trace.note("stop", self._controller.stopped_by or "")
-                self._board.stop()
             case actions.Lost(replica, incarnation):
                 self._trace.fenced(replica, incarnation)
-                self.record.keep(action)
             case actions.WriteCheckpoint(snapshots, total):
                 self._trace.captured(snapshots, total)
-                self.record.keep(action)
-            case _:
-                self.record.keep(action)
+            case actions.RestoreShard(shard):
+                self._trace.restored()
+                self._shards.restore(action, partial(self._restored, self._shards.hosts[shard]))
+                return
+        super()._do(action)
 
-    def _execute(self, number: int, commands: Sequence[Any]) -> None:
-        def executed(answers: list[Answer]) -> None:
-            self._controller.executed(self._clock(), number, answers)
-            self._carry()
+    def _answer(self, reply: Granted | actions.Acknowledge) -> None:
+        self._requests.reply(reply)
 
-        self._shards.execute(commands, executed)
+    def _execute(self, number: int, commands: Sequence[Command]) -> None:
+        self._shards.execute(commands, partial(self._executed, number))
+
+    def _executed(self, number: int, answers: Sequence[Answer]) -> None:
+        self._controller.executed(self._clock(), number, answers)
+        self._carry()
 
     # Replicas
 
-    def _start(self, process: SimulatedProcess) -> None:
+    def _start(self, replica: int, incarnation: int) -> None:
         """Have a replica work from now on, or from when its machine is there."""
+        self._processes[replica] = process = SimulatedProcess(replica, incarnation)
         death = self._plan.away(process.machine, self._clock())
         comes = self._plan.joins.get(process.machine, 0.0) if death is None else death.over
         if comes == math.inf:
-            self._controller.gone(self._clock(), process.replica)
+            self._controller.gone(self._clock(), replica)
         elif comes > self._clock():
             self._at(comes, self._come, process)
         else:
@@ -260,7 +226,7 @@ class SimulatedDriver:
         status = 0
         try:
             links, watch = self._shards.links(process.machine), partial(self._watch, process)
-            await self._shared.replica(*process.who, links, work, watch).run()
+            await self._shared.replica(process.who, links, work, watch).run()
         except InvariantViolated as error:
             self._end(error)
         except bdb.BdbQuit:
@@ -301,9 +267,12 @@ class SimulatedDriver:
             self._shard_dies(self._shards.hosts[int(number)], death)
         elif (process := self._processes[int(number)]).at_work:
             self._trace.note("death", *process.who)
-            self._kill(process, "as planned")
+            self._stop(process, "as planned")
 
-    def _kill(self, process: SimulatedProcess, cause: str) -> None:
+    def _kill(self, replica: int, incarnation: int) -> None:
+        self._stop(self._processes[replica], "ended with the run")
+
+    def _stop(self, process: SimulatedProcess, cause: str) -> None:
         """End a replica; that will be known in a moment."""
         process.end()
         when = self._clock() if self._wire.is_calm else self._plan.awake(CONTROLLER, self._clock() + _NOTICE_S)
@@ -312,8 +281,9 @@ class SimulatedDriver:
     def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
         self._controller.ended(self._clock(), *process.who, ending)
 
-    def _look_at(self, process: SimulatedProcess) -> None:
-        """A replica that says nothing: where it is out of reach it is held to be dead, and ended once it is not."""
+    def _suspect(self, replica: int, incarnation: int) -> None:
+        """Where it is out of reach it is held to be dead, and ended once it is not."""
+        process = self._processes[replica]
         if process.at_work and self._plan.out_of_reach(process.machine, CONTROLLER, self._clock()):
             process.over = True
             self._abandoned.append(process)

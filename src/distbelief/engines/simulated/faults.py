@@ -142,28 +142,20 @@ class Plan:
         self.deaths = sorted((f for f in faults if isinstance(f, Death)), key=lambda death: (death.at, death.machine))
         self.joins = {f.machine: f.at for f in faults if isinstance(f, Join)}
         self.cuts = [f for f in faults if isinstance(f, Cut)]
+        self.loses_shards = any(death.machine.startswith("shard") for death in self.deaths)
+        """Whether a shard's host dies."""
+        self.silences = bool(self.cuts) or any(isinstance(fault, Pause) for fault in faults)
+        """Whether a machine may say nothing for a while, and be alive."""
+        self.loses_messages = bool(self.cuts) or self.loses_shards
+        """Whether a call may never be answered."""
+        ends = [f.at + f.seconds for f in faults if isinstance(f, Pause | Slow | Cut)]
+        backs = [death.at if death.back is None else death.over for death in self.deaths]
+        self.quiet_from = max([0.0, *ends, *backs, *self.joins.values()])
+        """When everything that is planned is over."""
+        self._named = {machine for fault in faults for machine in _machines(fault)}
         self._pauses = {name: [f for f in faults if isinstance(f, Pause) and f.machine == name] for name in self._named}
         self._slow = {name: [f for f in faults if isinstance(f, Slow) and f.machine == name] for name in self._named}
         self._check_lives()
-
-    @property
-    def _named(self) -> set[str]:
-        return {machine for fault in self.faults for machine in _machines(fault)}
-
-    @property
-    def loses_shards(self) -> bool:
-        """Whether a shard's host dies."""
-        return any(death.machine.startswith("shard") for death in self.deaths)
-
-    @property
-    def silences(self) -> bool:
-        """Whether a machine may say nothing for a while, and be alive."""
-        return bool(self.cuts) or any(isinstance(fault, Pause) for fault in self.faults)
-
-    @property
-    def loses_messages(self) -> bool:
-        """Whether a call may never be answered."""
-        return bool(self.cuts) or self.loses_shards
 
     def _check_lives(self) -> None:
         for fault in self.faults:
@@ -181,13 +173,6 @@ class Plan:
         """The death that keeps a machine away now, if any does."""
         deaths = (d for d in self.deaths if d.machine == machine and d.at < now < d.over)
         return max(deaths, key=lambda death: death.over, default=None)
-
-    @property
-    def quiet_from(self) -> float:
-        """When everything that is planned is over."""
-        ends = [f.at + f.seconds for f in self.faults if isinstance(f, Pause | Slow | Cut)]
-        backs = [death.over if death.back is not None else death.at for death in self.deaths]
-        return max([0.0, *ends, *backs, *self.joins.values()])
 
     def check_targets(self, replicas: int, shards: int) -> None:
         """Raise `UsageError` if a fault is meant for a machine that the run does not have."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
@@ -12,9 +13,11 @@ from distbelief.server import host
 from distbelief.server.host import SMALL, ShardHost, scatter
 
 CONTROLLER = "controller"
+Serve = Callable[[host.Answer], object]
+"""Has a message served, and is given what sends the answer back."""
 
 
-async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
+async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Serve) -> Any:
     """Send a message, have it served at the other machine, and wait for the answer.
 
     The message arrives even if the caller is dead by then; if it is lost, or the answer is, the caller waits for ever.
@@ -33,42 +36,38 @@ async def call(wire: Wire, source: str, target: str, nbytes: int, serve: Callabl
 
 
 @final
+@dataclass(eq=False)
 class SimulatedLink:
     """`ShardLink` from a machine to a shard's host."""
 
     answers_at_once = False
-
-    def __init__(self, wire: Wire, machine: str, host: ShardHost) -> None:
-        self._wire = wire
-        self._machine = machine
-        self._host = host
-        self._target = machine_of(host)
+    wire: Wire
+    machine: str
+    host: ShardHost
 
     async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Ask, wait, and copy what arrives."""
-        host, machine = self._host, self._machine
-        version, copy = await self._call(SMALL, lambda answer: host.fetch(at_least, machine, answer))
+        version, copy = await self._call(SMALL, lambda answer: self.host.fetch(at_least, self.machine, answer))
         into.copy_(copy)
         return Version(*version)
 
     async def push(self, push: Push) -> Reply:
         """Send, and wait for the answer."""
-        host, nbytes = self._host, sum(gradient.nbytes for gradient in push.gradients)
-        reply: Reply = await self._call(nbytes, lambda answer: host.push(push, answer))
+        nbytes = sum(gradient.nbytes for gradient in push.gradients)
+        reply: Reply = await self._call(nbytes, lambda answer: self.host.push(push, answer))
         return reply
 
     async def execute(self, command: Command) -> Answer:
         """Send, wait for the answer, and put what was captured into its place."""
-        host = self._host
-        answer: Answer = await self._call(SMALL, lambda answer: host.execute(command, answer))
+        answer: Answer = await self._call(SMALL, lambda answer: self.host.execute(command, answer))
         return scatter(answer, command) if isinstance(command, Capture) else answer
 
     def moving(self) -> bool:
         """Whether bytes are on their way to the shard or back."""
-        return self._wire.moving(self._machine, self._target)
+        return self.wire.moving(self.machine, machine_of(self.host))
 
-    async def _call(self, nbytes: int, serve: Callable[[host.Answer], object]) -> Any:
-        return await call(self._wire, self._machine, self._target, nbytes, serve)
+    async def _call(self, nbytes: int, serve: Serve) -> Any:
+        return await call(self.wire, self.machine, machine_of(self.host), nbytes, serve)
 
 
 def machine_of(host: ShardHost) -> str:

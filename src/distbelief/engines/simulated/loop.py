@@ -225,7 +225,7 @@ def simulate(main: Coroutine[Any, Any, T], *, seed: int) -> T:
     Raises what `main` raises, what no one else handles (rule 4), and `Deadlock`.
     """
     loop = VirtualLoop(seed)
-    with _alone(), _collecting_seldom():
+    with _undisturbed():
         try:
             result: T = loop.run_until_complete(main)
         except BaseException as error:
@@ -238,30 +238,22 @@ def simulate(main: Coroutine[Any, Any, T], *, seed: int) -> T:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Have another loop that runs in this thread, as in a notebook, stand still."""
-    outer = _get_running_loop()
+def _undisturbed() -> Iterator[None]:
+    """Another loop that runs in this thread, as in a notebook, stands still, and garbage is collected seldom."""
+    outer, threshold = _get_running_loop(), gc.get_threshold()
     task = None if outer is None else asyncio.current_task(outer)
     # From 3.14 on a thread has one current task, not one for each loop: the outer loop's steps aside.
     if outer is not None and task is not None:
         _leave_task(outer, task)
     _set_running_loop(None)
+    gc.set_threshold(max(threshold[0], _COLLECT_AFTER) if threshold[0] else 0, *threshold[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*threshold)
         _set_running_loop(outer)
         if outer is not None and task is not None:
             _enter_task(outer, task)
-
-
-@contextmanager
-def _collecting_seldom() -> Iterator[None]:
-    before = gc.get_threshold()
-    gc.set_threshold(max(before[0], _COLLECT_AFTER) if before[0] else 0, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _wind_up(loop: VirtualLoop) -> list[BaseException]:

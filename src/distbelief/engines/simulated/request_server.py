@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 from distbelief.downpour.lease_server import Granted
@@ -28,24 +29,22 @@ class RequestListener(Protocol):
 
 
 @final
+@dataclass(eq=False)
 class RequestServer:
     """On the controller's machine. `carry` is called when the controller has heard a request."""
 
-    def __init__(
-        self, controller: Controller, trace: Trace, clock: Callable[[], float], carry: Callable[[], object]
-    ) -> None:
-        self._controller = controller
-        self._trace = trace
-        self._clock = clock
-        self._carry = carry
-        self._replies: dict[tuple[str, int, int, int], Answer] = {}
-        """How to answer a request: by its kind, the replica, the incarnation, and its number."""
+    controller: Controller
+    trace: Trace
+    clock: Callable[[], float]
+    carry: Callable[[], object]
+    _replies: dict[tuple[str, int, int, int], Answer] = field(default_factory=dict)
+    """How to answer a request: by its kind, the replica, the incarnation, and its number."""
 
     def lease(self, replica: int, incarnation: int, number: int, answer: Answer) -> None:
         """A replica asks for work."""
         self._replies["lease", replica, incarnation, number] = answer
-        self._controller.requested(self._clock(), replica, incarnation, number)
-        self._carry()
+        self.controller.requested(self.clock(), replica, incarnation, number)
+        self.carry()
 
     def done(
         self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: Answer
@@ -53,9 +52,9 @@ class RequestServer:
         """A replica accounts for a lease."""
         self._replies["done", replica, incarnation, number] = answer
         told = (f"{start}-{stop} {verdict.name.lower()}" for start, stop, verdict in outcomes)
-        self._trace.note_once("account", replica, incarnation, lease, *told)
-        self._controller.accounted(self._clock(), replica, incarnation, number, lease, outcomes)
-        self._carry()
+        self.trace.note_once("account", replica, incarnation, lease, *told)
+        self.controller.accounted(self.clock(), replica, incarnation, number, lease, outcomes)
+        self.carry()
 
     def reply(self, reply: Granted | Acknowledge) -> None:
         """Answer a request; one that has come twice meanwhile is answered once."""
@@ -64,32 +63,29 @@ class RequestServer:
         if (answer := self._replies.pop((kind, reply.replica, reply.incarnation, reply.number), None)) is not None:
             answer(lease, SMALL)
         given = "none" if lease is None else str(lease.number)
-        self._trace.note_once(kind, reply.replica, reply.incarnation, reply.number, given)
+        self.trace.note_once(kind, reply.replica, reply.incarnation, reply.number, given)
 
 
 @final
+@dataclass(eq=False)
 class SimulatedRequests:
     """`Requests` of one incarnation, by messages to the controller."""
 
-    def __init__(
-        self, wire: Wire, server: RequestListener, replica: int, incarnation: int, patience: Patience | None
-    ) -> None:
-        self._wire = wire
-        self._server = server
-        self._who = replica, incarnation
-        self._machine = f"replica {replica}"
-        self._patience = patience
+    wire: Wire
+    server: RequestListener
+    replica: int
+    incarnation: int
+    patience: Patience | None
 
     def lease(self, number: int) -> asyncio.Task[Lease | None]:
         """Ask for work."""
-        return self._call(lambda answer: self._server.lease(*self._who, number, answer))
+        return self._call(lambda answer: self.server.lease(self.replica, self.incarnation, number, answer))
 
     def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Task[None]:
         """Account for a lease."""
-        return self._call(lambda answer: self._server.done(*self._who, number, lease, outcomes, answer))
+        who = self.replica, self.incarnation
+        return self._call(lambda answer: self.server.done(*who, number, lease, outcomes, answer))
 
     def _call(self, serve: Callable[[Answer], object]) -> asyncio.Task[Any]:
-        async def ask() -> Any:
-            return await insist(self._patience, lambda: call(self._wire, self._machine, CONTROLLER, SMALL, serve))
-
-        return asyncio.create_task(ask())
+        machine = f"replica {self.replica}"
+        return asyncio.create_task(insist(self.patience, lambda: call(self.wire, machine, CONTROLLER, SMALL, serve)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from distbelief.engines.actions import RestoreShard
 from distbelief.engines.simulated.link import CONTROLLER, SimulatedLink, machine_of
@@ -48,7 +49,6 @@ class SimulatedShards:
 
     def restore(self, action: RestoreShard, then: Callable[[], None]) -> None:
         """Give a shard that has lost its memory what was written down last."""
-
         if (earlier := self._restoring.pop(action.shard, None)) is not None:
             # What it carries was overtaken by another death of the shard's machine.
             earlier.cancel()
@@ -60,10 +60,6 @@ class SimulatedShards:
 
         self._restoring[action.shard] = task = self._begin(restore())
         self._tasks.add(task)
-
-    def captures(self, wanted: Sequence[Capture]) -> Sequence[Capture]:
-        """The captures that are wanted, and beside them whole copies, where hosts may die."""
-        return [self._with_copy(*both) for both in zip(self.hosts, wanted, strict=True)] if self._copies else wanted
 
     def waiters(self) -> Iterator[tuple[str, str]]:
         """The machines that wait at a shard, and for what."""
@@ -89,15 +85,13 @@ class SimulatedShards:
             task.result()
 
     async def _at(self, shard: int, command: Command) -> Answer:
-        link = self._links[shard]
+        link, copies = self._links[shard], dict[str, Tensor]()
+        if self._copies and isinstance(command, Capture):
+            # Beside what is wanted, a copy of all.
+            whole, vectors = Slice(0, self.hosts[shard].shard.spec.elements), self.hosts[shard].shard.vectors
+            copies = {name: torch.empty_like(vector) for name, vector in vectors.items()}
+            command = Capture({name: [*command.into.get(name, ()), (whole, copy)] for name, copy in copies.items()})
         answer = await insist(self._patience, lambda: link.execute(command), link.moving)
-        if self._copies and isinstance(command, Capture) and isinstance(answer, Snapshot):
-            vectors = {name: targets[-1][1] for name, targets in command.into.items()}
-            self._copies[shard] = Snapshot(answer.numbers, vectors)
+        if copies and isinstance(answer, Snapshot):
+            self._copies[shard] = Snapshot(answer.numbers, copies)
         return answer
-
-    @staticmethod
-    def _with_copy(host: ShardHost, wanted: Capture) -> Capture:
-        whole, vectors = Slice(0, host.shard.spec.elements), host.shard.vectors
-        copies = {name: (whole, torch.empty_like(vector)) for name, vector in vectors.items()}
-        return Capture({name: [*wanted.into.get(name, ()), copy] for name, copy in copies.items()})

@@ -1,7 +1,7 @@
 """A simulated run from its beginning to its end, through all the lives of its controller."""
 
 import asyncio
-import dataclasses
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -56,27 +56,28 @@ class Simulation:
                     lost = None
                 if lost is not None:
                     raise lost
-                result = self._driver.result()
+                world.trace.check(self.record.controller.allocator.total)
+                result = self.record.result()
         finally:
             torch.set_num_threads(threads)
-        return dataclasses.replace(result, virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
+        return replace(result, virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
 
     def close(self) -> None:
         """End the threads."""
-        self._driver.close()
+        self.record.close()
 
     async def _lives(self) -> Deadlock | None:
         """Live until the run is over; or until the controller is dead for good, and say so."""
         self._world.loop = asyncio.get_running_loop()
         while (death := await self._driver.live()) is not None:
             self._world.trace.note("death of controller")
-            self._driver.record.tell("machine", machine=CONTROLLER, there=False)
+            self.record.tell("machine", machine=CONTROLLER, there=False)
             if death.back is None:
                 return Deadlock(
                     f"no progress is possible after {death.at:g} s: the controller is dead for good; "
                     "what it had written down can be resumed"
                 )
-            self._driver.close()
+            self.record.close()
             await asyncio.sleep(death.back)
             self._resume()
         # Whatever was cancelled has ended once any time has passed, which is no part of the run.
@@ -91,20 +92,20 @@ class Simulation:
         resumed, complaints = newest(self._files.checkpoints)
         prepared = go_on(self._prepared, resumed)
         self._driver = SimulatedDriver(prepared, **self._parts)
-        self._driver.record.tell("machine", machine=CONTROLLER, there=True)
-        self._driver.record.tell_resumed(complaints, None)
+        self.record.tell("machine", machine=CONTROLLER, there=True)
+        self.record.tell_resumed(complaints, None)
 
 
 @final
+@dataclass(frozen=True)
 class SimulatedSession:
     """A session, which has nothing to prepare: runs are simulated in the thread that asks for it."""
 
-    def __init__(self, engine: Simulated) -> None:
-        self._engine = engine
+    engine: Simulated
 
     def expect(self, replicas: int) -> None:
         """Nothing is needed for them."""
 
     def driver(self, prepared: Prepared, **shared: Any) -> Simulation:
         """A simulation of a run."""
-        return Simulation(prepared, self._engine, **shared)
+        return Simulation(prepared, self.engine, **shared)

@@ -2,13 +2,13 @@
 
 import asyncio
 import random
+from functools import partial
 from typing import final
 
 from distbelief.chance import derive
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.faults import Plan
 from distbelief.engines.simulated.laws import PerReplica, law_of
-from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import UsageError
 from distbelief.run.prepare import Prepared
@@ -27,7 +27,7 @@ class World:
         self.plan.check_targets(prepared.replicas, prepared.layout.shards)
         self.trace = Trace(prepared.method.admission)
         self.loop: asyncio.AbstractEventLoop | None = None
-        """The loop that gives the time, once it runs."""
+        """The loop that gives the time, while the run goes on."""
         # Where no call can be lost, nobody watches the clock for one, and a deadlock is seen at once.
         self.patience = _PATIENCE if engine.network.loss or self.plan.loses_messages else None
         law = law_of("compute", engine.compute)
@@ -40,20 +40,14 @@ class World:
             for replica in range(prepared.replicas)
         ]
         """How long the next batch takes, for each replica."""
-        self._stopped_at: float | None = None
-        self._network = engine.network
-        self._chance = random.Random(derive(self.seed, "network"))
-
-    def wire(self) -> Wire:
-        """A wire on which nothing is under way."""
-        return self._network.wire(self._chance, self.plan)
+        self.wire = partial(engine.network.wire, random.Random(derive(self.seed, "network")), self.plan)
+        """Gives a wire on which nothing is under way."""
+        self._stopped_at = 0.0
 
     def clock(self) -> float:
         """Virtual seconds."""
-        if self._stopped_at is not None:
-            return self._stopped_at
-        return 0.0 if self.loop is None else self.loop.time()
+        return self._stopped_at if self.loop is None else self.loop.time()
 
     def stop_clock(self) -> None:
         """What comes now is no part of the run."""
-        self._stopped_at = self.clock()
+        self._stopped_at, self.loop = self.clock(), None
