@@ -18,7 +18,7 @@ import math
 import random
 from asyncio import _enter_task, _get_running_loop, _leave_task, _set_running_loop
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import Context
 from pathlib import Path
 from types import FrameType
@@ -225,14 +225,14 @@ def simulate(main: Coroutine[Any, Any, T], *, seed: int) -> T:
     Raises what `main` raises, what no one else handles (rule 4), and `Deadlock`.
     """
     loop = VirtualLoop(seed)
-    with _undisturbed():
+    with _undisturbed(), closing(loop):
         try:
             result: T = loop.run_until_complete(main)
         except BaseException as error:
-            for failure in _wind_up(loop):
+            for failure in loop.run_until_complete(_cancel_rest()):
                 error.add_note(f"a task that was cancelled because of this raised {failure!r}")
             raise
-        if failures := _wind_up(loop):
+        if failures := loop.run_until_complete(_cancel_rest()):
             raise BaseExceptionGroup("tasks that outlived the main one failed when they were cancelled", failures)
     return result
 
@@ -256,19 +256,11 @@ def _undisturbed() -> Iterator[None]:
             _enter_task(outer, task)
 
 
-def _wind_up(loop: VirtualLoop) -> list[BaseException]:
-    """Cancel what is left and close the loop; the failures of tasks that did not take their cancellation well."""
-
-    async def cancel() -> list[BaseException]:
-        left = sorted(asyncio.all_tasks() - {asyncio.current_task()}, key=hash)
-        for task in left:
-            task.cancel()
-        outcomes = await asyncio.gather(*left, return_exceptions=True)
-        await loop.shutdown_asyncgens()
-        return [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, asyncio.CancelledError)]
-
-    try:
-        failures: list[BaseException] = loop.run_until_complete(cancel())
-        return failures
-    finally:
-        loop.close()
+async def _cancel_rest() -> list[BaseException]:
+    """Cancel all other tasks; the failures of those that did not take it well."""
+    left = sorted(asyncio.all_tasks() - {asyncio.current_task()}, key=hash)
+    for task in left:
+        task.cancel()
+    outcomes = await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    return [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, asyncio.CancelledError)]

@@ -10,7 +10,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import final
 
 from distbelief.checks import check_number
@@ -47,6 +47,11 @@ class Network:
             if getattr(self, name) > most:
                 raise UsageError(f"{name} must be {most:g} at most, not {getattr(self, name)!r}")
 
+    @property
+    def disturbs(self) -> bool:
+        """Whether messages are lost, doubled or overtaken."""
+        return bool(self.loss or self.duplication or self.reordering)
+
     def wire(self, chance: random.Random, plan: Plan) -> "Wire":
         """The wire of one run."""
         return Wire(law_of("latency", self.latency).draw(chance, 0), network=self, chance=chance, plan=plan)
@@ -57,27 +62,22 @@ _NOTHING_HAPPENS = Plan(())
 
 
 @final
+@dataclass(eq=False)
 class Wire:
     """Carries messages between machines. `latency` gives the seconds that the next one travels."""
 
-    def __init__(
-        self,
-        latency: Draw,
-        *,
-        network: Network = _IDEAL,
-        chance: random.Random | None = None,
-        plan: Plan = _NOTHING_HAPPENS,
-    ) -> None:
-        self.down: set[str] = set()
-        """Machines that hear nothing now."""
-        self.is_calm = False
-        """Whether every message arrives at once."""
+    latency: Draw
+    _: KW_ONLY
+    network: Network = _IDEAL
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    plan: Plan = _NOTHING_HAPPENS
+    down: set[str] = field(default_factory=set)
+    """Machines that hear nothing now."""
+    is_calm: bool = False
+    """Whether every message arrives at once."""
+
+    def __post_init__(self) -> None:
         self._closed = False
-        self.plan = plan
-        self._latency = latency
-        self._network = network
-        self._chance = chance or random.Random(0)
-        self._disturbed = bool(network.loss or network.duplication or network.reordering)
         self._sent: defaultdict[str, float] = defaultdict(float)
         self._received: defaultdict[str, float] = defaultdict(float)
         self._under_way: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -87,17 +87,17 @@ class Wire:
         """Have `deliver` called when a message of so many bytes has arrived, if it does."""
         if self._closed:
             return
-        copies, draw = 1, self._chance.random
-        if self._disturbed:
-            copies = 0 if draw() < self._network.loss else 2 if draw() < self._network.duplication else 1
+        copies, network, draw = 1, self.network, self.chance.random
+        if network.disturbs:
+            copies = 0 if draw() < network.loss else 2 if draw() < network.duplication else 1
         loop = asyncio.get_running_loop()
         if self.plan.cuts and self.plan.cut_off(source, target, loop.time()):
             return
         for _ in range(copies):
-            latency = self._latency()
-            if self._disturbed and draw() < self._network.reordering:
+            latency = self.latency()
+            if network.disturbs and draw() < network.reordering:
                 latency += _HELD_BACK * draw() * latency
-            if (seconds := nbytes / self._network.bandwidth) > 0:
+            if (seconds := nbytes / network.bandwidth) > 0:
                 begins = max(loop.time(), self._sent[source])
                 self._sent[source] = begins + seconds
                 self._under_way[source, target] = begins + latency + seconds
@@ -114,8 +114,7 @@ class Wire:
         """From now on every message arrives, at once, whatever the network and the plan were."""
         self.is_calm = True
         self.down.clear()
-        self.plan, self._network, self._disturbed = _NOTHING_HAPPENS, _IDEAL, False
-        self._latency = lambda: 0.0
+        self.plan, self.network, self.latency = _NOTHING_HAPPENS, _IDEAL, lambda: 0.0
 
     def close(self) -> None:
         """Nothing that is under way arrives any more."""
