@@ -26,10 +26,9 @@ from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.replica import DownpourReplica
-from distbelief.engines.simulated.link import SimulatedLink
+from distbelief.engines.simulated.link import SimulatedLink, SimulatedRequests
 from distbelief.engines.simulated.loop import VirtualLoop, simulate
 from distbelief.engines.simulated.network import Wire
-from distbelief.engines.simulated.request_server import SimulatedRequests
 from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Gradient, Outcome
 from distbelief.server.admission import Asynchronous

@@ -13,7 +13,7 @@ CODE_BUDGET = {
     "downpour": 670,
     "engines": 1515,
     "engines/local": 500,
-    "engines/simulated": 1280,
+    "engines/simulated": 1275,
     "links": 120,
     "observe": 255,
     "observe/report": 840,

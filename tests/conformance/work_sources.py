@@ -11,9 +11,9 @@ from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.requests import ChannelRequests
+from distbelief.engines.simulated.link import SimulatedRequests
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Network, Wire
-from distbelief.engines.simulated.request_server import SimulatedRequests
 from distbelief.ports import Outcome, Verdict, WorkSource
 from distbelief.server.host import SMALL, Answer
 from distbelief.server.patience import Patience

@@ -25,10 +25,10 @@ from distbelief.engines.replica import failure_of
 from distbelief.engines.shards import shard_specs
 from distbelief.engines.simulated.compute import SharedModule
 from distbelief.engines.simulated.faults import Death
-from distbelief.engines.simulated.link import CONTROLLER, machine_of
+from distbelief.engines.simulated.link import CONTROLLER, SimulatedRequests, machine_of
 from distbelief.engines.simulated.loop import Deadlock
 from distbelief.engines.simulated.process import SimulatedProcess
-from distbelief.engines.simulated.request_server import RequestServer, SimulatedRequests
+from distbelief.engines.simulated.request_server import RequestServer
 from distbelief.engines.simulated.shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.engines.supervision import Ending

@@ -1,16 +1,17 @@
-"""Calls over the wire: how simulated replicas and the controller reach shards."""
+"""Calls over the wire: how simulated replicas and the controller reach shards, and replicas the controller."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
 from distbelief.engines.simulated.network import Wire
-from distbelief.ports import ORIGIN, Answer, Capture, Command, Push, Reply, Version
+from distbelief.ports import ORIGIN, Answer, Capture, Command, Lease, Outcome, Push, Reply, Version
 from distbelief.server import host
 from distbelief.server.host import SMALL, ShardHost, scatter
+from distbelief.server.patience import Patience, insist
 
 CONTROLLER = "controller"
 Serve = Callable[[host.Answer], object]
@@ -73,3 +74,40 @@ class SimulatedLink:
 def machine_of(host: ShardHost) -> str:
     """The name of the machine that a shard's host is on."""
     return f"shard {host.number}"
+
+
+class RequestListener(Protocol):
+    """Hears requests on the controller's machine."""
+
+    def lease(self, replica: int, incarnation: int, number: int, answer: host.Answer) -> None:
+        """A replica asks for work."""
+
+    def done(
+        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: host.Answer
+    ) -> None:
+        """A replica accounts for a lease."""
+
+
+@final
+@dataclass(eq=False)
+class SimulatedRequests:
+    """`Requests` of one incarnation, by messages to the controller."""
+
+    wire: Wire
+    server: RequestListener
+    replica: int
+    incarnation: int
+    patience: Patience | None
+
+    def lease(self, number: int) -> asyncio.Task[Lease | None]:
+        """Ask for work."""
+        return self._call(lambda answer: self.server.lease(self.replica, self.incarnation, number, answer))
+
+    def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Task[None]:
+        """Account for a lease."""
+        who = self.replica, self.incarnation
+        return self._call(lambda answer: self.server.done(*who, number, lease, outcomes, answer))
+
+    def _call(self, serve: Serve) -> asyncio.Task[Any]:
+        machine = f"replica {self.replica}"
+        return asyncio.create_task(insist(self.patience, lambda: call(self.wire, machine, CONTROLLER, SMALL, serve)))

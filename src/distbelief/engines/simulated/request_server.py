@@ -1,31 +1,15 @@
-"""Requests for work over the wire: a replica's side, and how they reach the controller and are answered."""
+"""Requests for work on the controller's machine: how they reach the controller, and are answered."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import final
 
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines.actions import Acknowledge
 from distbelief.engines.controller import Controller
-from distbelief.engines.simulated.link import CONTROLLER, call
-from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
-from distbelief.ports import Lease, Outcome
+from distbelief.ports import Outcome
 from distbelief.server.host import SMALL, Answer
-from distbelief.server.patience import Patience, insist
-
-
-class RequestListener(Protocol):
-    """Hears requests on the controller's machine."""
-
-    def lease(self, replica: int, incarnation: int, number: int, answer: Answer) -> None:
-        """A replica asks for work."""
-
-    def done(
-        self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome], answer: Answer
-    ) -> None:
-        """A replica accounts for a lease."""
 
 
 @final
@@ -64,28 +48,3 @@ class RequestServer:
             answer(lease, SMALL)
         given = "none" if lease is None else str(lease.number)
         self.trace.note_once(kind, reply.replica, reply.incarnation, reply.number, given)
-
-
-@final
-@dataclass(eq=False)
-class SimulatedRequests:
-    """`Requests` of one incarnation, by messages to the controller."""
-
-    wire: Wire
-    server: RequestListener
-    replica: int
-    incarnation: int
-    patience: Patience | None
-
-    def lease(self, number: int) -> asyncio.Task[Lease | None]:
-        """Ask for work."""
-        return self._call(lambda answer: self.server.lease(self.replica, self.incarnation, number, answer))
-
-    def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> asyncio.Task[None]:
-        """Account for a lease."""
-        who = self.replica, self.incarnation
-        return self._call(lambda answer: self.server.done(*who, number, lease, outcomes, answer))
-
-    def _call(self, serve: Callable[[Answer], object]) -> asyncio.Task[Any]:
-        machine = f"replica {self.replica}"
-        return asyncio.create_task(insist(self.patience, lambda: call(self.wire, machine, CONTROLLER, SMALL, serve)))

@@ -32,13 +32,10 @@ class World:
         self.patience = _PATIENCE if engine.network.loss or self.plan.loses_messages else None
         law = law_of("compute", engine.compute)
         if isinstance(law, PerReplica) and (alien := [number for number in law.laws if number >= prepared.replicas]):
-            raise UsageError(
-                f"compute has a law for replica {min(alien)}, but the run has {prepared.replicas} replicas"
-            )
-        self.draws = [
-            law.draw(random.Random(derive(self.seed, "compute", replica)), replica)
-            for replica in range(prepared.replicas)
-        ]
+            there = f"the run has {prepared.replicas} replicas"
+            raise UsageError(f"compute has a law for replica {min(alien)}, but {there}")
+        chances = [random.Random(derive(self.seed, "compute", replica)) for replica in range(prepared.replicas)]
+        self.draws = [law.draw(chance, replica) for replica, chance in enumerate(chances)]
         """How long the next batch takes, for each replica."""
         self.wire = partial(engine.network.wire, random.Random(derive(self.seed, "network")), self.plan)
         """Gives a wire on which nothing is under way."""
