@@ -22,45 +22,11 @@ if TYPE_CHECKING:
     from distbelief.task.task import Metric, Task, accuracy
     from distbelief.training import train
 
-__all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Asynchronous",
-    "Bounded",
-    "Buffered",
-    "Constant",
-    "Cosine",
-    "Cut",
-    "Death",
-    "DistBeliefError",
-    "Downpour",
-    "Every",
-    "Exponential",
-    "Join",
-    "Local",
-    "Lognormal",
-    "Measured",
-    "Metric",
-    "Network",
-    "Paced",
-    "Pause",
-    "PerReplica",
-    "Run",
-    "Simulated",
-    "Slow",
-    "Spread",
-    "StalenessScaled",
-    "Steps",
-    "Task",
-    "TensorBoard",
-    "Until",
-    "accuracy",
-    "load",
-    "tasks",
-    "train",
-]
+__all__ = ["Task", "Metric", "accuracy", "tasks", "train", "Until", "Every", "Run", "load", "DistBeliefError"]
+__all__ += ["Downpour", "SGD", "Adagrad", "Adam", "AdamW", "Cosine", "Steps"]
+__all__ += ["Asynchronous", "StalenessScaled", "Bounded", "Paced", "Buffered"]
+__all__ += ["Local", "Simulated", "Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"]
+__all__ += ["Cut", "Death", "Join", "Pause", "Slow", "Network", "TensorBoard"]
 
 _HOMES = {
     "downpour.method": ("Downpour",),

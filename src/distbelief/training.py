@@ -71,23 +71,14 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        kinds: dict[str, type | tuple[type, ...]] = {
-            "task": Task,
-            "method": Downpour,
-            "until": Until,
-            "evaluate_every": Every,
-            "checkpoint_every": Every,
-            "seed": int,
-        }
-        for name, kind in kinds.items():
+        needed = {"task": Task, "seed": int}
+        optional = {"method": Downpour, "until": Until, "evaluate_every": Every, "checkpoint_every": Every}
+        for name, kind in {**needed, **optional}.items():
             value = getattr(self, name)
-            if (value is None and name not in ("task", "seed")) or (
-                isinstance(value, kind) and not isinstance(value, bool)
-            ):
-                continue
-            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            wrong = f"{name} must be of type {names}, not {value!r}"
-            raise (TaskError if name == "task" else UsageError)(wrong)
+            absent = value is None and name in optional
+            if not absent and (isinstance(value, bool) or not isinstance(value, kind)):
+                error = TaskError if name == "task" else UsageError
+                raise error(f"{name} must be of type {kind.__name__}, not {value!r}")
         if self.engine is not None and not hasattr(type(self.engine), "open"):
             raise UsageError(f"engine must be an engine such as Local() or Simulated(), not {self.engine!r}")
         if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
@@ -246,11 +237,7 @@ def _finish(
         "train_loss": result.train_loss,
         "metrics": {name: value for name, value in last.items() if name not in STAMP},
         "restarts": totals.restarts,
-        "staleness": {
-            "median": quantile(histogram, 0.5),
-            "p99": quantile(histogram, 0.99),
-            "max": totals.stalest,
-        },
+        "staleness": {"median": quantile(histogram, 0.5), "p99": quantile(histogram, 0.99), "max": totals.stalest},
         "staleness_histogram": result.staleness,
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
