@@ -124,11 +124,11 @@ def fulfil(request: Request, session: Session) -> Run:
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
     if not request.resume:
         prepared = _prepared(request, None, session)
-        with closing(RunDirectory(request.path)) as files:
+        with closing(RunDirectory.open(request.path)) as files:
             files.check_model(prepared.module)
             return _train(request, prepared, session, files, watch)
     # The directory first: no other run is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory(request.path, resume=True)) as files:
+    with closing(RunDirectory.open(request.path, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
         prepared = _prepared(request, resumed, session, files.check_model)
         return _train(request, prepared, session, files, watch, complaints)
@@ -146,7 +146,7 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
         if task.suggested_method is None:
             raise
         stored = None
-    return stored or task.suggested_method or Downpour()
+    return stored if isinstance(stored, Downpour) else task.suggested_method or Downpour()
 
 
 def _prepared(

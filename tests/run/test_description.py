@@ -30,7 +30,7 @@ def test_a_method_is_told_in_full() -> None:
     ids=str,
 )
 def test_what_was_described_comes_back(method: db.Downpour) -> None:
-    assert revive(json.loads(json.dumps(describe(method)))) == method
+    assert revive(json.dumps(describe(method))) == method
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ class Signs:
 )
 def test_what_cannot_be_read_back_is_one_sentence(content: object) -> None:
     with pytest.raises(DirectoryError, match="give the method again"):
-        revive(content)
+        revive(json.dumps(content))

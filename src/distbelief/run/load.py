@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from distbelief.errors import DirectoryError, TaskError
-from distbelief.run.run import Run, difference, digest, outline
+from distbelief.run.run import Run, change
 from distbelief.task import taskfile
 from distbelief.task.task import Task
 
@@ -29,7 +29,6 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
         task = taskfile.find(spec, origin["arguments"])
     module = task.build(summary["seed"])
-    if digest(module) != origin["digest"]:
-        differences = difference(origin["tensors"], outline(module))
+    if differences := change(origin, module):
         raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)

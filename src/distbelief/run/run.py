@@ -159,6 +159,11 @@ def outline(module: nn.Module) -> dict[str, str]:
     return {name: kinds(tensor) for name, tensor in module.state_dict().items()}
 
 
+def change(written: Mapping[str, Any], module: nn.Module) -> str | None:
+    """How a model is another one than that whose identity was written, in words; None if it is the same."""
+    return None if digest(module) == written["digest"] else difference(written["tensors"], outline(module))
+
+
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Where two outlines differ, in words: the first few places, and how many more there are."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
