@@ -26,7 +26,7 @@ from distbelief.observe.progress import watching
 from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
 from distbelief.run.directory import RunDirectory, stored_method
-from distbelief.run.prepare import Prepared, prepare
+from distbelief.run.prepare import Asked, Prepared, prepare
 from distbelief.run.run import FORMAT, Run, identity, quantile
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision
@@ -158,18 +158,21 @@ def _prepared(
     task, engine = request.task, request.on
     method = request.method or own_method(task, request.path if request.resume else None)
     session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+    asked = Asked(
+        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        evaluate_every=request.evaluate_every,
+        checkpoint_every=request.checkpoint_every or Every(seconds=60),
+        seed=request.seed if resumed is None else resumed.state.seed,
+        precision=request.precision,
+        resumed=resumed,
+    )
     return prepare(
         task,
         method,
-        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
-        evaluate_every=request.evaluate_every,
-        seed=request.seed if resumed is None else resumed.state.seed,
+        asked,
         replicas=lambda: engine.replicas,
-        checkpoint_every=request.checkpoint_every or Every(seconds=60),
         start=None if request.start is None else _state_dict(request.start),
-        resumed=resumed,
         check_model=check_model,
-        precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
 

@@ -18,6 +18,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -40,23 +41,6 @@ _PARTIAL = ".partial"
 _PAGE = mmap.PAGESIZE
 _PIECE = 8 << 20
 """Bytes that are written at a time."""
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 _COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 """They lie there as pairs of real numbers: not every version of the format knows complex ones."""
 
@@ -87,7 +71,7 @@ class Image:
             dtype, shape = tensor.dtype, list(tensor.shape)
             if dtype in _COMPLEX:
                 dtype, shape = _COMPLEX[dtype], [*shape, 2]
-            header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+            header[name] = {"dtype": _kind(dtype), "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header).encode()
         text = text.ljust(_paged(8 + len(text)) - 8)
         self.nbytes = 8 + len(text) + end
@@ -114,16 +98,23 @@ def image_of(flat: FlatModule, rule: Rule) -> Image:
 
 def storable(tensor: Tensor) -> bool:
     """Whether a checkpoint can hold a tensor."""
-    return tensor.layout is torch.strided and (tensor.dtype in _DTYPES or tensor.dtype in _COMPLEX)
+    return tensor.layout is torch.strided and _kind(_COMPLEX.get(tensor.dtype, tensor.dtype)) is not None
 
 
 def savable(tensor: Tensor) -> bool:
     """Whether `save` can write a tensor: formats differ in their kinds of complex numbers from version to version."""
+    return tensor.layout is torch.strided and _kind(tensor.dtype) is not None
+
+
+@cache
+def _kind(dtype: torch.dtype) -> str | None:
+    """What the format calls elements of this kind; None where it knows none such, or packs several into one."""
     try:
-        serialize({"": torch.empty(0, dtype=tensor.dtype)})
-    except (KeyError, SafetensorError):
-        return False
-    return tensor.layout is torch.strided
+        written = serialize({"": torch.empty(1, dtype=dtype)})
+    except (KeyError, SafetensorError, RuntimeError):
+        return None
+    told = json.loads(written[8 : len(written) - dtype.itemsize])[""]
+    return str(told["dtype"]) if told["shape"] == [1] else None
 
 
 class Draft(NamedTuple):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distbelief.errors import TaskError
 from distbelief.task.data import Rows, moved
 from distbelief.task.task import Task
+from distbelief.task.tracebacks import noted
 
 
 class Abandoned(Exception):
@@ -39,11 +40,8 @@ def evaluate(
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)
         for name, metric in task.metrics.items():
-            try:
+            with noted(f"in the metric {name}"):
                 value = metric.fn(module, batch) if task.loss is None else metric.fn(prediction, batch[1])
-            except Exception as error:
-                error.add_note(f"in the metric {name}")
-                raise
             sums[name] += _number(name, value) * size
     return {"loss": loss_sum / loss_weight, **{name: total / len(rows) for name, total in sums.items()}}
 

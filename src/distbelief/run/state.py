@@ -93,9 +93,7 @@ class RunState:
 def from_json(value: object) -> RunState:
     """The state that was written; raises `ValueError` where it is not exactly that."""
     match value:
-        case {"format": found_format, "method": {"kind": "downpour", "state": state}, **content} if (
-            found_format == FORMAT
-        ):
+        case {"format": number, "method": {"kind": "downpour", "state": state}, **content} if number == FORMAT:
             try:
                 found = msgspec.convert({**content, "method": state}, RunState, str_keys=True)
             except (msgspec.ValidationError, TypeError) as error:

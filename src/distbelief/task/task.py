@@ -115,24 +115,17 @@ class Task:
 
     def suggest(self, *, method: Downpour | None = None, until: Until | None = None) -> Self:
         """The same task with a method and an end of its own, used where `train` is given none."""
-        task = copy.copy(self)
-        task.suggested_method = method
-        task.suggested_until = until
-        return task
+        return self._with(suggested_method=method, suggested_until=until)
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:
         """The same task, whose modules begin with these parameters and buffers; it keeps references to them."""
-        task = copy.copy(self)
-        task.values = values
-        return task
+        return self._with(values=values)
 
     def placed(self, device: torch.device) -> Self:
         """The same task, its loss on a device: a loss that is a module may hold tensors, such as weights of classes."""
         if device.type == "cpu" or not isinstance(self.loss, nn.Module):
             return self
-        task = copy.copy(self)
-        task.loss = copy.deepcopy(self.loss).to(device)
-        return task
+        return self._with(loss=copy.deepcopy(self.loss).to(device))
 
     def mode(self, name: str) -> Literal["min", "max"]:
         """Whether less or more of a metric is better."""
@@ -140,8 +133,11 @@ class Task:
 
     def without_data(self) -> Self:
         """The same task without references to its data, to be sent to where the data already are."""
+        return self._with(train=None, validation=None, test=None)
+
+    def _with(self, **changes: Any) -> Self:
         task = copy.copy(self)
-        task.train = task.validation = task.test = None
+        vars(task).update(changes)
         return task
 
     def build(self, seed: int) -> nn.Module:
