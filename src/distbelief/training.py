@@ -93,11 +93,6 @@ class Request:
         """The engine that is meant."""
         return self.engine or Local()
 
-    @property
-    def path(self) -> Path | None:
-        """The directory that is meant; None: a fresh one."""
-        return None if self.directory is None else Path(self.directory)
-
 
 def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
     """A function that does what is asked for by the same arguments: they are listed, and told of, in one place."""
@@ -124,17 +119,17 @@ def fulfil(request: Request, session: Session) -> Run:
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
     if not request.resume:
         prepared = _prepared(request, None, session)
-        with closing(RunDirectory.open(request.path)) as files:
+        with closing(RunDirectory.open(request.directory)) as files:
             files.check_model(prepared.module)
             return _train(request, prepared, session, files, watch)
     # The directory first: no other run is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory.open(request.path, resume=True)) as files:
+    with closing(RunDirectory.open(request.directory, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
         prepared = _prepared(request, resumed, session, files.check_model)
         return _train(request, prepared, session, files, watch, complaints)
 
 
-def own_method(task: Task, resumed: Path | None) -> Downpour:
+def own_method(task: Task, resumed: str | Path | None) -> Downpour:
     """What is meant where no method is given: that of the run that is resumed, else the task's own, else the default.
 
     Raises `DirectoryError` where the run's own cannot be read back, and the task has none.
@@ -156,7 +151,7 @@ def _prepared(
     check_model: Callable[[nn.Module], None] = lambda module: None,
 ) -> Prepared:
     task, engine = request.task, request.on
-    method = request.method or own_method(task, request.path if request.resume else None)
+    method = request.method or own_method(task, request.directory if request.resume else None)
     session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     asked = Asked(
         until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),

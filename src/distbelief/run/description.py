@@ -6,16 +6,15 @@ import math
 from typing import Any
 
 from distbelief.allocation import Method
-from distbelief.downpour.method import Downpour
+from distbelief.downpour import method
 from distbelief.errors import DirectoryError
 from distbelief.server import admission, rules, schedules
 
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        *(Downpour, rules.SGD, rules.Adagrad, rules.Adam, rules.AdamW, schedules.Cosine, schedules.Steps),
-        *(admission.Asynchronous, admission.StalenessScaled, admission.Bounded, admission.Paced, admission.Buffered),
-    )
+    name: kind
+    for module in (admission, method, rules, schedules)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 
 
@@ -39,12 +38,12 @@ def revive(text: str) -> Method:
     Raises `DirectoryError` where it holds a rule or policy of the user's own, or is no JSON.
     """
     try:
-        method: Method = json.loads(text, object_hook=_revived)
+        described: Method = json.loads(text, object_hook=_revived)
     except (KeyError, TypeError, ValueError) as error:
         raise DirectoryError(
             f"the run's own method cannot be read back from its method.json ({error}): give the method again"
         ) from error
-    return method
+    return described
 
 
 def _revived(content: dict[str, Any]) -> Any:

@@ -39,12 +39,12 @@ _FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "summary.json",
 """What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
 
 
-def stored_method(path: Path) -> Method | None:
+def stored_method(path: str | Path) -> Method | None:
     """The method of the run in a directory; None if there is none.
 
     Raises `DirectoryError` where it holds a rule or policy of the user's own, or cannot be read.
     """
-    file = path / _METHOD
+    file = Path(path, _METHOD)
     try:
         return revive(file.read_text()) if file.exists() else None
     except OSError as error:
@@ -68,14 +68,14 @@ class RunDirectory:
         self._holding = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path | None, *, resume: bool = False) -> Self:
+    def open(cls, path: str | Path | None, *, resume: bool = False) -> Self:
         """Take a directory, made where there is none; a fresh one under `runs/` where `path` is None.
 
         Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be
         written.
         """
-        made = path is None or not path.exists()
-        path = path or _make_fresh()
+        made = path is None or not Path(path).exists()
+        path = _make_fresh() if path is None else Path(path)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)

@@ -35,19 +35,9 @@ class Run:
     def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
         self.directory = directory
         self.summary = summary
+        self.history: list[dict[str, Any]] = summary["history"]
+        self.metrics: dict[str, float] = summary["metrics"]
         self._task = task
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """One dict an evaluation."""
-        history: list[dict[str, Any]] = self.summary["history"]
-        return history
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The last evaluation's metrics."""
-        metrics: dict[str, float] = self.summary["metrics"]
-        return metrics
 
     def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
         """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it.
@@ -62,13 +52,10 @@ class Run:
         """The tensors of that model by name."""
         if which not in ("last", "best"):
             raise UsageError(f'which must be "last" or "best", not {which!r}')
-        files = {
-            "last": self.directory / "model.safetensors",
-            "best": self.directory / "checkpoints" / "best.safetensors",
-        }
-        if not files[which].exists():
+        file = self.directory / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
+        if not file.exists():
             raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
-        return load_file(files[which])
+        return load_file(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The loss and metrics of the last model on data of any kind that a task takes.

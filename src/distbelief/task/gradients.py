@@ -92,9 +92,7 @@ class FlatModule:
         moving = dict(zip(self._names, self._moving(), strict=True))
         parts = values.split([_elements(buffer) for buffer in moving.values()])
         return {
-            name: torch.complex(part[::2], part[1::2]).view(buffer.shape)
-            if buffer.is_complex()
-            else part.view(buffer.shape)
+            name: (torch.complex(part[::2], part[1::2]) if buffer.is_complex() else part).view(buffer.shape)
             for (name, buffer), part in zip(moving.items(), parts, strict=True)
         }
 
