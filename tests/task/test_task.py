@@ -174,8 +174,8 @@ def test_accuracy_is_the_fraction_of_rows_that_are_right() -> None:
 
 
 def test_a_function_is_a_metric_of_which_more_is_better() -> None:
-    metrics = task(metrics={"a": accuracy, "b": Metric(LOSS, mode="min")}).metrics
-    assert (metrics["a"].mode, metrics["b"].mode) == ("max", "min")
+    judges = task(metrics={"a": accuracy, "b": Metric(LOSS, mode="min")}).judges
+    assert (judges["a"].mode, judges["b"].mode) == ("max", "min")
 
 
 def test_a_metric_that_cannot_work_is_refused() -> None:

@@ -39,7 +39,7 @@ def evaluate(
         prediction, loss, weight = task.forward(module, batch)
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)
-        for name, metric in task.metrics.items():
+        for name, metric in task.judges.items():
             with noted(f"in the metric {name}"):
                 value = metric.fn(module, batch) if task.loss is None else metric.fn(prediction, batch[1])
             sums[name] += _number(name, value) * size

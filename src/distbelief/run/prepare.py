@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Method
-from distbelief.downpour.ledger_state import LedgerState
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import evaluate
-from distbelief.run.state import KINDS, Changes, RunState, Totals, changes, module_values
+from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
 from distbelief.run.until import Every, Until
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, Head, Rows, fingerprint, kinds, moved, rows_of, seeded
@@ -110,29 +109,18 @@ class Prepared(Asked):
         before = () if self.resumed is None else self.resumed.state.incarnations
         return before + (0,) * (self.replicas - len(before))
 
-    def state(
-        self,
-        *,
-        term: int,
-        method: LedgerState,
-        incarnations: Sequence[int],
-        totals: Totals,
-        updates: int,
-        examples: int,
-        history: Sequence[dict[str, Any]],
-    ) -> RunState:
-        """The state of the run for a checkpoint; `incarnations` are those of the replicas that are there now."""
+    def state(self, *, incarnations: Sequence[int], history: Sequence[dict[str, Any]], **now: Any) -> RunState:
+        """The state of the run for a checkpoint; `incarnations` are those of the replicas that are there now.
+
+        `now`: those fields of it that change from moment to moment.
+        """
         return RunState(
             seed=self.seed,
             data=self.data,
-            term=term,
-            incarnations=(*incarnations, *self.incarnations[len(incarnations) :]),
             trained=tuple(entry.name for entry in self.layout.entries),
-            method=method,
-            totals=totals,
-            updates=updates,
-            examples=examples,
+            incarnations=(*incarnations, *self.incarnations[len(incarnations) :]),
             history=list(history),
+            **now,
         )
 
     @property
@@ -285,7 +273,7 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     """
     device = next(module.parameters()).device
     task = prepared.task.placed(device)
-    kept = [buffer.clone() for buffer in module.buffers()]
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
@@ -298,13 +286,9 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
         raise TaskError(
             f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
         )
-    moving = tuple(
-        name
-        for (name, buffer), before in zip(module.named_buffers(), kept, strict=True)
-        if not torch.equal(buffer, before)
-    )
-    for buffer, value in zip(module.buffers(), kept, strict=True):
-        buffer.copy_(value)
+    moving = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
+    for name, buffer in module.named_buffers():
+        buffer.copy_(kept[name])
     for prefixes, rows in prepared.sets.items():
         name = "test" if "test_" in prefixes else "validation"
         # A few examples, metrics and all.
