@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from distbelief.engines.simulated.network import Network
     from distbelief.errors import DistBeliefError
     from distbelief.observe.tensorboard import TensorBoard
-    from distbelief.run.load import load
-    from distbelief.run.run import Run
+    from distbelief.run.run import Run, load
     from distbelief.run.until import Every, Until
     from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
@@ -36,9 +35,8 @@ _HOMES = {
     "engines.simulated.laws": ("Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"),
     "engines.simulated.network": ("Network",),
     "errors": ("DistBeliefError",),
-    "run.load": ("load",),
     "observe.tensorboard": ("TensorBoard",),
-    "run.run": ("Run",),
+    "run.run": ("Run", "load"),
     "server.admission": ("Asynchronous", "Bounded", "Buffered", "Paced", "StalenessScaled"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
     "server.schedules": ("Cosine", "Steps"),

@@ -118,7 +118,7 @@ def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
     try:
         from distbelief.observe.progress import told
-        from distbelief.run.load import load
+        from distbelief.run.run import load
 
         run = load(directory)
         name = name or run.judged_by
@@ -135,7 +135,7 @@ def evaluate(directory: Path, name: str | None, verbose: bool) -> None:
 def predict(directory: Path, inputs: Path, output: Path, verbose: bool) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
     try:
-        from distbelief.run.load import load
+        from distbelief.run.run import load
 
         run, rows = load(directory), _read(inputs)
         # Before the work of predicting is done.

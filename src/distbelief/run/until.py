@@ -1,7 +1,7 @@
 """When a run ends, and how often something is done in it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from distbelief.checks import check_number, check_whole
 from distbelief.errors import UsageError
@@ -23,12 +23,11 @@ class Until:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        if all(value is None for value in given.values()):
+        if all(value is None for value in vars(self).values()):
             raise UsageError("Until needs at least one of epochs, examples, seconds, target and patience")
         for name in ("epochs", "examples", "patience"):
-            if given[name] is not None:
-                check_whole(name, given[name])
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value)
         if self.seconds is not None:
             check_number("seconds", self.seconds, above=0.0)
         if self.target is not None and not (

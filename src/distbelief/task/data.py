@@ -42,7 +42,9 @@ class ArrayRows:
         leaves = _leaves(arrays)
         if strange := [type(leaf).__name__ for leaf in leaves if not _is_array(leaf)]:
             raise DataError(f"data must be made of tensors, arrays or SciPy CSR matrices, and holds {strange[0]}")
-        lengths = set(map(len_of, leaves))
+        if not all(leaf.shape for leaf in leaves):
+            raise DataError("an array of the data is a single number; its first dimension must be the examples")
+        lengths = {int(leaf.shape[0]) for leaf in leaves}
         if not lengths:
             raise DataError(f"{name} holds no arrays")
         if len(lengths) > 1:
@@ -98,13 +100,6 @@ def _is_array(data: object) -> bool:
 
 def _is_csr(data: object) -> bool:
     return getattr(data, "format", None) == "csr" and hasattr(data, "toarray")
-
-
-def len_of(leaf: Any) -> int:
-    """Rows of an array; raises `DataError` for a scalar."""
-    if not leaf.shape:
-        raise DataError("an array of the data is a single number; its first dimension must be the examples")
-    return int(leaf.shape[0])
 
 
 def _leaves(data: Any) -> list[Any]:
@@ -347,17 +342,15 @@ class _Ahead:
             batches, sampler=self._wanted, batch_size=None, num_workers=workers, persistent_workers=True
         )
         self._iterator: Iterator[Any] = iter(())
-        self._at = 0
 
     def begin(self, keys: Sequence[tuple[int, int]]) -> None:
         self._wanted[:] = keys
-        self._at = 0
-        self._iterator = iter(self._loader)
+        self._iterator = zip(keys, self._loader, strict=True)
 
     def next(self, key: tuple[int, int]) -> Any:
-        if self._wanted[self._at] != key:
-            raise InvariantViolated(f"batch {key} was asked for out of order")
-        self._at += 1
         # Torch warns where it is left open whether sparse tensors are checked. Where they were made, they are valid.
         with torch.sparse.check_sparse_tensor_invariants(False):
-            return next(self._iterator)
+            made, batch = next(self._iterator)
+        if made != key:
+            raise InvariantViolated(f"batch {key} was asked for out of order")
+        return batch

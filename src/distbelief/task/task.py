@@ -168,11 +168,6 @@ class Forward(NamedTuple):
     loss: Tensor
     weight: float | Tensor | None
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean loss, a scalar."""
-        return self.loss if self.weight is None else self.loss / self.weight
-
 
 def _forward(prediction: Any, result: Any, name: str) -> Forward:
     loss, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
