@@ -38,7 +38,7 @@ _write = os.write
 
 def _write_ten(fd: int, data: bytes) -> int:
     """Ten bytes are written, and then no more."""
-    if not data.startswith(b"{"):
+    if data[:1] != b"{":
         raise OSError(28, "No space left on device")
     return _write(fd, data[:10])
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_not_half_there_and_is_told(tmp_path: Path, mo
 def test_what_a_killed_writer_left_half_written_goes(tmp_path: Path) -> None:
     begun(tmp_path).close()
     (tmp_path / "events.jsonl").write_text('{"event": "whole"}\n{"event": "ha')
-    halves = [tmp_path / ".summary.json.partial", tmp_path / "checkpoints" / ".tmpAb1"]
+    halves = [tmp_path / ".summary.json.partial", tmp_path / "checkpoints" / ".best.safetensors.partial"]
     for half in halves:
         half.touch()
     with closing(RunDirectory.open(tmp_path, resume=True)) as files:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from typing import NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -61,15 +60,18 @@ class Image:
     What is copied into `tensors` needs no other copy before it is on disk, and no fresh pages at each checkpoint.
     """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        """Room for tensors of these shapes, of kinds that are `storable`; they may lie on the meta device."""
+    def __init__(self, like: Mapping[str, Tensor], *, pairs: bool = True) -> None:
+        """Room for tensors of these shapes, of kinds that are `storable`; they may lie on the meta device.
+
+        Without `pairs` complex numbers are told of as such, and all must be `savable`.
+        """
         # Wider elements come first, so that all are aligned. The format allows no holes.
         ordered = dict(sorted(like.items(), key=lambda item: -item[1].itemsize))
         header, end = {}, 0
         for name, tensor in ordered.items():
             start, end = end, end + tensor.nbytes
             dtype, shape = tensor.dtype, list(tensor.shape)
-            if dtype in _COMPLEX:
+            if pairs and dtype in _COMPLEX:
                 dtype, shape = _COMPLEX[dtype], [*shape, 2]
             header[name] = {"dtype": _kind(dtype), "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header).encode()
@@ -102,7 +104,7 @@ def storable(tensor: Tensor) -> bool:
 
 
 def savable(tensor: Tensor) -> bool:
-    """Whether `save` can write a tensor: formats differ in their kinds of complex numbers from version to version."""
+    """Whether an image without pairs can hold a tensor: versions of the format differ in their complex numbers."""
     return tensor.layout is torch.strided and _kind(tensor.dtype) is not None
 
 
@@ -134,7 +136,7 @@ def write(folder: Path, draft: Draft) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        text = json.dumps({"tensors": _write(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
+        text = json.dumps({"tensors": write_image(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
         sync(partial / _STATE)
         sync(partial)
@@ -171,18 +173,6 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def latest(folder: Path) -> int | None:
     """The examples of the newest checkpoint, damaged or not; None if there is none."""
     return next((int(path.name) for path in _all(folder)), None)
-
-
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file of tensors that anyone may read. Raises `OSError` where it cannot."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        # What the system said comes as text.
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = errno.EIO if found is None else int(found[1])
-        raise OSError(number, os.strerror(number)) from error
-    path.chmod(0o644)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -222,7 +212,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(path: Path, image: Image) -> int:
+def write_image(path: Path, image: Image) -> int:
     """Write an image past the page cache, where the file system can; returns its checksum."""
     try:
         return _write_pages(path, image, os.O_DIRECT)

@@ -84,10 +84,9 @@ class RunDirectory:
                 raise DirectoryError(
                     f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
                 )
-            for folder in (path, path / "checkpoints"):
-                # What a writer that was killed left; of the second kind are the library's that writes tensors.
-                for half in [*folder.glob(".*.partial"), *folder.glob(".tmp*")]:
-                    _remove(half)
+            # What a writer that was killed left half written.
+            for half in [*path.glob(".*.partial"), *path.glob("checkpoints/.*.partial")]:
+                _remove(half)
             return cls(path, made=made, lock=lock, log=_open_log(path / _LOG))
         except OSError as error:
             if made:
@@ -152,11 +151,11 @@ class RunDirectory:
 
     def write_model(self, module: nn.Module, path: Path | None = None) -> None:
         """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
-        # Tensors that share memory are refused by the format: each name gets a copy.
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()
-        }
-        self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.save(tensors, partial))
+        tensors = module.state_dict()
+        image = checkpoint.Image(tensors, pairs=False)
+        for name, tensor in tensors.items():
+            image.tensors[name].copy_(tensor.detach())
+        self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.write_image(partial, image))
 
     def write_checkpoint(self, draft: Draft) -> Path:
         """Write a checkpoint. Raises `OSError` where it cannot."""
