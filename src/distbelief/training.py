@@ -120,7 +120,6 @@ def fulfil(request: Request, session: Session) -> Run:
     if not request.resume:
         prepared = _prepared(request, None, session)
         with closing(RunDirectory.open(request.directory)) as files:
-            files.check_model(prepared.module)
             return _train(request, prepared, session, files, watch)
     # The directory first: no other run is to write a checkpoint between our look at them and our own.
     with closing(RunDirectory.open(request.directory, resume=True)) as files:

@@ -8,7 +8,7 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 530,
+    ".": 490,
     "cli": 575,
     "downpour": 670,
     "engines": 1515,
@@ -17,9 +17,9 @@ CODE_BUDGET = {
     "links": 120,
     "observe": 260,
     "observe/report": 940,
-    "run": 1045,
+    "run": 935,
     "server": 970,
-    "task": 675,
+    "task": 625,
     "tasks": 565,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

@@ -1,13 +1,10 @@
 """What was asked for as JSON, and back: dataclasses are {"kind": name, fields…}."""
 
 import dataclasses
-import json
 import math
 from typing import Any
 
-from distbelief.allocation import Method
 from distbelief.downpour import method
-from distbelief.errors import DirectoryError
 from distbelief.server import admission, rules, schedules
 
 _KINDS: dict[str, type[Any]] = {
@@ -32,21 +29,11 @@ def describe(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def revive(text: str) -> Method:
-    """The method that was described, `format` apart.
+def revive(content: dict[str, Any]) -> Any:
+    """The value that was described by an object of JSON, in which those below are revived already.
 
-    Raises `DirectoryError` where it holds a rule or policy of the user's own, or is no JSON.
+    `KeyError`, `TypeError` and `ValueError` say that it is a rule or policy of the user's own, or was not described.
     """
-    try:
-        described: Method = json.loads(text, object_hook=_revived)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DirectoryError(
-            f"the run's own method cannot be read back from its method.json ({error}): give the method again"
-        ) from error
-    return described
-
-
-def _revived(content: dict[str, Any]) -> Any:
     content.pop("format", None)
     if "kind" not in content:
         # The rates of `Steps`; JSON's keys are text.

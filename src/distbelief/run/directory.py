@@ -46,9 +46,11 @@ def stored_method(path: str | Path) -> Method | None:
     """
     file = Path(path, _METHOD)
     try:
-        return revive(file.read_text()) if file.exists() else None
-    except OSError as error:
-        raise DirectoryError(f"{file} cannot be read ({error}): give the method again") from error
+        method: Method | None = json.loads(file.read_text(), object_hook=revive) if file.exists() else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        wrong = f"the run's own method cannot be read back from {file} ({error}): give the method again"
+        raise DirectoryError(wrong) from error
+    return method
 
 
 @final
