@@ -48,12 +48,9 @@ def evaluate(
 
 def _number(name: str, value: Any) -> float:
     """A metric's value; raises `TaskError` with the metric's name for what is no number."""
-    if isinstance(value, Tensor | np.ndarray) and (math.prod(value.shape) != 1 or "complex" in str(value.dtype)):
-        told = f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
-    elif isinstance(value, Tensor | np.ndarray):
-        return float(value.item())
-    elif isinstance(value, Real):
-        return float(value)
-    else:
-        told = repr(value)
+    array = isinstance(value, Tensor | np.ndarray)
+    number = value.item() if array and math.prod(value.shape) == 1 else value
+    if isinstance(number, Real):
+        return float(number)
+    told = f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}" if array else repr(value)
     raise TaskError(f"the metric {name} must return one number, the mean over the batch, but returned {told}")

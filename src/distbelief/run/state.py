@@ -25,8 +25,6 @@ from distbelief.server.rules import Rule
 FORMAT = 3
 PARAMETERS, FROZEN, BUFFERS = KINDS = ("parameters", "frozen", "buffers")
 """What a checkpoint holds of the module. A vector of a rule cannot have one of these names."""
-_METHODS = {"downpour": LedgerState}
-"""The state of a method, by the name that it is written under."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,8 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it, the format included."""
-        (kind,) = (name for name, method in _METHODS.items() if isinstance(self.method, method))
         content = dataclasses.asdict(self)
-        return {"format": FORMAT, **content, "method": {"kind": kind, "state": content["method"]}}
+        return {"format": FORMAT, **content, "method": {"kind": "downpour", "state": content["method"]}}
 
 
 def from_json(value: object) -> RunState:
