@@ -17,7 +17,7 @@ CODE_BUDGET = {
     "links": 120,
     "observe": 260,
     "observe/report": 940,
-    "run": 935,
+    "run": 930,
     "server": 970,
     "task": 625,
     "tasks": 565,
