@@ -22,7 +22,7 @@ from distbelief.engines.record import controller_of, flat_at_start
 from distbelief.engines.shards import Shards
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, image_of
-from distbelief.run.prepare import prepare
+from distbelief.run.prepare import Asked, prepare
 from distbelief.run.state import Totals
 
 REPLICAS = 2
@@ -107,14 +107,7 @@ def _cost(action: Callable[[], Any]) -> tuple[float, float]:
 
 def alone(network: Network, repeats: int) -> list[Comparison]:
     """A checkpoint's steps, while nobody trains."""
-    prepared = prepare(
-        network.task(),
-        method(network),
-        until=db.Until(epochs=1),
-        evaluate_every=None,
-        seed=0,
-        replicas=lambda: REPLICAS,
-    )
+    prepared = prepare(network.task(), method(network), Asked(until=db.Until(epochs=1)), replicas=lambda: REPLICAS)
     mapped = MappedShards(prepared, lambda _: None)
     flat = flat_at_start(prepared, torch.device("cpu"))
     shards = Shards(prepared, flat.vector, mapped.shards)

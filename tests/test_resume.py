@@ -20,7 +20,7 @@ import distbelief as db
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.ports import Answer, Capture, Command
 from distbelief.run.checkpoint import newest
-from distbelief.run.prepare import prepare
+from distbelief.run.prepare import Asked, prepare
 from distbelief.server.shard import Shard
 from distbelief.task.gradients import FlatModule
 from distbelief.training import _state_dict
@@ -181,9 +181,7 @@ def test_what_a_run_starts_from_is_not_shipped_with_the_vector(tmp_path: Path) -
     prepared = prepare(
         problems.task(model=lambda: layers(frozen=(0,))),
         db.Downpour(replicas=1, batch_size=16),
-        until=db.Until(epochs=1),
-        evaluate_every=None,
-        seed=0,
+        Asked(until=db.Until(epochs=1)),
         replicas=lambda: 1,
         start=state,
     )

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from distbelief.engines.simulated.network import Network
     from distbelief.errors import DistBeliefError
     from distbelief.observe.tensorboard import TensorBoard
-    from distbelief.run.load import load
-    from distbelief.run.run import Run
+    from distbelief.run.run import Run, load
     from distbelief.run.until import Every, Until
     from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
@@ -22,45 +21,11 @@ if TYPE_CHECKING:
     from distbelief.task.task import Metric, Task, accuracy
     from distbelief.training import train
 
-__all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Asynchronous",
-    "Bounded",
-    "Buffered",
-    "Constant",
-    "Cosine",
-    "Cut",
-    "Death",
-    "DistBeliefError",
-    "Downpour",
-    "Every",
-    "Exponential",
-    "Join",
-    "Local",
-    "Lognormal",
-    "Measured",
-    "Metric",
-    "Network",
-    "Paced",
-    "Pause",
-    "PerReplica",
-    "Run",
-    "Simulated",
-    "Slow",
-    "Spread",
-    "StalenessScaled",
-    "Steps",
-    "Task",
-    "TensorBoard",
-    "Until",
-    "accuracy",
-    "load",
-    "tasks",
-    "train",
-]
+__all__ = ["Task", "Metric", "accuracy", "tasks", "train", "Until", "Every", "Run", "load", "DistBeliefError"]
+__all__ += ["Downpour", "SGD", "Adagrad", "Adam", "AdamW", "Cosine", "Steps"]
+__all__ += ["Asynchronous", "StalenessScaled", "Bounded", "Paced", "Buffered"]
+__all__ += ["Local", "Simulated", "Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"]
+__all__ += ["Cut", "Death", "Join", "Pause", "Slow", "Network", "TensorBoard"]
 
 _HOMES = {
     "downpour.method": ("Downpour",),
@@ -70,9 +35,8 @@ _HOMES = {
     "engines.simulated.laws": ("Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"),
     "engines.simulated.network": ("Network",),
     "errors": ("DistBeliefError",),
-    "run.load": ("load",),
     "observe.tensorboard": ("TensorBoard",),
-    "run.run": ("Run",),
+    "run.run": ("Run", "load"),
     "server.admission": ("Asynchronous", "Bounded", "Buffered", "Paced", "StalenessScaled"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
     "server.schedules": ("Cosine", "Steps"),

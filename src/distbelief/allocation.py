@@ -11,7 +11,7 @@ The rules of `Allocator`, by which the methods differ for the controller:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -170,7 +170,19 @@ class Replica(Protocol):
 
 
 class Method(Protocol):
-    """An optimisation method as a value, with numbers in the place of "auto" and None."""
+    """An optimisation method as a value."""
+
+    @property
+    def replicas(self) -> int | Literal["auto"]:
+        """Copies of the model that train at once."""
+
+    @property
+    def shards(self) -> int | Literal["auto"]:
+        """Parts of the parameter vector."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples a batch."""
 
     @property
     def optimizer(self) -> Any:
@@ -183,6 +195,9 @@ class Method(Protocol):
     @property
     def overlap(self) -> int | None:
         """Batches that fetches and pushes may lag behind."""
+
+    def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Method":
+        """The same with numbers in the place of "auto" and None, which is what the following are asked of."""
 
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Allocator:
         """Who hands out the work of a run over so many examples."""

@@ -25,7 +25,7 @@ from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
 from distbelief.run.directory import RunDirectory, stored_method
-from distbelief.run.prepare import Prepared, prepare
+from distbelief.run.prepare import Asked, Prepared, prepare
 from distbelief.run.result import STAMP, Result
 from distbelief.run.run import FORMAT, Run, identity, quantile
 from distbelief.run.until import Every, Until
@@ -71,23 +71,14 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        kinds: dict[str, type | tuple[type, ...]] = {
-            "task": Task,
-            "method": Downpour,
-            "until": Until,
-            "evaluate_every": Every,
-            "checkpoint_every": Every,
-            "seed": int,
-        }
-        for name, kind in kinds.items():
+        needed = {"task": Task, "seed": int}
+        optional = {"method": Downpour, "until": Until, "evaluate_every": Every, "checkpoint_every": Every}
+        for name, kind in {**needed, **optional}.items():
             value = getattr(self, name)
-            if (value is None and name not in ("task", "seed")) or (
-                isinstance(value, kind) and not isinstance(value, bool)
-            ):
-                continue
-            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            wrong = f"{name} must be of type {names}, not {value!r}"
-            raise (TaskError if name == "task" else UsageError)(wrong)
+            absent = value is None and name in optional
+            if not absent and (isinstance(value, bool) or not isinstance(value, kind)):
+                error = TaskError if name == "task" else UsageError
+                raise error(f"{name} must be of type {kind.__name__}, not {value!r}")
         if self.engine is not None and not hasattr(type(self.engine), "open"):
             raise UsageError(f"engine must be an engine such as Local() or Simulated(), not {self.engine!r}")
         if not isinstance(self.callbacks, Sequence) or not all(callable(function) for function in self.callbacks):
@@ -101,11 +92,6 @@ class Request:
     def on(self) -> Engine:
         """The engine that is meant."""
         return self.engine or Local()
-
-    @property
-    def path(self) -> Path | None:
-        """The directory that is meant; None: a fresh one."""
-        return None if self.directory is None else Path(self.directory)
 
 
 def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
@@ -133,17 +119,16 @@ def fulfil(request: Request, session: Session) -> Run:
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
     if not request.resume:
         prepared = _prepared(request, None, session)
-        with closing(RunDirectory(request.path)) as files:
-            files.check_model(prepared.module)
+        with closing(RunDirectory.open(request.directory)) as files:
             return _train(request, prepared, session, files, watch)
     # The directory first: no other run is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory(request.path, resume=True)) as files:
+    with closing(RunDirectory.open(request.directory, resume=True)) as files:
         resumed, complaints = newest(files.checkpoints)
         prepared = _prepared(request, resumed, session, files.check_model)
         return _train(request, prepared, session, files, watch, complaints)
 
 
-def own_method(task: Task, resumed: Path | None) -> Downpour:
+def own_method(task: Task, resumed: str | Path | None) -> Downpour:
     """What is meant where no method is given: that of the run that is resumed, else the task's own, else the default.
 
     Raises `DirectoryError` where the run's own cannot be read back, and the task has none.
@@ -155,7 +140,7 @@ def own_method(task: Task, resumed: Path | None) -> Downpour:
         if task.suggested_method is None:
             raise
         stored = None
-    return stored or task.suggested_method or Downpour()
+    return stored if isinstance(stored, Downpour) else task.suggested_method or Downpour()
 
 
 def _prepared(
@@ -165,20 +150,23 @@ def _prepared(
     check_model: Callable[[nn.Module], None] = lambda module: None,
 ) -> Prepared:
     task, engine = request.task, request.on
-    method = request.method or own_method(task, request.path if request.resume else None)
+    method = request.method or own_method(task, request.directory if request.resume else None)
     session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+    asked = Asked(
+        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        evaluate_every=request.evaluate_every,
+        checkpoint_every=request.checkpoint_every or Every(seconds=60),
+        seed=request.seed if resumed is None else resumed.state.seed,
+        precision=request.precision,
+        resumed=resumed,
+    )
     return prepare(
         task,
         method,
-        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
-        evaluate_every=request.evaluate_every,
-        seed=request.seed if resumed is None else resumed.state.seed,
+        asked,
         replicas=lambda: engine.replicas,
-        checkpoint_every=request.checkpoint_every or Every(seconds=60),
         start=None if request.start is None else _state_dict(request.start),
-        resumed=resumed,
         check_model=check_model,
-        precision=request.precision,
         device=torch.device(engine.devices[0]),
     )
 
@@ -246,11 +234,7 @@ def _finish(
         "train_loss": result.train_loss,
         "metrics": {name: value for name, value in last.items() if name not in STAMP},
         "restarts": totals.restarts,
-        "staleness": {
-            "median": quantile(histogram, 0.5),
-            "p99": quantile(histogram, 0.99),
-            "max": totals.stalest,
-        },
+        "staleness": {"median": quantile(histogram, 0.5), "p99": quantile(histogram, 0.99), "max": totals.stalest},
         "staleness_histogram": result.staleness,
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,

@@ -92,7 +92,7 @@ WRONG_USAGE = [
     ("good.py --batch-size -1", "--batch-size must be a whole number of 1 or more"),
     ("good.py --shards 99", "99 shards do not fit 18 parameters: use between 1 and 2"),
     ("good.py --lr -1", "lr must be a positive number"),
-    ("good.py --seconds 0", "seconds must be a positive number"),
+    ("good.py --seconds 0", "seconds must be a number of more than 0"),
     ("good.py --overlap 3", "'3' is not one of '0', '1'"),
     ("good.py --admission buffered:0", "m must be a whole number of 1 or more"),
     ("good.py --admission often", "takes one of asynchronous, staleness-scaled, bounded:N"),

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 import distbelief as db
 from distbelief.errors import DirectoryError
 from distbelief.run.description import describe, revive
+from distbelief.run.directory import stored_method
 
 
 def test_a_method_is_told_in_full() -> None:
@@ -30,7 +32,7 @@ def test_a_method_is_told_in_full() -> None:
     ids=str,
 )
 def test_what_was_described_comes_back(method: db.Downpour) -> None:
-    assert revive(json.loads(json.dumps(describe(method)))) == method
+    assert json.loads(json.dumps(describe(method)), object_hook=revive) == method
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Signs:
     ],
     ids=str,
 )
-def test_what_cannot_be_read_back_is_one_sentence(content: object) -> None:
-    with pytest.raises(DirectoryError, match="give the method again"):
-        revive(content)
+def test_what_cannot_be_read_back_is_one_sentence(content: object, tmp_path: Path) -> None:
+    (tmp_path / "method.json").write_text(json.dumps(content))
+    with pytest.raises(DirectoryError, match=f"read back from {tmp_path}/method.json .*: give the method again"):
+        stored_method(tmp_path)

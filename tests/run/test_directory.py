@@ -16,7 +16,7 @@ from distbelief.run.directory import RunDirectory
 
 
 def begun(path: Path | None) -> RunDirectory:
-    files = RunDirectory(path)
+    files = RunDirectory.open(path)
     files.begin({}, {"digest": "1"})
     return files
 
@@ -38,7 +38,7 @@ _write = os.write
 
 def _write_ten(fd: int, data: bytes) -> int:
     """Ten bytes are written, and then no more."""
-    if not data.startswith(b"{"):
+    if data[:1] != b"{":
         raise OSError(28, "No space left on device")
     return _write(fd, data[:10])
 
@@ -46,7 +46,7 @@ def _write_ten(fd: int, data: bytes) -> int:
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     begun(tmp_path).close()
     with pytest.raises(DirectoryError, match="holds a run already"):
-        RunDirectory(tmp_path)
+        RunDirectory.open(tmp_path)
 
 
 def test_fresh_directories_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,13 +63,13 @@ def test_where_no_run_has_begun_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    RunDirectory(None if path is None else Path(path)).close()
+    RunDirectory.open(None if path is None else Path(path)).close()
     assert list(tmp_path.glob("run/*")) == list(tmp_path.glob("runs/*")) == []
 
 
 def test_what_was_there_before_stays(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
-    RunDirectory(tmp_path).close()
+    RunDirectory.open(tmp_path).close()
     assert (tmp_path / "notes").exists()
 
 
@@ -77,12 +77,12 @@ def test_what_is_no_directory_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(DirectoryError, match=f"cannot write to the run directory {path}: "):
-            RunDirectory(path)
+            RunDirectory.open(path)
 
 
 def test_a_disk_that_is_full_from_the_beginning_is_said(tmp_path: Path, full: pytest.MonkeyPatch) -> None:
     with (
-        closing(RunDirectory(tmp_path / "run")) as files,
+        closing(RunDirectory.open(tmp_path / "run")) as files,
         pytest.raises(DirectoryError, match=r"cannot write to the run directory .*: No space left on device"),
     ):
         files.begin({}, {})
@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_when_a_run_is_resumed_leaves_what_was_there(
     begun(tmp_path / "run").close()
     full.setattr("distbelief.run.checkpoint.sync", _fail)
     with (
-        closing(RunDirectory(tmp_path / "run", resume=True)) as files,
+        closing(RunDirectory.open(tmp_path / "run", resume=True)) as files,
         pytest.raises(DirectoryError, match="cannot write to the run directory"),
     ):
         files.begin({"kind": "another"}, {})
@@ -140,10 +140,10 @@ def test_what_cannot_be_written_is_not_half_there_and_is_told(tmp_path: Path, mo
 def test_what_a_killed_writer_left_half_written_goes(tmp_path: Path) -> None:
     begun(tmp_path).close()
     (tmp_path / "events.jsonl").write_text('{"event": "whole"}\n{"event": "ha')
-    halves = [tmp_path / ".summary.json.partial", tmp_path / "checkpoints" / ".tmpAb1"]
+    halves = [tmp_path / ".summary.json.partial", tmp_path / "checkpoints" / ".best.safetensors.partial"]
     for half in halves:
         half.touch()
-    with closing(RunDirectory(tmp_path, resume=True)) as files:
+    with closing(RunDirectory.open(tmp_path, resume=True)) as files:
         files.event("next", {})
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["whole", "next"]
@@ -158,7 +158,7 @@ def test_a_directory_that_is_removed_is_made_again(tmp_path: Path) -> None:
         files.write_model(nn.Linear(2, 2))
         assert files.unwritten == {"events.jsonl": "the directory was removed while the run was at work"}
         with pytest.raises(DirectoryError, match="in use"):
-            RunDirectory(run, resume=True)
+            RunDirectory.open(run, resume=True)
     assert {path.name for path in run.iterdir()} == {
         ".lock", "checkpoints", "events.jsonl", "method.json", "model.safetensors", "task.json"
     }  # fmt: skip
@@ -179,7 +179,10 @@ def test_another_runs_directory_is_left_to_it(tmp_path: Path) -> None:
 def test_a_task_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     begun(tmp_path).close()
     (tmp_path / "task.json").write_text("[")
-    with closing(RunDirectory(tmp_path, resume=True)) as files, pytest.raises(DirectoryError, match="cannot be read"):
+    with (
+        closing(RunDirectory.open(tmp_path, resume=True)) as files,
+        pytest.raises(DirectoryError, match="cannot be read"),
+    ):
         files.check_model(nn.Linear(2, 2))
 
 

@@ -140,14 +140,14 @@ def test_a_model_that_fails_on_what_it_was_trained_on_raises_its_own_error(tmp_p
             return super().forward(x)
 
     task = db.Task(lambda: Own(16, 4), torch.nn.CrossEntropyLoss(), train=problems.points())
-    run = Run(tmp_path, task, {"seed": 0})
+    run = Run(tmp_path, task, {"seed": 0, "history": [], "metrics": {}})
     save_file(task.build(0).state_dict(), tmp_path / "model.safetensors")
     assert run.predict(torch.zeros(2, 16)).shape == (2, 4)
     with pytest.raises(RuntimeError, match="three"):
         run.predict(torch.zeros(3, 16))
     stepped = db.Task(lambda: Own(16, 4), step=lambda model, batch: model(*batch).sum(), train=problems.points())
     with pytest.raises(DataError, match=r"what the task's step knows: call run\.model"):
-        Run(tmp_path, stepped, {"seed": 0}).predict(torch.zeros(3, 16))
+        Run(tmp_path, stepped, {"seed": 0, "history": [], "metrics": {}}).predict(torch.zeros(3, 16))
 
 
 def test_a_set_of_the_tasks_own_is_evaluated_by_its_name(run: db.Run, tmp_path: Path) -> None:

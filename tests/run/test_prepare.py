@@ -11,14 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import distbelief as db
 from distbelief.errors import DataError, TaskError, UsageError
-from distbelief.run.prepare import Prepared, prepare
+from distbelief.run.prepare import Asked, Prepared, prepare
 from tests import problems
 
 
 def prepared(task: db.Task, **method: Any) -> Prepared:
-    return prepare(
-        task, db.Downpour(**method), until=db.Until(epochs=1), evaluate_every=None, seed=0, replicas=lambda: 3
-    )
+    return prepare(task, db.Downpour(**method), Asked(until=db.Until(epochs=1)), replicas=lambda: 3)
 
 
 def test_open_numbers_are_decided() -> None:

@@ -20,9 +20,9 @@ def test_an_end_may_be_several() -> None:
         ({"epochs": True}, "epochs must be a whole number of 1 or more, not True"),
         ({"examples": -5}, "examples must be a whole number of 1 or more, not -5"),
         ({"examples": "many"}, "examples must be a whole number of 1 or more, not 'many'"),
-        ({"seconds": 0}, "seconds must be a positive number, not 0"),
-        ({"seconds": float("inf")}, "seconds must be a positive number, not inf"),
-        ({"seconds": float("nan")}, "seconds must be a positive number, not nan"),
+        ({"seconds": 0}, "seconds must be a number of more than 0, not 0"),
+        ({"seconds": float("inf")}, "seconds must be a number of more than 0, not inf"),
+        ({"seconds": float("nan")}, "seconds must be a number of more than 0, not nan"),
     ],
 )
 def test_an_end_that_cannot_come_is_refused(given: dict[str, Any], complaint: str) -> None:
@@ -37,7 +37,7 @@ def test_an_end_that_cannot_come_is_refused(given: dict[str, Any], complaint: st
         ({"examples": 1, "seconds": 1}, "exactly one of examples and seconds"),
         ({"examples": 0}, "examples must be a whole number of 1 or more, not 0"),
         ({"examples": 1.0}, "examples must be a whole number of 1 or more, not 1.0"),
-        ({"seconds": -1}, "seconds must be a positive number, not -1"),
+        ({"seconds": -1}, "seconds must be a number of more than 0, not -1"),
     ],
 )
 def test_how_often_is_one_positive_number(given: dict[str, Any], complaint: str) -> None:

@@ -121,7 +121,7 @@ def test_a_loss_sees_the_prediction_and_a_step_the_model() -> None:
     module, batch = model(), (torch.ones(8, 4), torch.ones(8, 2))
     by_loss = task().forward(module, batch)
     by_step = task(loss=None, step=lambda m, b: LOSS(m(b[0]), b[1])).forward(module, batch)
-    assert torch.equal(by_loss.mean, by_step.mean)
+    assert torch.equal(by_loss.loss, by_step.loss)
     assert torch.equal(by_loss.prediction, module(batch[0]))
     assert by_step.prediction is None
 
@@ -131,7 +131,8 @@ def test_a_sum_and_its_weight_are_a_mean(weight: Any) -> None:
     batch = (torch.ones(8, 4), torch.ones(8, 2))
     module = model()
     summed = task(loss=lambda p, t: (LOSS(p, t, reduction="sum"), weight)).forward(module, batch)
-    torch.testing.assert_close(summed.mean, task().forward(module, batch).mean)
+    assert summed.weight is not None
+    torch.testing.assert_close(summed.loss / summed.weight, task().forward(module, batch).loss)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_loss_that_is_no_scalar_is_refused(loss: Callable[[Tensor, Tensor], An
 
 
 def test_a_loss_of_one_element_is_a_scalar() -> None:
-    assert task(loss=lambda p, t: LOSS(p, t).reshape(1, 1)).forward(model(), (X, Y)).mean.shape == ()
+    assert task(loss=lambda p, t: LOSS(p, t).reshape(1, 1)).forward(model(), (X, Y)).loss.shape == ()
 
 
 def test_an_input_is_one_argument_several_or_named_ones() -> None:
@@ -174,8 +175,8 @@ def test_accuracy_is_the_fraction_of_rows_that_are_right() -> None:
 
 
 def test_a_function_is_a_metric_of_which_more_is_better() -> None:
-    metrics = task(metrics={"a": accuracy, "b": Metric(LOSS, mode="min")}).metrics
-    assert (metrics["a"].mode, metrics["b"].mode) == ("max", "min")
+    judges = task(metrics={"a": accuracy, "b": Metric(LOSS, mode="min")}).judges
+    assert (judges["a"].mode, judges["b"].mode) == ("max", "min")
 
 
 def test_a_metric_that_cannot_work_is_refused() -> None:

@@ -131,7 +131,7 @@ def train(task: str, quiet: bool, **flags: Any) -> None:
 def evaluate(directory: Path, name: str | None) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
     from distbelief.observe.progress import told
-    from distbelief.run.load import load
+    from distbelief.run.run import load
 
     run = load(directory)
     name = name or run.judged_by
@@ -145,7 +145,7 @@ def evaluate(directory: Path, name: str | None) -> None:
 @_failing_in_words
 def predict(directory: Path, inputs: Path, output: Path) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
-    from distbelief.run.load import load
+    from distbelief.run.run import load
 
     run, rows = load(directory), _read(inputs)
     # Before the work of predicting is done.

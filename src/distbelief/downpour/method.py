@@ -1,7 +1,7 @@
 """Downpour SGD as a value: every choice of the method, checked where it is made."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Unpack, final
 
 from distbelief.allocation import Replica, ReplicaParts
@@ -70,6 +70,10 @@ class Downpour:
     def local_rule(self) -> Rule | None:
         """The rule of the local step, or None where a fetch replaces the parameters before they are used again."""
         return None if self.n_fetch == 1 else self.local_optimizer or self.optimizer
+
+    def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
+        """The same with these numbers in the place of "auto" and None."""
+        return replace(self, replicas=replicas, shards=shards, batch_size=batch_size)
 
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Ledger:
         """Who hands out the data of a run with these numbers of `replicas` and `batch_size`, which are decided."""

@@ -13,17 +13,17 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -40,23 +40,6 @@ _PARTIAL = ".partial"
 _PAGE = mmap.PAGESIZE
 _PIECE = 8 << 20
 """Bytes that are written at a time."""
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 _COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 """They lie there as pairs of real numbers: not every version of the format knows complex ones."""
 
@@ -77,17 +60,20 @@ class Image:
     What is copied into `tensors` needs no other copy before it is on disk, and no fresh pages at each checkpoint.
     """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        """Room for tensors of these shapes, of kinds that are `storable`; they may lie on the meta device."""
+    def __init__(self, like: Mapping[str, Tensor], *, pairs: bool = True) -> None:
+        """Room for tensors of these shapes, of kinds that are `storable`; they may lie on the meta device.
+
+        Without `pairs` complex numbers are told of as such, and all must be `savable`.
+        """
         # Wider elements come first, so that all are aligned. The format allows no holes.
         ordered = dict(sorted(like.items(), key=lambda item: -item[1].itemsize))
         header, end = {}, 0
         for name, tensor in ordered.items():
             start, end = end, end + tensor.nbytes
             dtype, shape = tensor.dtype, list(tensor.shape)
-            if dtype in _COMPLEX:
+            if pairs and dtype in _COMPLEX:
                 dtype, shape = _COMPLEX[dtype], [*shape, 2]
-            header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+            header[name] = {"dtype": _kind(dtype), "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header).encode()
         text = text.ljust(_paged(8 + len(text)) - 8)
         self.nbytes = 8 + len(text) + end
@@ -114,16 +100,23 @@ def image_of(flat: FlatModule, rule: Rule) -> Image:
 
 def storable(tensor: Tensor) -> bool:
     """Whether a checkpoint can hold a tensor."""
-    return tensor.layout is torch.strided and (tensor.dtype in _DTYPES or tensor.dtype in _COMPLEX)
+    return tensor.layout is torch.strided and _kind(_COMPLEX.get(tensor.dtype, tensor.dtype)) is not None
 
 
 def savable(tensor: Tensor) -> bool:
-    """Whether `save` can write a tensor: formats differ in their kinds of complex numbers from version to version."""
+    """Whether an image without pairs can hold a tensor: versions of the format differ in their complex numbers."""
+    return tensor.layout is torch.strided and _kind(tensor.dtype) is not None
+
+
+@cache
+def _kind(dtype: torch.dtype) -> str | None:
+    """What the format calls elements of this kind; None where it knows none such, or packs several into one."""
     try:
-        serialize({"": torch.empty(0, dtype=tensor.dtype)})
-    except (KeyError, SafetensorError):
-        return False
-    return tensor.layout is torch.strided
+        written = serialize({"": torch.empty(1, dtype=dtype)})
+    except (KeyError, SafetensorError, RuntimeError):
+        return None
+    told = json.loads(written[8 : len(written) - dtype.itemsize])[""]
+    return str(told["dtype"]) if told["shape"] == [1] else None
 
 
 class Draft(NamedTuple):
@@ -143,7 +136,7 @@ def write(folder: Path, draft: Draft) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        text = json.dumps({"tensors": _write(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
+        text = json.dumps({"tensors": write_image(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
         sync(partial / _STATE)
         sync(partial)
@@ -180,18 +173,6 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def latest(folder: Path) -> int | None:
     """The examples of the newest checkpoint, damaged or not; None if there is none."""
     return next((int(path.name) for path in _all(folder)), None)
-
-
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file of tensors that anyone may read. Raises `OSError` where it cannot."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        # What the system said comes as text.
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = errno.EIO if found is None else int(found[1])
-        raise OSError(number, os.strerror(number)) from error
-    path.chmod(0o644)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -231,7 +212,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(path: Path, image: Image) -> int:
+def write_image(path: Path, image: Image) -> int:
     """Write an image past the page cache, where the file system can; returns its checksum."""
     try:
         return _write_pages(path, image, os.O_DIRECT)

@@ -14,23 +14,23 @@ import errno
 import fcntl
 import itertools
 import json
-import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, TextIO, final
 
 from torch import nn
 
-from distbelief.downpour.method import Downpour
+from distbelief.allocation import Method
 from distbelief.errors import DirectoryError
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft
-from distbelief.run.description import revive
-from distbelief.run.run import difference, digest, outline
+from distbelief.run.description import describe, revive
+from distbelief.run.run import change
 
 _LOG = "events.jsonl"
 _METHOD = "method.json"
@@ -39,61 +39,61 @@ _FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "summary.json",
 """What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
 
 
-def stored_method(path: Path) -> Downpour | None:
+def stored_method(path: str | Path) -> Method | None:
     """The method of the run in a directory; None if there is none.
 
     Raises `DirectoryError` where it holds a rule or policy of the user's own, or cannot be read.
     """
-    file = path / _METHOD
-    if not file.exists():
-        return None
+    file = Path(path, _METHOD)
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DirectoryError(f"{file} cannot be read ({error}): give the method again") from error
-    method: Downpour = revive({name: value for name, value in content.items() if name != "format"})
+        method: Method | None = json.loads(file.read_text(), object_hook=revive) if file.exists() else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        wrong = f"the run's own method cannot be read back from {file} ({error}): give the method again"
+        raise DirectoryError(wrong) from error
     return method
 
 
 @final
 class RunDirectory:
-    """The directory of a run, for one process at a time; a fresh one under `runs/` where `path` is None.
+    """The directory of a run, for one process at a time."""
 
-    Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be written.
-    """
-
-    def __init__(self, path: Path | None, *, resume: bool = False) -> None:
-        self._made = path is None or not path.exists()
-        self.path = _make_fresh() if path is None else path
-        self.checkpoints = self.path / "checkpoints"
+    def __init__(self, path: Path, *, made: bool, lock: TextIO, log: int) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
         self.unwritten: dict[str, str] = {}
         """Files whose latest state could not be written, and why."""
+        self._made = made
+        self._lock = lock
+        self._log = log
         self._written: dict[str, dict[str, Any]] = {}
         self._holding = threading.Lock()
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
-            if (self.path / _METHOD).exists() and not resume:
-                self._lock.close()
-                raise DirectoryError(
-                    f"{self.path} holds a run already: choose another directory, or go on with it (resume=True)"
-                )
-            _remove_halves(self.path, self.checkpoints)
-            self._log = _open_log(self.path / _LOG)
-        except OSError as error:
-            if self._made:
-                shutil.rmtree(self.path, ignore_errors=True)
-            raise _unwritable(self.path, error) from error
 
-    def _take_lock(self) -> Any:
-        lock = (self.path / ".lock").open("w")
+    @classmethod
+    def open(cls, path: str | Path | None, *, resume: bool = False) -> Self:
+        """Take a directory, made where there is none; a fresh one under `runs/` where `path` is None.
+
+        Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be
+        written.
+        """
+        made = path is None or not Path(path).exists()
+        path = _make_fresh() if path is None else Path(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise DirectoryError(f"{self.path} is in use by a run that is at work") from error
-        return lock
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(path)
+            if (path / _METHOD).exists() and not resume:
+                lock.close()
+                raise DirectoryError(
+                    f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
+                )
+            # What a writer that was killed left half written.
+            for half in [*path.glob(".*.partial"), *path.glob("checkpoints/.*.partial")]:
+                _remove(half)
+            return cls(path, made=made, lock=lock, log=_open_log(path / _LOG))
+        except OSError as error:
+            if made:
+                shutil.rmtree(path, ignore_errors=True)
+            raise _unwritable(path, error) from error
 
     def check_model(self, module: nn.Module) -> None:
         """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
@@ -101,11 +101,10 @@ class RunDirectory:
         if not file.exists():
             return
         try:
-            found = json.loads(file.read_text())
-            same, differences = found["digest"] == digest(module), difference(found["tensors"], outline(module))
+            differences = change(json.loads(file.read_text()), module)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DirectoryError(f"{file} cannot be read ({error}): remove it to go on with this task") from error
-        if not same:
+        if differences:
             raise DirectoryError(
                 f"{self.path} holds a run of another model ({differences}): choose another directory, or go on with "
                 "that model"
@@ -115,10 +114,8 @@ class RunDirectory:
         """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run."""
         if not (self.path / _METHOD).exists():
             return None
-        numbered = (self.path / f"earlier-{number}" for number in itertools.count(1))
-        folder = next(path for path in numbered if not path.exists())
         try:
-            folder.mkdir()
+            folder = _first_new(self.path / f"earlier-{number}" for number in itertools.count(1))
             for name in _FILES:
                 if (self.path / name).exists():
                     (self.path / name).rename(folder / name)
@@ -141,7 +138,7 @@ class RunDirectory:
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
-        line = (json.dumps(_plain({"event": event, **content})) + "\n").encode()
+        line = (json.dumps(describe({"event": event, **content})) + "\n").encode()
         try:
             self._hold()
             _append(self._log, line)
@@ -150,17 +147,17 @@ class RunDirectory:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
-        text = json.dumps(_plain(content), indent=2) + "\n"
+        text = json.dumps(describe(content), indent=2) + "\n"
         self._written[name] = content
         self._put(self.path / name, lambda partial: partial.write_text(text))
 
     def write_model(self, module: nn.Module, path: Path | None = None) -> None:
         """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
-        # Tensors that share memory are refused by the format: each name gets a copy.
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()
-        }
-        self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.save(tensors, partial))
+        tensors = module.state_dict()
+        image = checkpoint.Image(tensors, pairs=False)
+        for name, tensor in tensors.items():
+            image.tensors[name].copy_(tensor.detach())
+        self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.write_image(partial, image))
 
     def write_checkpoint(self, draft: Draft) -> Path:
         """Write a checkpoint. Raises `OSError` where it cannot."""
@@ -218,7 +215,7 @@ class RunDirectory:
                 raise OSError(errno.EEXIST, "another run has taken its place")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             try:
-                lock = self._take_lock()
+                lock = _take_lock(self.path)
             except DirectoryError as error:
                 raise OSError(errno.EBUSY, "another run has taken its place") from error
             self._lock.close()
@@ -228,6 +225,16 @@ class RunDirectory:
             self.unwritten[_LOG] = "the directory was removed while the run was at work"
         for name, content in list(self._written.items()):
             self.write_json(name, content)
+
+
+def _take_lock(path: Path) -> TextIO:
+    lock = (path / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise DirectoryError(f"{path} is in use by a run that is at work") from error
+    return lock
 
 
 def _append(log: int, line: bytes) -> None:
@@ -249,20 +256,10 @@ def _open_log(path: Path) -> int:
     return log
 
 
-def _remove_halves(*folders: Path) -> None:
-    """Remove what a writer that was killed left half written."""
-    for folder in folders:
-        # Those of the second kind are the library's that writes tensors.
-        for half in [*folder.glob(".*.partial"), *folder.glob(".tmp*")]:
-            _remove(half)
-
-
 def _remove(path: Path) -> None:
-    try:
+    # Where nothing can be removed, the next run that is resumed there tries again.
+    with suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        # Where nothing can be removed, the next run that is resumed there tries again.
-        return
 
 
 def _unwritable(path: Path, error: OSError) -> DirectoryError:
@@ -273,27 +270,19 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON knows it: what is not finite is null, and what is no number, text or collection is told as text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str | None) else str(value)
-
-
 def _make_fresh() -> Path:
-    """A new directory, named after the time; of two runs that begin at once, each gets its own."""
+    """A new directory, named after the time."""
     stem = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
-        path = Path("runs") / name
-        try:
+    try:
+        return _first_new(Path("runs", stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
+    except OSError as error:
+        raise _unwritable(Path("runs", stem), error) from error
+
+
+def _first_new(paths: Iterable[Path]) -> Path:
+    """Make the first of these folders that is not there; of two runs that begin at once, each gets its own."""
+    for path in paths:
+        with suppress(FileExistsError):
             path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        return path
+            return path
     raise AssertionError("counting has no end")

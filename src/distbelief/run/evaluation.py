@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distbelief.errors import TaskError
 from distbelief.task.data import Rows, moved
 from distbelief.task.task import Task
+from distbelief.task.tracebacks import noted
 
 
 class Abandoned(Exception):
@@ -38,24 +39,18 @@ def evaluate(
         prediction, loss, weight = task.forward(module, batch)
         loss_sum += loss.item() * (size if weight is None else 1)
         loss_weight += size if weight is None else float(weight)
-        for name, metric in task.metrics.items():
-            try:
+        for name, metric in task.judges.items():
+            with noted(f"in the metric {name}"):
                 value = metric.fn(module, batch) if task.loss is None else metric.fn(prediction, batch[1])
-            except Exception as error:
-                error.add_note(f"in the metric {name}")
-                raise
             sums[name] += _number(name, value) * size
     return {"loss": loss_sum / loss_weight, **{name: total / len(rows) for name, total in sums.items()}}
 
 
 def _number(name: str, value: Any) -> float:
     """A metric's value; raises `TaskError` with the metric's name for what is no number."""
-    if isinstance(value, Tensor | np.ndarray) and (math.prod(value.shape) != 1 or "complex" in str(value.dtype)):
-        told = f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
-    elif isinstance(value, Tensor | np.ndarray):
-        return float(value.item())
-    elif isinstance(value, Real):
-        return float(value)
-    else:
-        told = repr(value)
+    array = isinstance(value, Tensor | np.ndarray)
+    number = value.item() if array and math.prod(value.shape) == 1 else value
+    if isinstance(number, Real):
+        return float(number)
+    told = f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}" if array else repr(value)
     raise TaskError(f"the metric {name} must return one number, the mean over the batch, but returned {told}")

@@ -10,18 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distbelief.downpour.ledger_state import LedgerState
-from distbelief.downpour.method import Downpour
+from distbelief.allocation import Method
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import evaluate
-from distbelief.run.state import KINDS, Changes, RunState, Totals, changes, module_values
+from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
 from distbelief.run.until import Every, Until
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, Head, Rows, fingerprint, kinds, moved, rows_of, seeded
 from distbelief.task.gradients import CPU, Precision, autocast
 from distbelief.task.task import Task, trainable
 from distbelief.task.tensors import put_, tensors_of
+from distbelief.task.tracebacks import noted
 
 _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
@@ -29,16 +29,34 @@ _LARGE = 1 << 20
 """Elements from which on a vector is cut into a shard a replica."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a run is asked for beside its task and its method."""
+
+    until: Until
+    evaluate_every: Every | None = None
+    """None: each epoch."""
+    checkpoint_every: Every = _EVERY_MINUTE
+    seed: int = 0
+    precision: Precision | None = None
+    """What replicas compute in; None: as the parameters are."""
+    resumed: Checkpoint | None = None
+    """What the run goes on from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Asked):
     """A run that has been checked and whose numbers are all decided."""
 
     task: Task
     """Its modules are as the run begins, or goes on, but for the trained parameters, which are the server's."""
     origin: Task
     """Its modules are as the run began in its first life."""
-    method: Downpour
+    method: Method
     """With numbers in the place of "auto" and None."""
+    replicas: int
+    batch_size: int
+    """Examples a batch."""
     module: nn.Module
     """The model as the run begins, or goes on; the run owns it."""
     layout: Layout
@@ -46,15 +64,6 @@ class Prepared:
     workers: int
     sets: dict[tuple[str, ...], Rows]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
-    until: Until
-    evaluate_every: Every | None
-    """None: each epoch."""
-    seed: int
-    checkpoint_every: Every
-    resumed: Checkpoint | None
-    """What the run goes on from."""
-    precision: Precision | None = None
-    """What replicas compute in; None: as the parameters are."""
     moving: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
     data: str = ""
@@ -100,29 +109,18 @@ class Prepared:
         before = () if self.resumed is None else self.resumed.state.incarnations
         return before + (0,) * (self.replicas - len(before))
 
-    def state(
-        self,
-        *,
-        term: int,
-        method: LedgerState,
-        incarnations: Sequence[int],
-        totals: Totals,
-        updates: int,
-        examples: int,
-        history: Sequence[dict[str, Any]],
-    ) -> RunState:
-        """The state of the run for a checkpoint; `incarnations` are those of the replicas that are there now."""
+    def state(self, *, incarnations: Sequence[int], history: Sequence[dict[str, Any]], **now: Any) -> RunState:
+        """The state of the run for a checkpoint; `incarnations` are those of the replicas that are there now.
+
+        `now`: those fields of it that change from moment to moment.
+        """
         return RunState(
             seed=self.seed,
             data=self.data,
-            term=term,
-            incarnations=(*incarnations, *self.incarnations[len(incarnations) :]),
             trained=tuple(entry.name for entry in self.layout.entries),
-            method=method,
-            totals=totals,
-            updates=updates,
-            examples=examples,
+            incarnations=(*incarnations, *self.incarnations[len(incarnations) :]),
             history=list(history),
+            **now,
         )
 
     @property
@@ -130,45 +128,28 @@ class Prepared:
         """Batches that fetches and pushes may lag behind."""
         return self.method.overlap or 0
 
-    @property
-    def batch_size(self) -> int:
-        """Examples a batch."""
-        assert self.method.batch_size is not None
-        return self.method.batch_size
-
-    @property
-    def replicas(self) -> int:
-        """How many replicas train."""
-        assert isinstance(self.method.replicas, int)
-        return self.method.replicas
-
 
 def prepare(
     task: Task,
-    method: Downpour,
+    method: Method,
+    asked: Asked,
     *,
-    until: Until,
-    evaluate_every: Every | None,
-    seed: int,
     replicas: Callable[[], int],
-    checkpoint_every: Every = _EVERY_MINUTE,
     start: Mapping[str, Tensor] | None = None,
-    resumed: Checkpoint | None = None,
     check_model: Callable[[nn.Module], None] = lambda module: None,
-    precision: Precision | None = None,
     device: torch.device = CPU,
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
 
-    `check_model` is given the module as the task builds it, and raises where it is not the one of `resumed`. `device`:
-    where the first batch is tried. The module that is returned is on the CPU.
+    `check_model` is given the module as the task builds it, and raises where it is not that of the run that goes on.
+    `device`: where the first batch is tried. The module that is returned is on the CPU.
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
     rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     sets = _sets(task)
-    _check_judges(task, until, bool(sets))
-    module = task.build(seed)
+    _check_judges(task, asked.until, bool(sets))
+    module, resumed = task.build(asked.seed), asked.resumed
     check_model(module)
     _check_tensors(module)
     origin = task if start is None else _started(task, module, start)
@@ -178,27 +159,27 @@ def prepare(
     task = task if origin is task and resumed is None else task.with_values(_copies(module, trained=False))
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
-    decided = _decided(method, whole, replicas, method.batch_size or loader_batch or _DEFAULT_BATCH)
-    assert isinstance(decided.shards, int)
+    if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
+        raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
+    count = method.replicas if isinstance(method.replicas, int) else replicas()
+    shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
+    batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
     prepared = Prepared(
-        task,
-        origin,
-        decided,
-        module,
-        Layout.of(parameters, decided.shards),
-        rows,
-        task.num_workers or loader_workers,
-        sets,
-        until,
-        evaluate_every,
-        seed,
-        checkpoint_every,
-        resumed,
-        precision,
+        **vars(asked),
+        task=task,
+        origin=origin,
+        method=method.decided(replicas=count, shards=shards, batch_size=batch_size),
+        replicas=count,
+        batch_size=batch_size,
+        module=module,
+        layout=Layout.of(parameters, shards),
+        rows=rows,
+        workers=task.num_workers or loader_workers,
+        sets=sets,
     )
     _check_decided(prepared)
-    with seeded(seed):
-        batch = Batches(rows, prepared.batch_size, seed).make(0, 0)
+    with seeded(asked.seed):
+        batch = Batches(rows, batch_size, asked.seed)(0, 0)
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     moving = _try_one_batch(prepared, trial, moved(batch, device))
     return dataclasses.replace(prepared, moving=moving, data=fingerprint(batch))
@@ -211,15 +192,6 @@ def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
         _restore_(prepared.module, resumed)
     task = prepared.task.with_values(_copies(prepared.module, trained=False))
     return dataclasses.replace(prepared, task=task, resumed=resumed)
-
-
-def _decided(method: Downpour, whole: Layout, replicas: Callable[[], int], batch_size: int) -> Downpour:
-    """A method with numbers in the place of "auto" and None."""
-    if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
-        raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
-    count = method.replicas if isinstance(method.replicas, int) else replicas()
-    shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
-    return dataclasses.replace(method, replicas=count, shards=shards, batch_size=batch_size)
 
 
 def _started(task: Task, module: nn.Module, start: Mapping[str, Tensor]) -> Task:
@@ -294,15 +266,6 @@ def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
         raise UsageError("a target and patience need validation or test data to be judged by")
 
 
-def _try_set(task: Task, module: nn.Module, rows: Rows, name: str, examples: int) -> None:
-    """Evaluate a few examples of a set, metrics and all."""
-    try:
-        evaluate(task, module, Head(rows, examples))
-    except Exception as error:
-        error.add_note(f"on the first examples of {name}")
-        raise
-
-
 def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
     """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
 
@@ -310,32 +273,25 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     """
     device = next(module.parameters()).device
     task = prepared.task.placed(device)
-    kept = [buffer.clone() for buffer in module.buffers()]
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    with seeded(prepared.seed):
-        try:
-            with autocast(device, prepared.precision):
-                found = task.forward(module, batch)
-        except Exception as error:
-            error.add_note(f"on the first batch of train: {kinds(batch)}")
-            raise
+    note = f"on the first batch of train: {kinds(batch)}"
+    with noted(note), seeded(prepared.seed), autocast(device, prepared.precision):
+        found = task.forward(module, batch)
     if not found.loss.requires_grad:
         raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
     if found.weight is not None and not 0 <= float(found.weight) < math.inf:
         raise TaskError(
             f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
         )
-    moving = tuple(
-        name
-        for (name, buffer), before in zip(module.named_buffers(), kept, strict=True)
-        if not torch.equal(buffer, before)
-    )
-    for buffer, value in zip(module.buffers(), kept, strict=True):
-        buffer.copy_(value)
+    moving = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
+    for name, buffer in module.named_buffers():
+        buffer.copy_(kept[name])
     for prefixes, rows in prepared.sets.items():
         name = "test" if "test_" in prefixes else "validation"
-        with seeded(prepared.seed):
-            _try_set(task, module, rows, name, min(len(rows), prepared.batch_size))
+        # A few examples, metrics and all.
+        with noted(f"on the first examples of {name}"), seeded(prepared.seed):
+            evaluate(task, module, Head(rows, min(len(rows), prepared.batch_size)))
     return moving

@@ -1,6 +1,7 @@
-"""A run that has ended, and what can be done with it."""
+"""A run that has ended: what can be done with it, loading it from its directory, and how its model is known again."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, final
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distbelief import chance
-from distbelief.errors import DataError, DirectoryError, UsageError
+from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.run.evaluation import evaluate
+from distbelief.task import taskfile
 from distbelief.task.data import ArrayRows, kinds, rows_of
 from distbelief.task.task import Task, predict
 
@@ -35,19 +37,9 @@ class Run:
     def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
         self.directory = directory
         self.summary = summary
+        self.history: list[dict[str, Any]] = summary["history"]
+        self.metrics: dict[str, float] = summary["metrics"]
         self._task = task
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """One dict an evaluation."""
-        history: list[dict[str, Any]] = self.summary["history"]
-        return history
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The last evaluation's metrics."""
-        metrics: dict[str, float] = self.summary["metrics"]
-        return metrics
 
     def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
         """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it.
@@ -62,13 +54,10 @@ class Run:
         """The tensors of that model by name."""
         if which not in ("last", "best"):
             raise UsageError(f'which must be "last" or "best", not {which!r}')
-        files = {
-            "last": self.directory / "model.safetensors",
-            "best": self.directory / "checkpoints" / "best.safetensors",
-        }
-        if not files[which].exists():
+        file = self.directory / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
+        if not file.exists():
             raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
-        return load_file(files[which])
+        return load_file(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The loss and metrics of the last model on data of any kind that a task takes.
@@ -143,6 +132,31 @@ class Run:
         return f"Run({str(self.directory)!r}: {self.summary['examples']:,} examples{', ' if metrics else ''}{metrics})"
 
 
+def load(directory: str | Path, task: Task | None = None) -> Run:
+    """The run in a directory. A task that came from a file or a name is found again; any other must be given.
+
+    Raises `DirectoryError` where there is no run that has ended, `TaskError` where the task is missing or another one.
+    """
+    directory = Path(directory)
+    files = {name: directory / f"{name}.json" for name in ("summary", "task")}
+    if not directory.is_dir():
+        raise DirectoryError(f"there is no directory {directory}: give that of a run, as is told where the run ends")
+    if not files["task"].is_file():
+        raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
+    if not files["summary"].is_file():
+        raise DirectoryError(f"{directory} holds no run that has ended: wait for it, or go on with it (resume=True)")
+    summary, origin = (json.loads(file.read_text()) for file in files.values())
+    if task is None:
+        if "name" not in origin:
+            raise TaskError(f"the task of {directory} has no file: give it, as in load(directory, task=…)")
+        spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
+        task = taskfile.find(spec, origin["arguments"])
+    module = task.build(summary["seed"])
+    if differences := change(origin, module):
+        raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
+    return Run(directory, task, summary)
+
+
 def identity(module: nn.Module) -> dict[str, Any]:
     """What is written of a model, so that another one is known as such."""
     return {"digest": digest(module), "tensors": outline(module)}
@@ -157,6 +171,11 @@ def digest(module: nn.Module) -> str:
 def outline(module: nn.Module) -> dict[str, str]:
     """A model's parameters and buffers by name, each as kind and shape in words."""
     return {name: kinds(tensor) for name, tensor in module.state_dict().items()}
+
+
+def change(written: Mapping[str, Any], module: nn.Module) -> str | None:
+    """How a model is another one than that whose identity was written, in words; None if it is the same."""
+    return None if digest(module) == written["digest"] else difference(written["tensors"], outline(module))
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -25,8 +25,6 @@ from distbelief.server.rules import Rule
 FORMAT = 3
 PARAMETERS, FROZEN, BUFFERS = KINDS = ("parameters", "frozen", "buffers")
 """What a checkpoint holds of the module. A vector of a rule cannot have one of these names."""
-_METHODS = {"downpour": LedgerState}
-"""The state of a method, by the name that it is written under."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +83,14 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON knows it, the format included."""
-        (kind,) = (name for name, method in _METHODS.items() if isinstance(self.method, method))
         content = dataclasses.asdict(self)
-        return {"format": FORMAT, **content, "method": {"kind": kind, "state": content["method"]}}
+        return {"format": FORMAT, **content, "method": {"kind": "downpour", "state": content["method"]}}
 
 
 def from_json(value: object) -> RunState:
     """The state that was written; raises `ValueError` where it is not exactly that."""
     match value:
-        case {"format": found_format, "method": {"kind": "downpour", "state": state}, **content} if (
-            found_format == FORMAT
-        ):
+        case {"format": number, "method": {"kind": "downpour", "state": state}, **content} if number == FORMAT:
             try:
                 found = msgspec.convert({**content, "method": state}, RunState, str_keys=True)
             except (msgspec.ValidationError, TypeError) as error:
@@ -146,25 +141,22 @@ def module_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for kind in KINDS for name, tensor in of_kind(tensors, kind).items()}
 
 
-def parameters_into_(vector: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+def parameters_into_(vector: Tensor, layout: Layout, tensors: Mapping[str, Tensor], kind: str = PARAMETERS) -> None:
     """Copy the trained parameters of a checkpoint into a flat vector; what was not trained then stays as it is there.
 
-    Not by way of the module, whose parameters may be of a narrower type than the vector.
+    Not by way of the module, whose parameters may be of a narrower type than the vector. `kind`: a vector of the rule
+    in their place.
     """
-    trained = of_kind(tensors, PARAMETERS)
     for name, view in layout.named(vector).items():
-        if name in trained:
-            view.copy_(trained[name])
+        if (tensor := tensors.get(key(kind, name))) is not None:
+            view.copy_(tensor)
 
 
 def flat_state(layout: Layout, tensors: Mapping[str, Tensor], rule: Rule) -> dict[str, Tensor]:
     """The rule's vectors, gathered from a checkpoint; what it does not hold begins as the rule says."""
-    flat = {}
-    for vector, fill in rule.state.items():
-        flat[vector] = torch.full((layout.length,), fill, dtype=layout.dtype)
-        for name, view in layout.named(flat[vector]).items():
-            if (tensor := tensors.get(key(vector, name))) is not None:
-                view.copy_(tensor)
+    flat = {name: torch.full((layout.length,), fill, dtype=layout.dtype) for name, fill in rule.state.items()}
+    for name, vector in flat.items():
+        parameters_into_(vector, layout, tensors, name)
     return flat
 
 

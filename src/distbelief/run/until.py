@@ -1,18 +1,10 @@
 """When a run ends, and how often something is done in it."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from distbelief.checks import check_whole
+from distbelief.checks import check_number, check_whole
 from distbelief.errors import UsageError
-
-
-def _check_positive(value: object, name: str, *, whole: bool) -> None:
-    if whole:
-        check_whole(name, value)
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{name} must be a positive number, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +23,13 @@ class Until:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        if all(value is None for value in given.values()):
+        if all(value is None for value in vars(self).values()):
             raise UsageError("Until needs at least one of epochs, examples, seconds, target and patience")
-        for name in ("epochs", "examples", "seconds", "patience"):
-            if given[name] is not None:
-                _check_positive(given[name], name, whole=name != "seconds")
+        for name in ("epochs", "examples", "patience"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value)
+        if self.seconds is not None:
+            check_number("seconds", self.seconds, above=0.0)
         if self.target is not None and not (
             isinstance(self.target, Mapping)
             and self.target
@@ -56,6 +49,6 @@ class Every:
         if (self.examples is None) == (self.seconds is None):
             raise UsageError("Every needs exactly one of examples and seconds")
         if self.examples is not None:
-            _check_positive(self.examples, "examples", whole=True)
-        if self.seconds is not None:
-            _check_positive(self.seconds, "seconds", whole=False)
+            check_whole("examples", self.examples)
+        else:
+            check_number("seconds", self.seconds, above=0.0)

@@ -11,33 +11,19 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    default_collate,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from distbelief.chance import derive, order
 from distbelief.errors import DataError, InvariantViolated
 
 
+@runtime_checkable
 class Rows(Protocol):
-    """Examples by index."""
+    """Examples by index. A Dataset that is one makes whole batches itself, faster than one by one."""
 
     def __len__(self) -> int:
         """How many there are."""
-
-    def batch(self, indices: np.ndarray) -> Any:
-        """The examples at these int64 indices, as one batch."""
-
-
-@runtime_checkable
-class Batched(Protocol):
-    """A Dataset that makes whole batches itself, faster than one by one: it is given the indices of a batch."""
 
     def batch(self, indices: np.ndarray) -> Any:
         """The examples at these int64 indices, as one batch."""
@@ -53,14 +39,19 @@ class ArrayRows:
     def __init__(self, arrays: Any, name: str, *, sparse: bool = False) -> None:
         self.arrays = arrays
         self.sparse = sparse
-        lengths = {len_of(leaf) for leaf in _leaves(arrays)}
+        leaves = _leaves(arrays)
+        if strange := [type(leaf).__name__ for leaf in leaves if not _is_array(leaf)]:
+            raise DataError(f"data must be made of tensors, arrays or SciPy CSR matrices, and holds {strange[0]}")
+        if not all(leaf.shape for leaf in leaves):
+            raise DataError("an array of the data is a single number; its first dimension must be the examples")
+        lengths = {int(leaf.shape[0]) for leaf in leaves}
         if not lengths:
             raise DataError(f"{name} holds no arrays")
         if len(lengths) > 1:
             raise DataError(f"{name}: its arrays differ in length: {', '.join(map(str, sorted(lengths)))} rows")
         (self._length,) = lengths
         if sparse:
-            for leaf in filter(_is_csr, _leaves(arrays)):
+            for leaf in filter(_is_csr, leaves):
                 _check_csr(leaf, name)
 
     def __len__(self) -> int:
@@ -68,7 +59,7 @@ class ArrayRows:
 
     def batch(self, indices: np.ndarray) -> Any:
         """The rows at these indices."""
-        return _map(self.arrays, lambda leaf: _rows(leaf, indices, self.sparse))
+        return mapped(self.arrays, lambda leaf: _rows(leaf, indices, self.sparse))
 
 
 class SampleRows:
@@ -111,31 +102,20 @@ def _is_csr(data: object) -> bool:
     return getattr(data, "format", None) == "csr" and hasattr(data, "toarray")
 
 
-def len_of(leaf: Any) -> int:
-    """Rows of an array; raises `DataError` for a scalar."""
-    if not leaf.shape:
-        raise DataError("an array of the data is a single number; its first dimension must be the examples")
-    return int(leaf.shape[0])
+def _leaves(data: Any) -> list[Any]:
+    leaves: list[Any] = []
+    mapped(data, leaves.append)
+    return leaves
 
 
-def _leaves(data: Any) -> Iterator[Any]:
+def mapped(data: Any, fn: Callable[[Any], Any]) -> Any:
+    """What a function makes of each leaf of nested tuples, lists and dicts, nested as they are."""
     if isinstance(data, dict):
-        for value in data.values():
-            yield from _leaves(value)
-    elif isinstance(data, tuple | list):
-        for value in data:
-            yield from _leaves(value)
-    elif _is_array(data):
-        yield data
-    else:
-        raise DataError(f"data must be made of tensors, arrays or SciPy CSR matrices, and holds {type(data).__name__}")
-
-
-def _map(data: Any, fn: Callable[[Any], Any]) -> Any:
-    if isinstance(data, dict):
-        return {key: _map(value, fn) for key, value in data.items()}
+        return {key: mapped(value, fn) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(mapped(value, fn) for value in data))
     if isinstance(data, tuple | list):
-        return tuple(_map(value, fn) for value in data)
+        return type(data)(mapped(value, fn) for value in data)
     return fn(data)
 
 
@@ -192,12 +172,11 @@ def rows_of(
     if loader is not None:
         _check_sampler(loader, name)
         collate_fn = loader.collate_fn
-    rows: Rows
     # What a loader loads are samples, also where it is given a list of them.
     if loader is None and (isinstance(data, tuple | list | dict) or _is_array(data)):
-        rows = ArrayRows(data, name, sparse=sparse)
-    elif isinstance(data, Dataset) and isinstance(data, Batched) and collate_fn in (None, default_collate):
-        rows = data  # type: ignore[assignment]
+        rows: Rows = ArrayRows(data, name, sparse=sparse)
+    elif isinstance(data, Dataset) and isinstance(data, Rows) and collate_fn in (None, default_collate):
+        rows = data
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
         rows = SampleRows(data, collate_fn)
     else:
@@ -230,7 +209,7 @@ def _check_sampler(loader: DataLoader[Any], name: str) -> None:
         raise DataError(f"{name}: drop_last=True cannot be kept, since an epoch uses each example once")
 
 
-class Batches:
+class Batches(Dataset[Any]):
     """The batches of an epoch, in the run's own order.
 
     All chance in making a batch is keyed by (seed, epoch, batch). With `workers` processes, the batches of a portion
@@ -262,10 +241,11 @@ class Batches:
         """One batch. The caller owns its tensors."""
         if self._ahead is not None:
             return self._ahead.next((epoch, batch))
-        return self.make(epoch, batch)
+        return self[epoch, batch]
 
-    def make(self, epoch: int, batch: int) -> Any:
-        """Make one batch, here and now."""
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """One batch, made here and now."""
+        epoch, batch = key
         if epoch not in self._orders:
             if len(self._orders) == self._epochs:
                 del self._orders[next(iter(self._orders))]
@@ -290,18 +270,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """A batch on a device: tensors in tuples, lists and mappings of any depth; whatever else is in it stays."""
-    if device.type == "cpu":
-        return batch
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(value, device) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(moved(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    """A batch on a device: tensors in tuples, lists and dicts of any depth; whatever else is in it stays."""
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=True)
+        return leaf.to(device) if hasattr(leaf, "to") else leaf
+
+    return batch if device.type == "cpu" else mapped(batch, move)
 
 
 def kinds(batch: Any, *, of_each: bool = False) -> str:
@@ -361,46 +337,20 @@ class _Ahead:
 
     def __init__(self, batches: Batches, workers: int) -> None:
         self._wanted: list[tuple[int, int]] = []
+        # The list is the sampler: it is gone through anew for each portion.
         self._loader = DataLoader(
-            _Keys(batches),
-            sampler=_Listed(self._wanted),
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=True,
+            batches, sampler=self._wanted, batch_size=None, num_workers=workers, persistent_workers=True
         )
         self._iterator: Iterator[Any] = iter(())
-        self._at = 0
 
     def begin(self, keys: Sequence[tuple[int, int]]) -> None:
         self._wanted[:] = keys
-        self._at = 0
-        self._iterator = iter(self._loader)
+        self._iterator = zip(keys, self._loader, strict=True)
 
     def next(self, key: tuple[int, int]) -> Any:
-        if self._wanted[self._at] != key:
-            raise InvariantViolated(f"batch {key} was asked for out of order")
-        self._at += 1
         # Torch warns where it is left open whether sparse tensors are checked. Where they were made, they are valid.
         with torch.sparse.check_sparse_tensor_invariants(False):
-            return next(self._iterator)
-
-
-class _Keys(Dataset[Any]):
-    """Batches by their keys, as a Dataset whose samples are whole batches."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        return self._batches.make(*key)
-
-
-class _Listed(SequentialSampler):
-    """The keys of the present portion."""
-
-    def __init__(self, wanted: list[tuple[int, int]]) -> None:
-        super().__init__(wanted)
-        self._wanted = wanted
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(list(self._wanted))
+            made, batch = next(self._iterator)
+        if made != key:
+            raise InvariantViolated(f"batch {key} was asked for out of order")
+        return batch

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, final
 
 import torch
@@ -91,9 +92,7 @@ class FlatModule:
         moving = dict(zip(self._names, self._moving(), strict=True))
         parts = values.split([_elements(buffer) for buffer in moving.values()])
         return {
-            name: torch.complex(part[::2], part[1::2]).view(buffer.shape)
-            if buffer.is_complex()
-            else part.view(buffer.shape)
+            name: (torch.complex(part[::2], part[1::2]) if buffer.is_complex() else part).view(buffer.shape)
             for (name, buffer), part in zip(moving.items(), parts, strict=True)
         }
 
@@ -117,6 +116,7 @@ def _elements(tensor: Tensor) -> int:
 
 
 @final
+@dataclass(eq=False)
 class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
@@ -125,27 +125,21 @@ class ModuleGradients:
     meanwhile; on a GPU in a stream of its own.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        flat: FlatModule,
-        batches: Batches,
-        *,
-        seed: int,
-        precision: Precision | None = None,
-        beside: bool = False,
-    ) -> None:
-        self.task = task
-        self.flat = flat
-        self.batches = batches
-        self.seed = seed
-        self.precision = precision
-        self._beside = beside
-        self._stream = torch.cuda.Stream(flat.device) if beside and flat.device.type == "cuda" else None
+    task: Task
+    flat: FlatModule
+    batches: Batches
+    _: KW_ONLY
+    seed: int
+    precision: Precision | None = None
+    beside: bool = False
+
+    def __post_init__(self) -> None:
+        on_gpu = self.beside and self.flat.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.flat.device) if on_gpu else None
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """The gradient of the batch's loss, a mean or a sum with its weight, at the present parameters."""
-        if self._beside:
+        if self.beside:
             return await asyncio.to_thread(self._compute_beside, epoch, batch)
         return self._compute(epoch, batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
@@ -47,6 +47,7 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.argmax(1) == target).double().mean()
 
 
+@dataclass(eq=False, repr=False)
 class Task:
     """A model and the data it is trained on.
 
@@ -63,23 +64,28 @@ class Task:
     Raises `TaskError` where these do not fit each other. The task keeps references, not copies, of the data.
     """
 
-    suggested_method: Downpour | None = None
-    suggested_until: Until | None = None
+    model: Callable[[], nn.Module] | nn.Module
+    loss: Callable[[Any, Any], Any] | None = None
+    _: KW_ONLY
+    train: Any
+    validation: Any = None
+    test: Any = None
+    step: Callable[[nn.Module, Any], Any] | None = None
+    metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = field(default_factory=dict)
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    num_workers: int = 0
+    sparse: bool = False
+    judges: dict[str, Metric] = field(init=False)
+    """The metrics, all as such."""
+    values: Mapping[str, Tensor] = field(default_factory=dict, init=False)
+    """Parameters and buffers, by name, that modules are given when they have been built."""
+    origin: dict[str, Any] = field(default_factory=dict, init=False)
+    """Where the task came from, if from a file or a name: its path, name and arguments."""
+    suggested_method: Downpour | None = field(default=None, init=False)
+    suggested_until: Until | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        model: Callable[[], nn.Module] | nn.Module,
-        loss: Callable[[Any, Any], Any] | None = None,
-        *,
-        train: Any,
-        validation: Any = None,
-        test: Any = None,
-        step: Callable[[nn.Module, Any], Any] | None = None,
-        metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = {},
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        sparse: bool = False,
-    ) -> None:
+    def __post_init__(self) -> None:
+        model, loss, step = self.model, self.loss, self.step
         if not callable(model):
             raise TaskError(f"model must be a function that returns a module, or a module, not {model!r}")
         if isinstance(model, type) and issubclass(model, nn.Module) and _needs_arguments(model):
@@ -93,55 +99,38 @@ class Task:
             raise TaskError(f"{'step' if loss is None else 'loss'} must be a function, not {loss or step!r}")
         if isinstance(loss, type):
             raise TaskError(f"loss is the class {loss.__name__}: give an instance, {loss.__name__}()")
-        check_whole("num_workers", num_workers, least=0, error=TaskError)
-        if train is None:
+        check_whole("num_workers", self.num_workers, least=0, error=TaskError)
+        if self.train is None:
             raise TaskError("train must be data, not None")
-        if "loss" in metrics:
+        if "loss" in self.metrics:
             raise TaskError('the metric "loss" is always there and cannot be given')
-        self.model = model
-        self.loss = loss
-        self.step = step
-        self.train = train
-        self.validation = validation
-        self.test = test
-        self.metrics = {name: m if isinstance(m, Metric) else Metric(m) for name, m in metrics.items()}
-        self.collate_fn = collate_fn
-        self.num_workers = num_workers
-        self.sparse = sparse
-        self.values: Mapping[str, Tensor] = {}
-        """Parameters and buffers, by name, that modules are given when they have been built."""
-        self.origin: dict[str, Any] = {}
-        """Where the task came from, if from a file or a name: its path, name and arguments."""
+        self.judges = {name: m if isinstance(m, Metric) else Metric(m) for name, m in self.metrics.items()}
 
     def suggest(self, *, method: Downpour | None = None, until: Until | None = None) -> Self:
         """The same task with a method and an end of its own, used where `train` is given none."""
-        task = copy.copy(self)
-        task.suggested_method = method
-        task.suggested_until = until
-        return task
+        return self._with(suggested_method=method, suggested_until=until)
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:
         """The same task, whose modules begin with these parameters and buffers; it keeps references to them."""
-        task = copy.copy(self)
-        task.values = values
-        return task
+        return self._with(values=values)
 
     def placed(self, device: torch.device) -> Self:
         """The same task, its loss on a device: a loss that is a module may hold tensors, such as weights of classes."""
         if device.type == "cpu" or not isinstance(self.loss, nn.Module):
             return self
-        task = copy.copy(self)
-        task.loss = copy.deepcopy(self.loss).to(device)
-        return task
+        return self._with(loss=copy.deepcopy(self.loss).to(device))
 
     def mode(self, name: str) -> Literal["min", "max"]:
         """Whether less or more of a metric is better."""
-        return self.metrics[name].mode if name in self.metrics else "min"
+        return self.judges[name].mode if name in self.judges else "min"
 
     def without_data(self) -> Self:
         """The same task without references to its data, to be sent to where the data already are."""
+        return self._with(train=None, validation=None, test=None)
+
+    def _with(self, **changes: Any) -> Self:
         task = copy.copy(self)
-        task.train = task.validation = task.test = None
+        vars(task).update(changes)
         return task
 
     def build(self, seed: int) -> nn.Module:
@@ -178,11 +167,6 @@ class Forward(NamedTuple):
     prediction: Any
     loss: Tensor
     weight: float | Tensor | None
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean loss, a scalar."""
-        return self.loss if self.weight is None else self.loss / self.weight
 
 
 def _forward(prediction: Any, result: Any, name: str) -> Forward:

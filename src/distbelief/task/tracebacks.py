@@ -2,6 +2,8 @@
 
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -12,3 +14,13 @@ def user_frames(error: BaseException) -> str:
     others = (str(Path(__file__).parents[1]), "<frozen", *_LIBRARIES)
     frames = traceback.extract_tb(error.__traceback__)
     return "".join(traceback.format_list([f for f in frames if not f.filename.startswith(others)]))
+
+
+@contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Have whatever a block raises say where that was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
