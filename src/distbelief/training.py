@@ -26,8 +26,8 @@ from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
 from distbelief.run.directory import RunDirectory, stored_method
 from distbelief.run.prepare import Asked, Prepared, prepare
-from distbelief.run.result import STAMP, Result
-from distbelief.run.run import FORMAT, Run, identity, quantile
+from distbelief.run.result import Result
+from distbelief.run.run import FORMAT, Run, identity
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
@@ -216,42 +216,8 @@ def _finish(
     request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]
 ) -> Run:
     """Write what was reached, and only then say what went wrong."""
-    account, totals, seconds = result.account, result.totals, result.totals.seconds
-    histogram = torch.tensor(totals.staleness or [0])
-    used = account.used + account.partial
-    last = result.history[-1] if result.history else {}
-    summary = {
-        "format": FORMAT,
-        "method": type(prepared.method).__name__,
-        "engine": describe(request.on),
-        "stopped_by": result.stopped_by,
-        "examples": used,
-        "updates": totals.updates,
-        "seconds": round(seconds, 3),
-        "setup_seconds": round(result.setup_seconds, 3),
-        "evaluation_seconds": round(result.evaluation_seconds, 3),
-        "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
-        "train_loss": result.train_loss,
-        "metrics": {name: value for name, value in last.items() if name not in STAMP},
-        "restarts": totals.restarts,
-        "staleness": {"median": quantile(histogram, 0.5), "p99": quantile(histogram, 0.99), "max": totals.stalest},
-        "staleness_histogram": result.staleness,
-        "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
-        "rejected": totals.rejected,
-        "account": vars(account),
-        "resumed_at": result.resumed_at,
-        "epochs": round(used / len(prepared.rows), 3),
-        "examples_per_epoch": len(prepared.rows),
-        "batch_size": prepared.batch_size,
-        "parameters": prepared.layout.parameters,
-        "replicas": prepared.replicas,
-        "shards": prepared.layout.shards,
-        "seed": prepared.seed,
-        "precision": prepared.precision,
-        "history": result.history,
-    }
-    if result.trace_digest is not None:
-        summary |= {"virtual_seconds": result.virtual_seconds, "trace_digest": result.trace_digest}
+    method, engine = type(prepared.method).__name__, describe(request.on)
+    summary = {"format": FORMAT, "method": method, "engine": engine, **result.summary}
     files.write_model(prepared.module)
     files.write_json("summary.json", summary)
     missing = files.missing()

@@ -34,7 +34,6 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/local/job.py": "the same: what a worker is told",
     "engines/local/session.py": "tests/test_training.py and tests/cli/test_commands.py: each run has one",
     "engines/local/worker.py": "tests/engines/local/test_deaths.py and test_process.py: it is a process",
-    "run/result.py": "tests/test_training.py: what is in a summary",
     "engines/signals.py": "tests/cli/test_commands.py and tests/test_resume.py: signals to whole runs",
     "engines/simulated/__init__.py": "test_simulation.py beside it: a value and its sentences",
     "engines/simulated/compute.py": "test_simulation.py: it only computes in runs",

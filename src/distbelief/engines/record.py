@@ -29,7 +29,7 @@ from distbelief.run.checkpointing import Checkpoints
 from distbelief.run.directory import RunDirectory
 from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
-from distbelief.run.result import Result, trimmed
+from distbelief.run.result import Result, summary_of, trimmed
 from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
 from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
@@ -449,18 +449,18 @@ class RunRecord:
         except UserCodeError as failure:
             error = error or failure
         self._check()
-        return Result(
+        summary = summary_of(
+            self.prepared,
             account,
             totals,
-            stopped_by,
-            self._speeds.loss(),
-            (controller.watch.began or self._born) - self._born,
-            self._evaluations.seconds,
             self._evaluations.history,
-            [trimmed(shard) for shard in self.shards.staleness],
-            None if self.prepared.resumed is None else self.prepared.resumed.examples,
-            error,
+            list(self.shards.staleness),
+            stopped_by=stopped_by,
+            train_loss=self._speeds.loss(),
+            setup_seconds=round((controller.watch.began or self._born) - self._born, 3),
+            evaluation_seconds=round(self._evaluations.seconds, 3),
         )
+        return Result(summary, error)
 
     def _check(self) -> None:
         allocator = self.controller.allocator

@@ -1,16 +1,71 @@
 """What an engine gives back."""
 
-from dataclasses import dataclass
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from distbelief.allocation import Account
 from distbelief.errors import DistBeliefError
+from distbelief.run.prepare import Prepared
 from distbelief.run.state import Totals
 
 STAMP = ("epoch", "examples", "updates", "seconds")
 """When an evaluation was made."""
+
+
+class Result(NamedTuple):
+    """A run that has ended; its module holds the server's parameters."""
+
+    summary: dict[str, Any]
+    error: DistBeliefError | None
+    """What ended the run early."""
+
+
+def summary_of(
+    prepared: Prepared,
+    account: Account,
+    totals: Totals,
+    history: Sequence[dict[str, Any]],
+    staleness: Sequence[Tensor],
+    **told: Any,
+) -> dict[str, Any]:
+    """What a run came to, as it is written down.
+
+    `staleness`: histograms of used pushes since the run began or went on, one a shard.
+    """
+    used, seconds = account.used + account.partial, totals.seconds
+    last = history[-1] if history else {}
+    return {
+        **told,
+        "examples": used,
+        "updates": totals.updates,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round(used / seconds, 1) if seconds else 0.0,
+        "metrics": {name: value for name, value in last.items() if name not in STAMP},
+        "restarts": totals.restarts,
+        "staleness": {
+            "median": quantile(totals.staleness, 0.5),
+            "p99": quantile(totals.staleness, 0.99),
+            "max": totals.stalest,
+        },
+        "staleness_histogram": [trimmed(shard) for shard in staleness],
+        "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
+        "rejected": totals.rejected,
+        "account": vars(account),
+        "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
+        "epochs": round(used / len(prepared.rows), 3),
+        "examples_per_epoch": len(prepared.rows),
+        "batch_size": prepared.batch_size,
+        "parameters": prepared.layout.parameters,
+        "replicas": prepared.replicas,
+        "shards": prepared.layout.shards,
+        "seed": prepared.seed,
+        "precision": prepared.precision,
+        "history": history,
+    }
 
 
 def trimmed(histogram: Tensor) -> list[int]:
@@ -18,29 +73,7 @@ def trimmed(histogram: Tensor) -> list[int]:
     return histogram[: int(histogram.nonzero().max()) + 1].tolist() if histogram.any() else []
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run that has ended; its module holds the server's parameters."""
-
-    account: Account
-    """Of every example that was leased and not leased again."""
-    totals: Totals
-    stopped_by: str
-    train_loss: float | None
-    """Mean over the replicas' own batches of about the last two seconds; None if none was finite."""
-    setup_seconds: float
-    """From the engine's start to the first lease."""
-    evaluation_seconds: float
-    """Spent in evaluations, most of them beside training."""
-    history: list[dict[str, Any]]
-    """One row an evaluation: the fields of STAMP, then the metrics."""
-    staleness: list[list[int]]
-    """Histograms of used pushes since the run began or went on, one a shard, without the zeros at their ends."""
-    resumed_at: int | None = None
-    """Examples after which the run last went on from a checkpoint."""
-    error: DistBeliefError | None = None
-    """What ended the run early."""
-    virtual_seconds: float | None = None
-    """Of a simulated run: when it was over, set-up, deaths and pauses included."""
-    trace_digest: str | None = None
-    """Of a simulated run: what happened in it, in order."""
+def quantile(histogram: Sequence[int], q: float) -> int:
+    """The smallest bin at or below which a fraction `q` of a histogram lies; 0 if it is empty."""
+    below = list(accumulate(histogram))
+    return bisect_left(below, q * below[-1]) if below and below[-1] else 0

@@ -184,9 +184,3 @@ def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     places = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names]
     rest = [f"and {len(places) - _TOLD} more"] if len(places) > _TOLD else []
     return ", ".join(places[:_TOLD] + rest) or "their tensors come in another order"
-
-
-def quantile(histogram: Tensor, q: float) -> int:
-    """The smallest bin at or below which a fraction `q` of a histogram lies; 0 if it is empty."""
-    below = histogram.cumsum(0)
-    return int(torch.searchsorted(below, torch.tensor(q * float(below[-1])))) if below[-1] else 0

@@ -1,7 +1,7 @@
 """A simulated run from its beginning to its end, through all the lives of its controller."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -60,7 +60,8 @@ class Simulation:
                 result = self.record.result()
         finally:
             torch.set_num_threads(threads)
-        return replace(result, virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
+        result.summary.update(virtual_seconds=round(world.clock(), 3), trace_digest=world.trace.digest)
+        return result
 
     def close(self) -> None:
         """End the threads."""
