@@ -42,7 +42,7 @@ lint: install docs
 test: lint
 	$(BIN)/pytest -n 2
 
-PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/allocation.py,src/distbelief/chance.py,src/distbelief/errors.py,src/distbelief/engines/controller.py,src/distbelief/engines/outstanding.py,src/distbelief/engines/due.py,src/distbelief/engines/replicas.py,src/distbelief/engines/supervision.py
+PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/allocation.py,src/distbelief/chance.py,src/distbelief/errors.py,src/distbelief/engines/controller.py,src/distbelief/engines/outstanding.py,src/distbelief/engines/due.py,src/distbelief/engines/replica_slot.py,src/distbelief/engines/supervision.py
 
 coverage: install
 	$(BIN)/pytest --quiet --cov --cov-branch --cov-report= tests/server tests/downpour tests/paper tests/conformance tests/engines/*.py tests/test_chance.py

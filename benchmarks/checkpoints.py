@@ -17,9 +17,9 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
-from distbelief.engines.local.shards import MappedShards
-from distbelief.engines.record import controller_of, flat_at_start
-from distbelief.engines.shards import Shards
+from distbelief.engines.local.mapped_shards import MappedShards
+from distbelief.engines.run_record import controller_of, flat_at_start
+from distbelief.engines.shard_set import Shards
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.prepare import Asked, prepare

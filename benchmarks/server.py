@@ -18,7 +18,7 @@ from distbelief.links.mapped import MappedLink, RangeLock, SharedMemory, map_loc
 from distbelief.ports import ORIGIN, Gradient, Work
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
-from distbelief.server.client import Client, HandOver, Parcel
+from distbelief.server.client import Client, FrozenGradient, HandOver
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Adagrad
 
@@ -90,7 +90,7 @@ async def compare_large(repeats: int) -> list[Comparison]:
     source = torch.zeros(servers[1].client.layout.length)
     vector = torch.zeros_like(source)
 
-    async def hand_over() -> Parcel:
+    async def hand_over() -> FrozenGradient:
         handed = HandOver()
         handed.accrue(Gradient(list(gradients), torch.zeros(()), _WORK.examples), (ORIGIN, ORIGIN))
         return handed.take()
@@ -98,12 +98,12 @@ async def compare_large(repeats: int) -> list[Comparison]:
     async def copy() -> None:
         vector.copy_(source)
 
-    parcel = await hand_over()
+    frozen = await hand_over()
     ms = await interleave(
         {
             "kernel": BareKernel(parameters, gradients),
-            "push 1": lambda: servers[1].client.push(parcel, _WORK),
-            "push 2": lambda: servers[2].client.push(parcel, _WORK),
+            "push 1": lambda: servers[1].client.push(frozen, _WORK),
+            "push 2": lambda: servers[2].client.push(frozen, _WORK),
             "hand-over": hand_over,
             "copy": copy,
             "fetch 1": lambda: servers[1].client.fetch(vector),
@@ -143,7 +143,7 @@ async def compare_small(repeats: int) -> list[Comparison]:
     parameters = [p.detach() for p in perceptron([64, 32, 10], nn.ReLU).parameters()]
     gradients = [1e-3 * torch.randn_like(tensor) for tensor in parameters]
     memory, client = serve(parameters, 1)
-    parcel = Parcel(list(gradients), (ORIGIN,), finite=True)
+    frozen = FrozenGradient(list(gradients), (ORIGIN,), finite=True)
     vector = torch.zeros(client.layout.length)
     lock = RangeLock(memory.fd, 0)
 
@@ -153,7 +153,7 @@ async def compare_small(repeats: int) -> list[Comparison]:
 
     us = await interleave(
         {
-            "push": lambda: client.push(parcel, _WORK),
+            "push": lambda: client.push(frozen, _WORK),
             "kernel": BareKernel(parameters, gradients),
             "fetch": lambda: client.fetch(vector),
             "lock": locked,

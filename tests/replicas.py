@@ -61,7 +61,7 @@ class Recorded:
         self._note("pushed", reply, self._shard)
         return reply
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         return False
 
     async def execute(self, command: Command) -> Answer:

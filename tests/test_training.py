@@ -340,7 +340,7 @@ def test_what_is_no_task_or_method(arguments: tuple[Any, ...], sentence: str) ->
 
 def test_too_little_memory_is_said_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is needed, part by part; nothing is started, and the directory can be used again."""
-    monkeypatch.setattr("distbelief.engines.local.driver.available", lambda: 40_000)
+    monkeypatch.setattr("distbelief.engines.local.local_driver.available", lambda: 40_000)
     with pytest.raises(UsageError, match=r"parameters and optimizer state .*models and gradients of 2 .*but 40 kB"):
         db.train(problems.task(), db.Downpour(replicas=2), directory=tmp_path / "run", progress=False)
     monkeypatch.undo()

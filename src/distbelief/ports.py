@@ -220,7 +220,7 @@ class ShardLink(Protocol):
     async def execute(self, command: Command) -> Answer:
         """Have a command of the controller's obeyed."""
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         """Whether bytes of a call are under way: then it makes no sense to give the call up."""
 
 

@@ -18,7 +18,7 @@ PURE = (
     "engines.controller",
     "engines.due",
     "engines.outstanding",
-    "engines.replicas",
+    "engines.replica_slot",
     "engines.stopwatch",
     "engines.supervision",
 )

@@ -16,7 +16,7 @@ def test_a_pure_module_only_decides(path: Path) -> None:
 def test_there_is_a_pure_part_to_check() -> None:
     found = {path.relative_to(SOURCE).as_posix() for path in pure_modules()}
     assert {"ports.py", "allocation.py", "server/shard.py", "downpour/ledger.py", "engines/controller.py"} <= found
-    assert "engines/record.py" not in found
+    assert "engines/run_record.py" not in found
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def test_a_link_that_fails_ends_the_replica_with_its_error(overlap: int) -> None
         async def push(self, push: Push) -> Reply:
             raise ConnectionResetError("gone")
 
-        def moving(self) -> bool:
+        def transferring(self) -> bool:
             return False
 
         async def execute(self, command: Command) -> Answer:

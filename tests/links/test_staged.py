@@ -37,7 +37,7 @@ class Recorder:
         self.pushed.append((push.slices, [gradient.clone() for gradient in push.gradients]))
         return Reply(Verdict.APPLIED, "", 0, at(1), ORIGIN)
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         return False
 
     async def execute(self, command: Command) -> Answer:

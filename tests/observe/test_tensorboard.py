@@ -44,10 +44,10 @@ def points(read: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in read.Scalars(tag)]
 
 
-def tell(board: db.TensorBoard, directory: Path, *events: dict[str, Any]) -> None:
+def tell(table: db.TensorBoard, directory: Path, *events: dict[str, Any]) -> None:
     run = SimpleNamespace(directory=directory)
     for event in events:
-        board(event, run)
+        table(event, run)
 
 
 def progress(examples: int, **changes: Any) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def test_a_run_is_written_into_its_directory(tmp_path: Path) -> None:
 
 
 def test_progress_of_each_replica_and_deaths(tmp_path: Path) -> None:
-    tell(db.TensorBoard(tmp_path / "board"), tmp_path, progress(40), DIED, progress(80, loss=None), STOPPED)
-    written = read(tmp_path / "board")
+    tell(db.TensorBoard(tmp_path / "progress"), tmp_path, progress(40), DIED, progress(80, loss=None), STOPPED)
+    written = read(tmp_path / "progress")
     assert points(written, "train/loss") == [(40, 0.5)]
     assert points(written, "train/examples_per_second") == [(40, 30.0), (80, 30.0)]
     assert points(written, "examples_per_second/replica_1")[0] == (40, 20.0)
@@ -99,10 +99,10 @@ def test_a_run_begun_again_hides_all_of_the_first(tmp_path: Path) -> None:
 
 def test_one_callback_for_several_runs(tmp_path: Path) -> None:
     """Also where the first was ended by something else and never told to be stopped."""
-    board = db.TensorBoard()
+    table = db.TensorBoard()
     for name in ("one", "two"):
-        tell(board, tmp_path / name, progress(40, loss=4.0))
-    tell(board, tmp_path / "two", STOPPED)
+        tell(table, tmp_path / name, progress(40, loss=4.0))
+    tell(table, tmp_path / "two", STOPPED)
     for name in ("one", "two"):
         assert points(read(tmp_path / name / "tensorboard"), "train/loss") == [(40, 4.0)]
 

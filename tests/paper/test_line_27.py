@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Push, Reply, Verdict
-from distbelief.server.client import Client, Parcel
+from distbelief.server.client import Client, FrozenGradient
 from distbelief.server.host import ShardHost
 from tests.replicas import Recorded
 from tests.shards import NO_WORK, flat_layout, linked, make_push, make_shard, make_shards
@@ -27,7 +27,7 @@ def test_every_push_says_who_it_is_from_and_which_it_is() -> None:
         links = [Recorded(linked(host, lambda: 0.1), note) for host in hosts]
         client = Client(layout, links, replica=2, incarnation=5)
         for _ in range(3):
-            await client.push(Parcel([torch.ones(32)], (ORIGIN, ORIGIN), True), NO_WORK)
+            await client.push(FrozenGradient([torch.ones(32)], (ORIGIN, ORIGIN), True), NO_WORK)
 
     simulate(main(), seed=0)
     assert sorted((push.replica, push.incarnation, push.sequence) for push in seen) == [

@@ -71,9 +71,9 @@ def test_one_that_raises_ends_the_run_and_loses_nothing(tmp_path: Path, when: st
     def broken(event: dict[str, Any], run: LiveRun) -> None:
         calls.append(event["event"])
         if event["event"] == when:
-            raise KeyError("no such board")
+            raise KeyError("no such table")
 
-    with pytest.raises(UserCodeError, match=rf"no such board.*'{when}'[\s\S]*test_callbacks.py"):
+    with pytest.raises(UserCodeError, match=rf"no such table.*'{when}'[\s\S]*test_callbacks.py"):
         train(tmp_path / "run", broken)
     assert calls.count(when) == 1
     assert calls[-1] == when

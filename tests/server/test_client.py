@@ -9,7 +9,7 @@ from distbelief.chance import generator
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Push, Reply, Slice, Verdict, Version
 from distbelief.server.admission import Buffered
-from distbelief.server.client import Client, HandOver, Parcel, values, verdict_of
+from distbelief.server.client import Client, FrozenGradient, HandOver, values, verdict_of
 from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
@@ -30,8 +30,8 @@ def versions(*updates: int) -> tuple[Version, ...]:
     return tuple(map(at, updates))
 
 
-def only(parcel: Parcel) -> Tensor:
-    (tensor,) = parcel.tensors
+def only(frozen: FrozenGradient) -> Tensor:
+    (tensor,) = frozen.tensors
     assert tensor is not None
     return tensor
 
@@ -90,7 +90,7 @@ def test_a_push_may_hold_nothing() -> None:
     for clip_norm in (None, 1.0):
         hand_over = HandOver(clip_norm)
         hand_over.accrue(gradient(None, None), versions(0))
-        assert hand_over.take() == Parcel([None, None], versions(0), True)
+        assert hand_over.take() == FrozenGradient([None, None], versions(0), True)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -117,17 +117,17 @@ def test_a_finite_gradient_is_not_refused_for_its_sum_or_its_norm(dtype: torch.d
     for tensor in (torch.full((5,), most, dtype=dtype), torch.tensor([most, -most], dtype=dtype)):
         hand_over = HandOver()
         hand_over.accrue(gradient(tensor.clone()), versions(0))
-        parcel = hand_over.take()
-        assert parcel.finite
-        assert torch.equal(only(parcel), tensor)
+        frozen = hand_over.take()
+        assert frozen.finite
+        assert torch.equal(only(frozen), tensor)
 
 
 def test_a_norm_beyond_float32_is_clipped() -> None:
     hand_over = HandOver(clip_norm=1.0)
     hand_over.accrue(gradient(torch.tensor([3e30, 4e30])), versions(0))
-    parcel = hand_over.take()
-    assert parcel.finite
-    torch.testing.assert_close(only(parcel), torch.tensor([0.6, 0.8]))
+    frozen = hand_over.take()
+    assert frozen.finite
+    torch.testing.assert_close(only(frozen), torch.tensor([0.6, 0.8]))
 
 
 def test_a_norm_beyond_float64_cannot_be_clipped() -> None:
@@ -170,8 +170,8 @@ def test_a_push_is_clipped_to_the_norm_of_the_whole() -> None:
     tensors = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0], [12.0]]), None]
     hand_over = HandOver(clip_norm=1.3)
     hand_over.accrue(gradient(*tensors), versions(0))
-    parcel = hand_over.take()
-    flat = torch.cat([t.reshape(-1) for t in parcel.tensors if t is not None])
+    frozen = hand_over.take()
+    flat = torch.cat([t.reshape(-1) for t in frozen.tensors if t is not None])
     torch.testing.assert_close(flat, torch.tensor([0.3, 0.0, 0.4, 1.2]))
 
 
@@ -201,7 +201,7 @@ def test_a_push_reaches_every_shard_and_a_fetch_brings_it_back() -> None:
 
     async def main() -> tuple[tuple[Version, ...], list[Reply], tuple[Version, ...]]:
         first = await client.fetch(vector)
-        replies = await client.push(Parcel(list(tensors), first, True), NO_WORK)
+        replies = await client.push(FrozenGradient(list(tensors), first, True), NO_WORK)
         return first, replies, await client.fetch(vector)
 
     first, replies, second = asyncio.run(main())
@@ -218,8 +218,8 @@ def test_a_parameter_that_took_no_part_is_not_sent() -> None:
     start = torch.ones(LAYOUT.length)
     shards = make_shards(LAYOUT, start, SGD(0.1, weight_decay=0.5))
     client = make_client(LAYOUT, shards)
-    parcel = Parcel([None, torch.ones(40), None], versions(0, 0, 0), True)
-    replies = asyncio.run(client.push(parcel, NO_WORK))
+    frozen = FrozenGradient([None, torch.ones(40), None], versions(0, 0, 0), True)
+    replies = asyncio.run(client.push(frozen, NO_WORK))
     assert [shard.version for shard in shards] == [at(1)] * 3, "the push is known everywhere"
     assert all(reply.verdict is Verdict.APPLIED for reply in replies)
     a, b, c = LAYOUT.views(vector_of(LAYOUT, shards))
@@ -233,7 +233,7 @@ def test_a_gradient_that_is_not_contiguous_lands_where_it_belongs() -> None:
     layout = Layout.of([("w", torch.zeros(6, 7))], 2)
     shards = make_shards(layout, torch.zeros(layout.length))
     tensor = torch.arange(42.0).reshape(7, 6).t()
-    asyncio.run(make_client(layout, shards).push(Parcel([tensor], versions(0, 0), True), NO_WORK))
+    asyncio.run(make_client(layout, shards).push(FrozenGradient([tensor], versions(0, 0), True), NO_WORK))
     assert torch.equal(layout.views(vector_of(layout, shards))[0], -tensor)
 
 
@@ -259,7 +259,7 @@ class Watched:
         self.pushes.append(push)
         return Reply(Verdict.HELD, "held", 0, at(10), self.at_least)
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         return False
 
     async def execute(self, command: Command) -> Answer:
@@ -272,7 +272,7 @@ def watched(replica: int = 0, at_least: tuple[int, int, int] = (0, 0, 0)) -> tup
     return Client(LAYOUT, links, replica=replica, incarnation=6), links
 
 
-PARCEL = Parcel([torch.zeros(entry.shape) for entry in LAYOUT.entries], versions(4, 5, 6), True)
+PARCEL = FrozenGradient([torch.zeros(entry.shape) for entry in LAYOUT.entries], versions(4, 5, 6), True)
 
 
 def test_a_push_carries_who_and_which_and_from_what_version() -> None:
@@ -324,7 +324,7 @@ def test_a_fetch_really_waits_for_the_round() -> None:
         into = torch.zeros(64)
         fetched = await client.fetch(into)
         await asyncio.sleep(start_s)
-        await client.push(Parcel([torch.ones(64)], fetched, True), NO_WORK)
+        await client.push(FrozenGradient([torch.ones(64)], fetched, True), NO_WORK)
         assert await client.fetch(into) == versions(1, 1)
         return asyncio.get_running_loop().time(), into.sum().item()
 
@@ -350,7 +350,7 @@ def test_who_was_turned_away_somewhere_waits_nowhere() -> None:
     async def main() -> tuple[Version, ...]:
         links = [linked(host, lambda: 1.0) for host in hosts]
         client = Client(layout, links, replica=0, incarnation=2)
-        replies = await client.push(Parcel([torch.ones(64)], versions(0, 0), True), NO_WORK)
+        replies = await client.push(FrozenGradient([torch.ones(64)], versions(0, 0), True), NO_WORK)
         assert [reply.verdict for reply in replies] == [Verdict.LATE, Verdict.HELD]
         return await client.fetch(torch.zeros(64))
 
@@ -364,7 +364,7 @@ def test_shards_are_asked_side_by_side_where_links_take_time() -> None:
 
     async def main() -> float:
         fetched = await client.fetch(torch.zeros(64))
-        await client.push(Parcel([torch.ones(64)], fetched, True), NO_WORK)
+        await client.push(FrozenGradient([torch.ones(64)], fetched, True), NO_WORK)
         return asyncio.get_running_loop().time()
 
     assert simulate(main(), seed=0) == 4.0

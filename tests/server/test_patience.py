@@ -10,7 +10,7 @@ from torch import Tensor
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Verdict, Version
 from distbelief.server.admission import Bounded
-from distbelief.server.client import Client, Parcel
+from distbelief.server.client import Client, FrozenGradient
 from distbelief.server.patience import Patience, insist
 from distbelief.server.rules import SGD
 from distbelief.server.shard import Shard
@@ -45,7 +45,7 @@ class Losing:
         await self._message()
         return reply
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         return False
 
     async def execute(self, command: Command) -> Answer:
@@ -69,8 +69,10 @@ def test_over_a_link_that_loses_every_push_is_applied_once_and_its_verdict_is_kn
             versions = await client.fetch(into)
             assert torch.equal(into, vector_of(layout, shards)), "nobody else pushes"
             stale = number % 3 == 2
-            parcel = Parcel([torch.ones(48)], tuple(at(v.updates - 1) for v in versions) if stale else versions, True)
-            verdicts += [reply.verdict for reply in await client.push(parcel, NO_WORK)]
+            frozen = FrozenGradient(
+                [torch.ones(48)], tuple(at(v.updates - 1) for v in versions) if stale else versions, True
+            )
+            verdicts += [reply.verdict for reply in await client.push(frozen, NO_WORK)]
         return verdicts
 
     verdicts = simulate(main(), seed=seed)

@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from distbelief.errors import DataError, InvariantViolated
-from distbelief.task.data import ArrayRows, Batches, SampleRows, fingerprint, kinds, rows_of
+from distbelief.task.data import ArrayRows, Batches, SampleRows, fingerprint, rows_of, shapes
 
 ROWS = 25
 X = torch.arange(ROWS * 3.0).reshape(ROWS, 3)
@@ -418,8 +418,8 @@ def test_a_fingerprint_of_csr_does_not_depend_on_the_kind_of_its_indices() -> No
 
 def test_a_batch_is_told_of_as_nested_as_it_is() -> None:
     batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
-    assert kinds(batch) == "{a: float32 (5, 3), b: (int64 (5,), str)}"
-    assert kinds(batch, of_each=True) == "{a: float32 (3,), b: (int64 (), str)}"
+    assert shapes(batch) == "{a: float32 (5, 3), b: (int64 (5,), str)}"
+    assert shapes(batch, of_each=True) == "{a: float32 (3,), b: (int64 (), str)}"
     sparse = rows(csr()[0], sparse=True).batch(PICK)
-    assert kinds(sparse) == "sparse_csr float32 (3, 7)"
-    assert kinds(sparse, of_each=True) == "sparse_csr float32 (7,)"
+    assert shapes(sparse) == "sparse_csr float32 (3, 7)"
+    assert shapes(sparse, of_each=True) == "sparse_csr float32 (7,)"

@@ -25,8 +25,8 @@ Y = torch.randn(20, 3, generator=CHANCE)
 
 
 def flat_of(module: nn.Module) -> FlatModule:
-    moving = [name for name, _ in module.named_buffers()]
-    return FlatModule(module.train(), Layout.of([(name, p.detach()) for name, p in trainable(module)]), moving)
+    mutable_buffers = [name for name, _ in module.named_buffers()]
+    return FlatModule(module.train(), Layout.of([(name, p.detach()) for name, p in trainable(module)]), mutable_buffers)
 
 
 def source_of(

@@ -119,7 +119,7 @@ def downpour(task: Task, flags: dict[str, Any]) -> Downpour:
 
 def engine_of(flags: dict[str, Any]) -> Engine:
     """The engine that the flags say."""
-    from distbelief.cli.simulation import read
+    from distbelief.cli.simulation_file import read
     from distbelief.engines.local import Local
     from distbelief.engines.simulated import Simulated
 

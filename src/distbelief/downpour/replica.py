@@ -21,7 +21,7 @@ from distbelief.allocation import Progress
 from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
-from distbelief.server.client import Client, HandOver, Parcel, all_finite, values, verdict_of
+from distbelief.server.client import Client, FrozenGradient, HandOver, all_finite, values, verdict_of
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
 from distbelief.server.schedules import rate
@@ -117,14 +117,14 @@ class DownpourReplica:
 
     async def _push(self) -> None:
         await self._settle()
-        parcel, account = self._hand_over.take(), self._account
+        frozen, account = self._hand_over.take(), self._account
         work = account.close()
-        if not parcel.finite:
+        if not frozen.finite:
             self._refuse(work)
         elif self.overlap:
-            self._pushing = asyncio.create_task(self._deliver(parcel, work))
+            self._pushing = asyncio.create_task(self._deliver(frozen, work))
         else:
-            await self._deliver(parcel, work)
+            await self._deliver(frozen, work)
 
     async def _settle(self) -> None:
         """Wait for the push under way."""
@@ -132,8 +132,8 @@ class DownpourReplica:
             pushing, self._pushing = self._pushing, None
             await pushing
 
-    async def _deliver(self, parcel: Parcel, work: Work) -> None:
-        self._settled(work, await self.client.push(parcel, work))
+    async def _deliver(self, frozen: FrozenGradient, work: Work) -> None:
+        self._settled(work, await self.client.push(frozen, work))
 
     def _settled(self, work: Work, replies: list[Reply]) -> None:
         self._refusals = 0

@@ -6,9 +6,9 @@ from typing import Any
 
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
-from distbelief.engines.board import Board
-from distbelief.engines.record import RunRecord, controller_of
-from distbelief.engines.shards import Shards
+from distbelief.engines.progress_table import ProgressTable
+from distbelief.engines.run_record import RunRecord, controller_of
+from distbelief.engines.shard_set import Shards
 from distbelief.ports import Command
 from distbelief.run.prepare import Prepared
 from distbelief.server.shard import Shard
@@ -18,16 +18,16 @@ from distbelief.task.gradients import FlatModule
 class Carrier(ABC):
     """What a driver is: it owns a controller and its record, whose `options` it is given, and adds events to actions.
 
-    The caller owns the memory of shards and board.
+    The caller owns the memory of shards and table.
     """
 
     def __init__(
-        self, prepared: Prepared, flat: FlatModule, shards: Sequence[Shard], board: Board, **options: Any
+        self, prepared: Prepared, flat: FlatModule, shards: Sequence[Shard], table: ProgressTable, **options: Any
     ) -> None:
-        self._board = board
+        self._table = table
         self._controller = controller_of(prepared)
         held = Shards(prepared, flat.vector, shards)
-        self.record = RunRecord(prepared, self._controller, flat=flat, shards=held, board=board, **options)
+        self.record = RunRecord(prepared, self._controller, flat=flat, shards=held, table=table, **options)
 
     def _carry(self) -> None:
         """Carry out whatever the controller wants by now."""
@@ -51,7 +51,7 @@ class Carrier(ABC):
             case actions.Suspect(replica, incarnation):
                 self._suspect(replica, incarnation)
             case actions.StopWork():
-                self._board.stop()
+                self._table.stop()
             case _:
                 self.record.keep(action)
 

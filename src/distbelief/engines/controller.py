@@ -22,7 +22,7 @@ from distbelief.downpour.lease_server import LeaseServer
 from distbelief.engines import actions
 from distbelief.engines.due import Due
 from distbelief.engines.outstanding import Outstanding
-from distbelief.engines.replicas import ReplicaSlot
+from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
 from distbelief.engines.supervision import Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError

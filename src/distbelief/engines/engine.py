@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from distbelief.engines.record import RunRecord
+from distbelief.engines.run_record import RunRecord
 from distbelief.observe.events import Observer
 from distbelief.run.callbacks import Callback
 from distbelief.run.directory import RunDirectory

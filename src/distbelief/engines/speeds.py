@@ -1,4 +1,4 @@
-"""How fast replicas are just now, from what they have written on the board."""
+"""How fast replicas are just now, from what they have written on the table."""
 
 from collections import deque
 from typing import final

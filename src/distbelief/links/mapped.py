@@ -141,6 +141,6 @@ class MappedLink:
         """Obey here."""
         return self._shard.execute(command)
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         """Nothing is ever under way."""
         return False

@@ -46,9 +46,9 @@ class StagedLink:
         """Pass a command on."""
         return await self._link.execute(command)
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         """As the link that bytes go by."""
-        return self._link.moving()
+        return self._link.transferring()
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

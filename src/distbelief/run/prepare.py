@@ -17,7 +17,7 @@ from distbelief.run.evaluation import evaluate
 from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
 from distbelief.run.until import Every, Until
 from distbelief.server.layout import Layout
-from distbelief.task.data import Batches, Head, Rows, fingerprint, kinds, moved, rows_of, seeded
+from distbelief.task.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded, shapes
 from distbelief.task.gradients import CPU, Precision, autocast
 from distbelief.task.task import Task, trainable
 from distbelief.task.tensors import put_, tensors_of
@@ -64,7 +64,7 @@ class Prepared(Asked):
     workers: int
     sets: dict[tuple[str, ...], Rows]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
-    moving: tuple[str, ...] = ()
+    mutable_buffers: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
     data: str = ""
     """The fingerprint of the first batch."""
@@ -181,8 +181,8 @@ def prepare(
     with seeded(asked.seed):
         batch = Batches(rows, batch_size, asked.seed)(0, 0)
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
-    moving = _try_one_batch(prepared, trial, moved(batch, device))
-    return dataclasses.replace(prepared, moving=moving, data=fingerprint(batch))
+    mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
+    return dataclasses.replace(prepared, mutable_buffers=mutable_buffers, data=fingerprint(batch))
 
 
 def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
@@ -277,7 +277,7 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    note = f"on the first batch of train: {kinds(batch)}"
+    note = f"on the first batch of train: {shapes(batch)}"
     with noted(note), seeded(prepared.seed), autocast(device, prepared.precision):
         found = task.forward(module, batch)
     if not found.loss.requires_grad:
@@ -286,7 +286,7 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
         raise TaskError(
             f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
         )
-    moving = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
+    mutable_buffers = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
     for name, buffer in module.named_buffers():
         buffer.copy_(kept[name])
     for prefixes, rows in prepared.sets.items():
@@ -294,4 +294,4 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
         # A few examples, metrics and all.
         with noted(f"on the first examples of {name}"), seeded(prepared.seed):
             evaluate(task, module, Head(rows, min(len(rows), prepared.batch_size)))
-    return moving
+    return mutable_buffers

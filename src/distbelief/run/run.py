@@ -15,7 +15,7 @@ from distbelief import chance
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.run.evaluation import evaluate
 from distbelief.task import taskfile
-from distbelief.task.data import ArrayRows, kinds, rows_of
+from distbelief.task.data import ArrayRows, rows_of, shapes
 from distbelief.task.task import Task, predict
 
 FORMAT = 1
@@ -115,8 +115,8 @@ class Run:
             )
         one = np.arange(1)
         rows_trained = rows_of(self._task.train, "train", self._task.collate_fn, sparse=self._task.sparse)[0]
-        trained = kinds(rows_trained.batch(one)[0], of_each=True)
-        given = kinds(rows.batch(one), of_each=True)
+        trained = shapes(rows_trained.batch(one)[0], of_each=True)
+        given = shapes(rows.batch(one), of_each=True)
         return (
             None
             if given == trained
@@ -170,7 +170,7 @@ def digest(module: nn.Module) -> str:
 
 def outline(module: nn.Module) -> dict[str, str]:
     """A model's parameters and buffers by name, each as kind and shape in words."""
-    return {name: kinds(tensor) for name, tensor in module.state_dict().items()}
+    return {name: shapes(tensor) for name, tensor in module.state_dict().items()}
 
 
 def change(written: Mapping[str, Any], module: nn.Module) -> str | None:

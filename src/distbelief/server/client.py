@@ -14,7 +14,7 @@ from distbelief.server.layout import Layout
 from distbelief.server.patience import Patience, insist
 
 
-class Parcel(NamedTuple):
+class FrozenGradient(NamedTuple):
     """A gradient that has been handed over: nobody changes it any more."""
 
     tensors: list[Tensor | None]
@@ -95,7 +95,7 @@ class HandOver:
             return 0.0 if all_finite(present) else math.nan
         return float(torch.stack(torch._foreach_norm(present, dtype=torch.float64)).norm())
 
-    def take(self) -> Parcel:
+    def take(self) -> FrozenGradient:
         """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
 
         It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
@@ -107,7 +107,7 @@ class HandOver:
             most = self.clip_norm * (weight / batches if weight else 1.0)
             if size > most:
                 torch._foreach_mul_(_present(tensors), most / size)
-        return Parcel(tensors, self.versions, finite, weight)
+        return FrozenGradient(tensors, self.versions, finite, weight)
 
 
 def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
@@ -172,7 +172,7 @@ class Client:
 
         async def one(shard: int) -> None:
             part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
-            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least), link.moving)
+            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least), link.transferring)
             self.fetched_bytes += part.nbytes
 
         awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
@@ -192,19 +192,19 @@ class Client:
             self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
         return self._into[1]
 
-    async def push(self, parcel: Parcel, work: Work) -> list[Reply]:
+    async def push(self, frozen: FrozenGradient, work: Work) -> list[Reply]:
         """Offer a gradient to every shard; one push is under way at a time."""
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
-        flat = [None if tensor is None else tensor.flatten() for tensor in parcel.tensors]
+        flat = [None if tensor is None else tensor.flatten() for tensor in frozen.tensors]
 
         async def one(shard: int) -> None:
             slices, gradients = self._cut(flat, shard)
             link = self.links[shard]
-            version = parcel.versions[shard]
-            push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, parcel.weight)
-            replies[shard] = await insist(self._patience, lambda: link.push(push), link.moving)
+            version = frozen.versions[shard]
+            push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, frozen.weight)
+            replies[shard] = await insist(self._patience, lambda: link.push(push), link.transferring)
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
         await self._at_each(self._turn, one)

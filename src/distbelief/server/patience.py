@@ -16,12 +16,12 @@ class Patience(NamedTuple):
 
 
 async def insist(
-    patience: Patience | None, attempt: Callable[[], Awaitable[T]], moving: Callable[[], bool] = lambda: False
+    patience: Patience | None, attempt: Callable[[], Awaitable[T]], transferring: Callable[[], bool] = lambda: False
 ) -> T:
     """Attempt until there is an answer, whether it is lost or the link says that it failed; None: once.
 
-    The time of an attempt is over when nothing has been `moving` for so long: a large transfer that makes progress is
-    waited for, however long it takes.
+    An attempt times out when nothing has been `transferring` for so long: a large transfer that makes progress never
+    does.
     """
     if patience is None:
         return await attempt()
@@ -30,7 +30,7 @@ async def insist(
         begun = loop.time()
         try:
             async with asyncio.timeout(seconds) as limit:
-                with _extended(limit, seconds, moving):
+                with _extended(limit, seconds, transferring):
                     return await attempt()
         except (TimeoutError, ConnectionError):
             # A link that fails at once is given the same time to recover.
@@ -39,7 +39,7 @@ async def insist(
 
 
 @contextmanager
-def _extended(limit: asyncio.Timeout, seconds: float, moving: Callable[[], bool]) -> Iterator[None]:
+def _extended(limit: asyncio.Timeout, seconds: float, transferring: Callable[[], bool]) -> Iterator[None]:
     """Put a limit off as long as something moves."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(seconds / 2, lambda: look())
@@ -48,7 +48,7 @@ def _extended(limit: asyncio.Timeout, seconds: float, moving: Callable[[], bool]
         nonlocal timer
         if limit.expired():
             return
-        if moving():
+        if transferring():
             limit.reschedule(loop.time() + seconds)
         timer = loop.call_later(seconds / 2, look)
 

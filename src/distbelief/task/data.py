@@ -280,15 +280,15 @@ def moved(batch: Any, device: torch.device) -> Any:
     return batch if device.type == "cpu" else mapped(batch, move)
 
 
-def kinds(batch: Any, *, of_each: bool = False) -> str:
+def shapes(batch: Any, *, of_each: bool = False) -> str:
     """A batch's kinds and shapes, as nested as it; `of_each`: those of one example, without the first dimension."""
     if isinstance(batch, torch.Tensor):
         kind = batch.dtype if batch.layout is torch.strided else f"{batch.layout} {batch.dtype}"
         return f"{str(kind).replace('torch.', '')} {tuple(batch.shape[of_each:])}"
     if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key}: {kinds(value, of_each=of_each)}" for key, value in batch.items()) + "}"
+        return "{" + ", ".join(f"{key}: {shapes(value, of_each=of_each)}" for key, value in batch.items()) + "}"
     if isinstance(batch, tuple | list):
-        return "(" + ", ".join(kinds(value, of_each=of_each) for value in batch) + ")"
+        return "(" + ", ".join(shapes(value, of_each=of_each) for value in batch) + ")"
     return type(batch).__name__
 
 

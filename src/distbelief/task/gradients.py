@@ -35,20 +35,20 @@ def emulated(device: torch.device, precision: Precision | None) -> bool:
 class FlatModule:
     """A module whose trained parameters are views of one flat vector, on a device of choice.
 
-    `moving` names the buffers that training changes; replicas tell each other of these and of no others.
+    `mutable_buffers` names the buffers that training changes; replicas tell each other of these and of no others.
     Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
     its frozen parameters and its buffers to itself.
     """
 
     def __init__(
-        self, module: nn.Module, layout: Layout, moving: Sequence[str] = (), device: torch.device = CPU
+        self, module: nn.Module, layout: Layout, mutable_buffers: Sequence[str] = (), device: torch.device = CPU
     ) -> None:
         names = [name for name, _ in trainable(module)]
         self.module = module.to(device)
         # By name, since what moves may become another object.
         self.parameters = [module.get_parameter(name) for name in names]
         self.device = device
-        self._names = moving
+        self._names = mutable_buffers
         self.layout = layout
         self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
         views = layout.views(self.vector)
@@ -78,32 +78,34 @@ class FlatModule:
             return [None if gradient is None else gradient.to(self.layout.dtype) for gradient in taken]
         return taken
 
-    def _moving(self) -> list[Tensor]:
+    def _mutable_buffers(self) -> list[Tensor]:
         # Asked for each time: a module may put another tensor in a buffer's place.
         return [self.module.get_buffer(name) for name in self._names]
 
     def buffers(self) -> Tensor:
-        """The moving buffers as one float64 vector, in order, complex ones as pairs; exact for integers to 2⁵³."""
-        parts = [_real(buffer.detach()).reshape(-1).to(CPU, torch.float64) for buffer in self._moving()]
+        """The mutable buffers as one float64 vector, in order, complex ones as pairs; exact for integers to 2⁵³."""
+        parts = [_real(buffer.detach()).reshape(-1).to(CPU, torch.float64) for buffer in self._mutable_buffers()]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def named_buffers(self, values: Tensor) -> dict[str, Tensor]:
-        """Such a vector as the moving buffers by name, in their shapes, float64 or complex128; it may be viewed."""
-        moving = dict(zip(self._names, self._moving(), strict=True))
-        parts = values.split([_elements(buffer) for buffer in moving.values()])
+        """Such a vector as the mutable buffers by name, in their shapes, float64 or complex128; it may be viewed."""
+        mutable_buffers = dict(zip(self._names, self._mutable_buffers(), strict=True))
+        parts = values.split([_elements(buffer) for buffer in mutable_buffers.values()])
         return {
             name: (torch.complex(part[::2], part[1::2]) if buffer.is_complex() else part).view(buffer.shape)
-            for (name, buffer), part in zip(moving.items(), parts, strict=True)
+            for (name, buffer), part in zip(mutable_buffers.items(), parts, strict=True)
         }
 
     def load_buffers_(self, values: Tensor) -> None:
-        """Copy such a vector into the moving buffers."""
+        """Copy such a vector into the mutable buffers."""
         for name, value in self.named_buffers(values).items():
             self.module.get_buffer(name).copy_(value)
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        parts = [torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._moving()]
+        parts = [
+            torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._mutable_buffers()
+        ]
         return torch.where(torch.cat(parts), rows.mean(0), rows.amax(0)) if parts else rows[:1].flatten()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import distbelief as db
-from distbelief.engines import replicas
+from distbelief.engines import replica_slot
 from tests import problems
 
 EPOCHS = 4
@@ -53,7 +53,7 @@ def test_a_replica_that_stays_stopped_outside_a_lock_is_replaced(
 ) -> None:
     """Where all data are leased, the run would wait for it for ever."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(replicas, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(replica_slot, "_SILENCE_S", 1.0)
     run, deaths = run_with(2, signal.SIGSTOP, 1)
     assert [death["status"] for death in deaths] == [-signal.SIGKILL]
     assert run.summary["restarts"] == 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, final
 
-from distbelief.engines.local.process import Workers
+from distbelief.engines.local.worker_process import Workers
 
 if TYPE_CHECKING:
     from distbelief.engines.local import Local
-    from distbelief.engines.local.driver import LocalDriver
+    from distbelief.engines.local.local_driver import LocalDriver
     from distbelief.run.prepare import Prepared
 
 
@@ -33,7 +33,7 @@ class LocalSession:
     def driver(self, prepared: Prepared, **shared: Any) -> LocalDriver:
         """A driver for a run."""
         # Not at the top: torch takes seconds to import, which the workers spend likewise.
-        from distbelief.engines.local.driver import LocalDriver
+        from distbelief.engines.local.local_driver import LocalDriver
 
         threads = self._engine.threads_each(prepared.replicas)
         return LocalDriver(prepared, devices=self._engine.devices, threads=threads, workers=self._workers, **shared)

@@ -17,11 +17,11 @@ import torch
 
 from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
-from distbelief.engines.board import Board
+from distbelief.engines.assembly import assemble, failure_of
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
-from distbelief.engines.replica import assemble, failure_of
+from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.shipping import unpack
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
@@ -65,7 +65,7 @@ def _die_with(fd: int) -> None:
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
     replica, incarnation = message["replica"], message["incarnation"]
-    job_fd, shards_fd, board_fd = message["fds"]
+    job_fd, shards_fd, table_fd = message["fds"]
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
     job: Job = unpack(job_fd)
     run = job.run
@@ -73,30 +73,36 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     device = torch.device(job.devices[replica % len(job.devices)])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    board = Board(SharedMemory(board_fd).bytes, run.replicas, job.buffers)
-    flat = FlatModule(run.task.build(run.seed).train(), run.layout, run.moving, device)
-    flat.load_buffers_(board.buffers[replica])
+    table = ProgressTable(SharedMemory(table_fd).bytes, run.replicas, job.buffers)
+    flat = FlatModule(run.task.build(run.seed).train(), run.layout, run.mutable_buffers, device)
+    flat.load_buffers_(table.buffers[replica])
     memory = SharedMemory(shards_fd)
     links: list[ShardLink] = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
     if device.type != "cpu":
         parts = [run.layout.part(flat.vector, shard) for shard in range(len(links))]
         links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
-    asyncio.run(_run(channel, run, board, flat, links, replica, incarnation))
+    asyncio.run(_run(channel, run, table, flat, links, replica, incarnation))
 
 
 async def _run(
-    channel: Channel, run: Prepared, board: Board, flat: FlatModule, links: list[ShardLink], replica: int, life: int
+    channel: Channel,
+    run: Prepared,
+    table: ProgressTable,
+    flat: FlatModule,
+    links: list[ShardLink],
+    replica: int,
+    life: int,
 ) -> None:
     batches = Batches(run.rows, run.batch_size, run.seed, run.workers)
     # A GPU computes by itself: meanwhile this process can move bytes.
     beside = run.overlap > 0 and flat.device.type != "cpu"
 
     def publish_buffers() -> None:
-        board.publish_buffers(replica, flat.buffers())
+        table.publish_buffers(replica, flat.buffers())
 
     def publish(progress: Progress) -> None:
-        board.write(replica, progress)
-        if board.awaits_buffers(replica):
+        table.write(replica, progress)
+        if table.awaits_buffers(replica):
             publish_buffers()
 
     requests = ChannelRequests(channel, publish_buffers)
@@ -110,7 +116,7 @@ async def _run(
         ),
         work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,
-        stopping=lambda: board.stopping,
+        stopping=lambda: table.stopping,
         watch=publish,
     ).run()
 

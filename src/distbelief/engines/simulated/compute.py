@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distbelief.allocation import Progress, Replica
-from distbelief.engines.board import Board
-from distbelief.engines.replica import assemble
+from distbelief.engines.assembly import assemble
+from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.simulated.world import World
 from distbelief.ports import Gradient, ShardLink, WorkSource
 from distbelief.run.prepare import Prepared
@@ -26,13 +26,13 @@ _EPOCHS = 3
 
 @final
 class SharedModule:
-    """One module that computes for every replica; what moves in it besides parameters lies on the board."""
+    """One module that computes for every replica; what moves in it besides parameters lies on the table."""
 
-    def __init__(self, prepared: Prepared, world: World, board: Board) -> None:
+    def __init__(self, prepared: Prepared, world: World, table: ProgressTable) -> None:
         self._prepared = prepared
         self.world = world
-        self._board = board
-        self._flat = FlatModule(prepared.task.build(prepared.seed).train(), prepared.layout, prepared.moving)
+        self._table = table
+        self._flat = FlatModule(prepared.task.build(prepared.seed).train(), prepared.layout, prepared.mutable_buffers)
         batches = Batches(prepared.rows, prepared.batch_size, prepared.seed, epochs=_EPOCHS)
         self._gradients = ModuleGradients(
             prepared.task, self._flat, batches, seed=prepared.seed, precision=prepared.precision
@@ -50,7 +50,7 @@ class SharedModule:
             source=TimedGradients(self, who[0], parameters),
             work=work,
             parameters=parameters,
-            stopping=lambda: self._board.stopping,
+            stopping=lambda: self._table.stopping,
             watch=watch,
             patience=self.world.patience,
         )
@@ -58,11 +58,11 @@ class SharedModule:
     async def gradient(self, replica: int, parameters: Tensor, epoch: int, batch: int) -> Gradient:
         """The gradient at a replica's parameters, in no time."""
         self._flat.vector.copy_(parameters)
-        if self._prepared.moving:
-            self._flat.load_buffers_(self._board.buffers[replica])
+        if self._prepared.mutable_buffers:
+            self._flat.load_buffers_(self._table.buffers[replica])
         gradient = await self._gradients.gradient(epoch, batch)
-        if self._prepared.moving:
-            self._board.buffers[replica] = self._flat.buffers()
+        if self._prepared.mutable_buffers:
+            self._table.buffers[replica] = self._flat.buffers()
         return gradient
 
 

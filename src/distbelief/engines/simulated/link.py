@@ -63,9 +63,9 @@ class SimulatedLink:
         answer: Answer = await self._call(SMALL, lambda answer: self.host.execute(command, answer))
         return scatter(answer, command) if isinstance(command, Capture) else answer
 
-    def moving(self) -> bool:
+    def transferring(self) -> bool:
         """Whether bytes are on their way to the shard or back."""
-        return self.wire.moving(self.machine, machine_of(self.host))
+        return self.wire.transferring(self.machine, machine_of(self.host))
 
     async def _call(self, nbytes: int, serve: Serve) -> Any:
         return await call(self.wire, self.machine, machine_of(self.host), nbytes, serve)

@@ -105,7 +105,7 @@ class Wire:
             else:
                 loop.call_at(loop.time() + latency, self._arrive, target, deliver)
 
-    def moving(self, one: str, other: str) -> bool:
+    def transferring(self, one: str, other: str) -> bool:
         """Whether bytes of a message between two machines are under way."""
         ends = max(self._under_way[one, other], self._under_way[other, one])
         return ends > asyncio.get_running_loop().time()

@@ -7,12 +7,12 @@ from typing import Any, final
 import torch
 
 from distbelief.engines.memory import available, require
-from distbelief.engines.record import RunRecord
-from distbelief.engines.shards import memory_needed
+from distbelief.engines.run_record import RunRecord
+from distbelief.engines.shard_set import memory_needed
 from distbelief.engines.simulated import Simulated
-from distbelief.engines.simulated.driver import SimulatedDriver
 from distbelief.engines.simulated.link import CONTROLLER
 from distbelief.engines.simulated.loop import Deadlock, simulate
+from distbelief.engines.simulated.simulated_driver import SimulatedDriver
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
 from distbelief.run.checkpoint import newest

@@ -1,28 +1,28 @@
-"""The board that replicas write on."""
+"""The progress table."""
 
 import torch
 
 from distbelief.allocation import Progress
-from distbelief.engines.board import Board
+from distbelief.engines.progress_table import ProgressTable
 
 
 def test_rows_and_buffers_are_each_replicas_own() -> None:
-    memory = torch.zeros(Board.nbytes(3, 2), dtype=torch.uint8)
-    board, other = Board(memory, 3, 2), Board(memory, 3, 2)
-    board.write(1, Progress(steps=7, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
-    board.buffers[2] = torch.tensor([1.0, 2.0])
+    memory = torch.zeros(ProgressTable.nbytes(3, 2), dtype=torch.uint8)
+    table, other = ProgressTable(memory, 3, 2), ProgressTable(memory, 3, 2)
+    table.write(1, Progress(steps=7, examples=32, losses=1, loss=0.5, staleness=2, fetched_bytes=2.0**40))
+    table.buffers[2] = torch.tensor([1.0, 2.0])
     assert other.read(1) == Progress(7, 32, 1, 0.5, 0, 0, 2, 2.0**40, 0)
     assert other.steps(1) == 7
     assert other.read(0) == other.read(2) == Progress()
     assert other.buffers.tolist() == [[0, 0], [0, 0], [1, 2]]
     assert not other.stopping
-    board.stop()
+    table.stop()
     assert other.stopping
 
 
 def test_a_replica_publishes_its_buffers_once_at_first_and_once_a_request() -> None:
-    memory = torch.zeros(Board.nbytes(2, 2), dtype=torch.uint8)
-    controller, replica = Board(memory, 2, 2), Board(memory, 2, 2)
+    memory = torch.zeros(ProgressTable.nbytes(2, 2), dtype=torch.uint8)
+    controller, replica = ProgressTable(memory, 2, 2), ProgressTable(memory, 2, 2)
     published = []
     for step in range(6):
         if step in (2, 3):
@@ -37,9 +37,9 @@ def test_a_replica_publishes_its_buffers_once_at_first_and_once_a_request() -> N
 
 
 def test_one_row_of_buffers_answers_all_requests_before_it() -> None:
-    board = Board(torch.zeros(Board.nbytes(1, 1), dtype=torch.uint8), 1, 1)
+    table = ProgressTable(torch.zeros(ProgressTable.nbytes(1, 1), dtype=torch.uint8), 1, 1)
     for _ in range(3):
-        board.request_buffers()
-    board.publish_buffers(0, torch.ones(1))
-    assert not board.awaits_buffers(0)
-    assert board.read(0) == Progress()
+        table.request_buffers()
+    table.publish_buffers(0, torch.ones(1))
+    assert not table.awaits_buffers(0)
+    assert table.read(0) == Progress()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import distbelief as db
-from distbelief.cli import simulation
+from distbelief.cli import simulation_file as simulation
 from distbelief.errors import UsageError
 
 WHOLE = """

@@ -1,4 +1,4 @@
-"""The board: memory on which replicas write how far they are, and the controller when to stop."""
+"""The progress table: shared memory in which replicas write their progress and the controller the request to stop."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -19,7 +19,7 @@ _HEAD = 8
 
 
 @final
-class Board:
+class ProgressTable:
     """Rows of float64: one a replica for progress, one a replica for the buffers of its module.
 
     Buffers are large, and wanted a few times a minute only. So a replica publishes them after its first step, after the
@@ -27,7 +27,7 @@ class Board:
 
     A row is written by its replica alone and read at any time; a reader may see a step's row half written, which is a
     fault of one step in a figure for the eye. `memory` is uint8, `nbytes` of zeros, the caller's; all who look into it
-    see the same board.
+    see the same table.
     """
 
     def __init__(self, memory: Tensor, replicas: int, buffers: int) -> None:
@@ -40,7 +40,7 @@ class Board:
 
     @staticmethod
     def nbytes(replicas: int, buffers: int) -> int:
-        """Bytes of memory that a board takes."""
+        """Bytes of memory that a table takes."""
         return 8 * (_HEAD + replicas * (1 + _FIELDS + buffers))
 
     @property

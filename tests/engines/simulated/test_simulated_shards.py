@@ -10,7 +10,7 @@ import torch
 from distbelief.engines.actions import RestoreShard
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Network, Wire
-from distbelief.engines.simulated.shards import SimulatedShards
+from distbelief.engines.simulated.simulated_shards import SimulatedShards
 from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import ORIGIN, Answer, Capture, Fence, PushRecord, Slice, Snapshot, Verdict
 from distbelief.server.admission import Asynchronous

@@ -18,18 +18,18 @@ from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines import actions
-from distbelief.engines.board import Board
+from distbelief.engines.assembly import failure_of
 from distbelief.engines.carrier import Carrier
-from distbelief.engines.record import flat_at_start
-from distbelief.engines.replica import failure_of
-from distbelief.engines.shards import shard_specs
+from distbelief.engines.progress_table import ProgressTable
+from distbelief.engines.run_record import flat_at_start
+from distbelief.engines.shard_set import shard_specs
 from distbelief.engines.simulated.compute import SharedModule
 from distbelief.engines.simulated.faults import Death
 from distbelief.engines.simulated.link import CONTROLLER, SimulatedRequests, machine_of
 from distbelief.engines.simulated.loop import Deadlock
-from distbelief.engines.simulated.process import SimulatedProcess
 from distbelief.engines.simulated.request_server import RequestServer
-from distbelief.engines.simulated.shards import SimulatedShards
+from distbelief.engines.simulated.simulated_process import SimulatedProcess
+from distbelief.engines.simulated.simulated_shards import SimulatedShards
 from distbelief.engines.simulated.world import World
 from distbelief.engines.supervision import Ending
 from distbelief.errors import DistBeliefError, InvariantViolated
@@ -61,15 +61,15 @@ class SimulatedDriver(Carrier):
         self._plan, self._trace, self._clock, self._wire = world.plan, world.trace, world.clock, world.wire()
         flat = flat_at_start(prepared, torch.device("cpu"))
         count, buffers = prepared.replicas, len(flat.buffers())
-        board = Board(torch.zeros(Board.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
+        table = ProgressTable(torch.zeros(ProgressTable.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
         shards = [Shard(spec, torch.zeros(spec.nbytes, dtype=torch.uint8)) for spec in shard_specs(prepared)]
-        super().__init__(prepared, flat, shards, board, clock=world.clock, beside=False, **shared)
+        super().__init__(prepared, flat, shards, table, clock=world.clock, beside=False, **shared)
         self._shards = SimulatedShards(shards, self._wire, world.trace, world.patience, mortal=world.plan.loses_shards)
         self._processes: dict[int, SimulatedProcess] = {}
         """The newest of each replica."""
         self._abandoned: list[SimulatedProcess] = []
         """Held to be dead; they go on until they can be reached."""
-        self._shared = SharedModule(prepared, world, board)
+        self._shared = SharedModule(prepared, world, table)
         resumed = prepared.resumed
         self._trace.begin_life(self._controller.allocator.total, 0 if resumed is None else resumed.state.examples)
         self._requests = RequestServer(self._controller, world.trace, world.clock, self._carry)
@@ -249,7 +249,7 @@ class SimulatedDriver(Carrier):
         """A replica has done a step."""
         if process.over:
             return
-        self._board.write(process.replica, progress)
+        self._table.write(process.replica, progress)
         self._steps += 1
         # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
         if self._steps % self._prepared.replicas == 0:

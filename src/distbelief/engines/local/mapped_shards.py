@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import final
 
-from distbelief.engines.shards import shard_specs
+from distbelief.engines.shard_set import shard_specs
 from distbelief.links.mapped import SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.run.prepare import Prepared
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from distbelief.engines.simulated.loop import simulate
-from distbelief.engines.simulated.process import SimulatedProcess
+from distbelief.engines.simulated.simulated_process import SimulatedProcess
 
 
 class Work:

@@ -2,7 +2,7 @@
 
 import math
 
-from distbelief.engines.replicas import ReplicaSlot
+from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.supervision import Failure
 
 

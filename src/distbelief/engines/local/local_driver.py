@@ -10,15 +10,15 @@ import torch
 
 from distbelief.downpour.lease_server import Granted
 from distbelief.engines.actions import Acknowledge
-from distbelief.engines.board import Board
 from distbelief.engines.carrier import Carrier
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
-from distbelief.engines.local.process import WorkerProcess, Workers
-from distbelief.engines.local.shards import MappedShards
+from distbelief.engines.local.mapped_shards import MappedShards
+from distbelief.engines.local.worker_process import WorkerProcess, Workers
 from distbelief.engines.memory import available, require
-from distbelief.engines.record import flat_at_start
-from distbelief.engines.shards import memory_needed, shard_specs
+from distbelief.engines.progress_table import ProgressTable
+from distbelief.engines.run_record import flat_at_start
+from distbelief.engines.shard_set import memory_needed, shard_specs
 from distbelief.engines.shipping import pack
 from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import DistBeliefError, WorkerDied
@@ -49,9 +49,9 @@ class LocalDriver(Carrier):
         # First, since it may be refused: nothing has to be given back by then.
         self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
         self._mapped = MappedShards(prepared, self._watch_holder)
-        self._board_memory = SharedMemory.create(Board.nbytes(count, buffers), "board")
-        board = Board(self._board_memory.bytes, count, buffers)
-        super().__init__(prepared, flat, self._mapped.shards, board, clock=time.monotonic, beside=True, **shared)
+        self._table_memory = SharedMemory.create(ProgressTable.nbytes(count, buffers), "progress")
+        table = ProgressTable(self._table_memory.bytes, count, buffers)
+        super().__init__(prepared, flat, self._mapped.shards, table, clock=time.monotonic, beside=True, **shared)
         self._processes: dict[int, WorkerProcess] = {}
         """The process of each replica that has one."""
         self._selector = selectors.DefaultSelector()
@@ -77,7 +77,7 @@ class LocalDriver(Carrier):
         self.record.close()
         self._selector.close()
         self._mapped.close()
-        self._board_memory.close()
+        self._table_memory.close()
         self._job.close()
 
     # To the controller
@@ -156,7 +156,7 @@ class LocalDriver(Carrier):
         self._processes[replica] = process
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
-        fds = self._job.fd, self._mapped.memory.fd, self._board_memory.fd
+        fds = self._job.fd, self._mapped.memory.fd, self._table_memory.fd
         process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
         self.record.started(replica, incarnation, process.pid)
 

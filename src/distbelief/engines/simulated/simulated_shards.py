@@ -91,7 +91,7 @@ class SimulatedShards:
             whole, vectors = Slice(0, self.hosts[shard].shard.spec.elements), self.hosts[shard].shard.vectors
             copies = {name: torch.empty_like(vector) for name, vector in vectors.items()}
             command = Capture({name: [*command.into.get(name, ()), (whole, copy)] for name, copy in copies.items()})
-        answer = await insist(self._patience, lambda: link.execute(command), link.moving)
+        answer = await insist(self._patience, lambda: link.execute(command), link.transferring)
         if copies and isinstance(answer, Snapshot):
             self._copies[shard] = Snapshot(answer.numbers, copies)
         return answer

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from distbelief.allocation import Progress
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
-from distbelief.engines.board import Board, total
 from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
-from distbelief.engines.replicas import ReplicaSlot
-from distbelief.engines.shards import Shards
+from distbelief.engines.progress_table import ProgressTable, total
+from distbelief.engines.replica_slot import ReplicaSlot
+from distbelief.engines.shard_set import Shards
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
@@ -41,7 +41,7 @@ _BUFFERS_S = 1.0
 
 def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
     """The model at its beginning, or as the run that is resumed left it."""
-    flat = FlatModule(prepared.module, prepared.layout, prepared.moving, device)
+    flat = FlatModule(prepared.module, prepared.layout, prepared.mutable_buffers, device)
     if prepared.resumed is not None:
         parameters_into_(flat.vector, prepared.layout, prepared.resumed.tensors)
     return flat
@@ -79,7 +79,7 @@ class RunRecord:
     _: KW_ONLY
     flat: FlatModule
     shards: Shards
-    board: Board
+    table: ProgressTable
     observer: Observer
     files: RunDirectory
     callbacks: Sequence[Callback]
@@ -91,7 +91,7 @@ class RunRecord:
         prepared, files, flat, beside = self.prepared, self.files, self.flat, self.beside
         resumed = prepared.resumed
         self._past = Totals() if resumed is None else resumed.state.totals
-        self.board.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
+        self.table.buffers.copy_(flat.buffers().expand(prepared.replicas, -1))
         self._evaluations = Evaluations(
             prepared,
             flat,
@@ -174,15 +174,15 @@ class RunRecord:
 
     def _with_buffers(self, then: Callable[[], None]) -> None:
         """Do something as soon as the replicas at work have published the buffers that training changes."""
-        if self.beside and self.prepared.moving:
-            self.board.request_buffers()
+        if self.beside and self.prepared.mutable_buffers:
+            self.table.request_buffers()
             self._waiting.append((self.clock() + _BUFFERS_S, then))
         else:
             then()
 
     def _look_for_buffers(self, now: float) -> None:
         slots = (slot for slot in self.controller.slots if slot.alive and slot.state == "working")
-        if now >= self._waiting[0][0] or not any(self.board.awaits_buffers(slot.replica) for slot in slots):
+        if now >= self._waiting[0][0] or not any(self.table.awaits_buffers(slot.replica) for slot in slots):
             waiting, self._waiting = self._waiting, []
             for _, then in waiting:
                 then()
@@ -208,13 +208,13 @@ class RunRecord:
             error=lost.error,
             account=vars(lost.account),
         )
-        self.board.buffers[lost.replica] = self._buffers()
+        self.table.buffers[lost.replica] = self._buffers()
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
-        row = self.board.read(replica)
+        row = self.table.read(replica)
         self._retired = total((self._retired, row))
-        self.board.write(replica, Progress())
+        self.table.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 
@@ -234,7 +234,7 @@ class RunRecord:
 
     def tick(self) -> None:
         """Tell the controller that time has passed."""
-        steps = [self.board.steps(slot.replica) for slot in self.controller.slots]
+        steps = [self.table.steps(slot.replica) for slot in self.controller.slots]
         self.controller.tick(self.clock(), self.examples, steps)
 
     def _look(self) -> None:
@@ -255,10 +255,10 @@ class RunRecord:
     def _buffers(self) -> Tensor:
         """The module's buffers: of the replicas that have worked and not died, where what they hold is finite."""
         slots = range(self.prepared.replicas)
-        worked = [replica for replica in slots if replica in self._worked or self.board.read(replica).examples]
-        rows = self.board.buffers[worked]
+        worked = [replica for replica in slots if replica in self._worked or self.table.read(replica).examples]
+        rows = self.table.buffers[worked]
         rows = rows[torch.isfinite(rows).all(1)]
-        return self.flat.mean_buffers(rows if len(rows) else self.board.buffers[:1])
+        return self.flat.mean_buffers(rows if len(rows) else self.table.buffers[:1])
 
     def _fetch(self) -> Tensor:
         """Copy the server's parameters into the controller's module; returns the buffers that belong to them."""
@@ -270,7 +270,7 @@ class RunRecord:
         prepared = self.prepared
         module = prepared.task.build(prepared.seed)
         put_(module, tensors_of(self.flat.module))
-        flat = FlatModule(module, prepared.layout, prepared.moving)
+        flat = FlatModule(module, prepared.layout, prepared.mutable_buffers)
         self.shards.fetch(flat.vector)
         flat.refresh()
         flat.load_buffers_(self._buffers())
@@ -329,13 +329,13 @@ class RunRecord:
 
     @property
     def examples(self) -> int:
-        """Used over the run's life, by what replicas have told on the board."""
+        """Used over the run's life, by what replicas have told on the table."""
         return self._resumed_at + int(self._sums.examples)
 
     @property
     def _sums(self) -> Progress:
-        """The board's rows of all replicas, the dead ones' included, added up."""
-        return total((self._retired, *map(self.board.read, range(self.prepared.replicas))))
+        """The table's rows of all replicas, the dead ones' included, added up."""
+        return total((self._retired, *map(self.table.read, range(self.prepared.replicas))))
 
     def _totals(self) -> Totals:
         past, sums = self._past, self._sums
@@ -370,7 +370,7 @@ class RunRecord:
         """Let it be seen how the run stands, and tell of its progress once in so many seconds."""
         now = self.clock()
         for replica in range(self.prepared.replicas):
-            self._speeds.update(now, replica, self.board.read(replica))
+            self._speeds.update(now, replica, self.table.read(replica))
         status = self._status()
         self.observer.status(status)
         if now >= self._next_progress and self.controller.watch.began is not None:
@@ -403,7 +403,7 @@ class RunRecord:
                 slot.replica,
                 self._shown(slot, now),
                 self._speeds.examples_per_second(slot.replica),
-                int(self.board.read(slot.replica).staleness),
+                int(self.table.read(slot.replica).staleness),
                 max(0, slot.starts - 1),
             )
             for slot in self.controller.slots

@@ -1,6 +1,6 @@
 """What a replica says of an error before it ends; that it works is shown by runs."""
 
-from distbelief.engines.replica import failure_of
+from distbelief.engines.assembly import failure_of
 from distbelief.errors import Diverged
 
 
