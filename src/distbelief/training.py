@@ -4,8 +4,9 @@ import functools
 import gc
 import inspect
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, final
@@ -19,6 +20,7 @@ from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
 from distbelief.engines.signals import requests_raise, requests_to_end
 from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
+from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
 from distbelief.run.callbacks import Callback
@@ -33,6 +35,7 @@ from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
 
 _DEFAULT_EPOCHS = 10
+_AT_WORK = threading.Lock()
 P = ParamSpec("P")
 
 
@@ -117,15 +120,35 @@ def fulfil(request: Request, session: Session) -> Run:
     """Do what was asked, in a session of the engine that it asks for."""
     # Where the user's code runs in this process, it may want the terminal for a debugger.
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
-    if not request.resume:
-        prepared = _prepared(request, None, session)
-        with closing(RunDirectory.open(request.directory)) as files:
-            return _train(request, prepared, session, files, watch)
-    # The directory first: no other run is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory.open(request.directory, resume=True)) as files:
-        resumed, complaints = newest(files.checkpoints)
-        prepared = _prepared(request, resumed, session, files.check_model)
-        return _train(request, prepared, session, files, watch, complaints)
+    # Absolute before any of the user's code runs, which may change the working directory.
+    directory = None if request.directory is None else Path(request.directory).absolute()
+    with _alone(), children_end_too():
+        if not request.resume:
+            prepared = _prepared(request, None, session)
+            with closing(RunDirectory.open(directory)) as files:
+                return _train(request, prepared, session, files, watch)
+        # The directory first: no other run is to write a checkpoint between our look at them and our own.
+        with closing(RunDirectory.open(directory, resume=True)) as files:
+            resumed, complaints = newest(files.checkpoints)
+            prepared = _prepared(request, resumed, session, files.check_model)
+            return _train(request, prepared, session, files, watch, complaints)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time: models are made and data are ordered by the generators that a process has only one of.
+
+    Raises `UsageError` where another is at work.
+    """
+    if not _AT_WORK.acquire(blocking=False):
+        raise UsageError(
+            "another run is at work in this process, and each would change what the other draws by chance: begin this "
+            "one when that has ended, or in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
 
 
 def own_method(task: Task, resumed: str | Path | None) -> Downpour:
@@ -188,8 +211,8 @@ def _train(
         with closing(driver):
             earlier = files.set_aside() if request.resume and prepared.resumed is None else None
             files.begin(
-                {"format": FORMAT, **describe(prepared.method)},
-                {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
+                describe(prepared.method),
+                {**request.task.origin, **identity(prepared.module)},
             )
             if request.resume:
                 driver.record.tell_resumed(complaints, earlier)
@@ -241,6 +264,7 @@ class _Both:
         self._files = files
         self._seen = seen
         self._said: set[str] = set()
+        self._renewed: set[str] = set()
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Write it down and show it."""
@@ -250,6 +274,9 @@ class _Both:
         for name in unwritten.keys() - self._said:
             self._seen.event("unwritten", seconds, name=name, error=unwritten[name])
         self._said = set(unwritten)
+        for name in set(self._files.renewed) - self._renewed:
+            self._renewed.add(name)
+            self.event("renewed", seconds, name=name)
 
     def status(self, status: Status) -> None:
         """Show it."""

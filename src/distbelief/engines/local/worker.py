@@ -1,14 +1,11 @@
-"""A worker: the process of one replica. Started as `python -m distbelief.engines.local.worker`.
+"""A worker: the process of one replica, once it has begun (`boot.py`).
 
 It imports torch while the controller prepares the run, then waits for its job on the socket it was started with.
 """
 
 import asyncio
-import os
-import signal
 import socket
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.shipping import unpack
+from distbelief.links.forks import children_end_too
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
@@ -34,33 +32,24 @@ _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
 
 
-def main() -> None:
+def serve(fd: int) -> None:
     """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
-    # Ctrl-C and the end of a terminal are the controller's affair, which ends the run or has been started to ignore
-    # them; the replicas are told by it. What a worker starts, such as the processes of data loaders, inherits this.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    threading.Thread(target=_die_with, args=(int(sys.argv[2]),), daemon=True).start()
+    channel = Channel(socket.socket(fileno=fd))
     message = channel.receive()
     if message is None:
         return
     try:
-        _work(channel, message)
-    # Whatever the user's code raises is the controller's to judge.
-    except Exception as error:  # noqa: BLE001
+        # What this process forks is not to outlive it, even if it is killed.
+        with children_end_too():
+            _work(channel, message)
+    # Whatever the user's code raises, `sys.exit` included, is the controller's to judge.
+    except BaseException as error:  # noqa: BLE001
         failure = failure_of(error)
         channel.send("failed", error=failure.error, frames=failure.frames, kind_of=failure.kind_of)
         sys.exit(1)
-
-
-def _die_with(fd: int) -> None:
-    """End this process when the controller's end of a pipe is closed, which happens however it dies."""
-    os.read(fd, 1)
-    os._exit(2)
 
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
@@ -119,7 +108,3 @@ async def _run(
         stopping=lambda: table.stopping,
         watch=publish,
     ).run()
-
-
-if __name__ == "__main__":
-    main()
