@@ -3,7 +3,6 @@
 import functools
 import gc
 import inspect
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from distbelief.downpour.method import Downpour
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
-from distbelief.engines.signals import requests_raise, requests_to_end
-from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
+from distbelief.engines.signals import Requests, requests_raise, requests_to_end
+from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskError, UsageError, UserCodeError
 from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
@@ -33,6 +32,7 @@ from distbelief.run.run import FORMAT, Run, identity
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
+from distbelief.task.tracebacks import described, user_frames
 
 _DEFAULT_EPOCHS = 10
 _AT_WORK = threading.Lock()
@@ -235,25 +235,44 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
     return load_file(path)
 
 
-def _finish(
-    request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]
-) -> Run:
+def _finish(request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: Requests) -> Run:
     """Write what was reached, and only then say what went wrong."""
     method, engine = type(prepared.method).__name__, describe(request.on)
     summary = {"format": FORMAT, "method": method, "engine": engine, **result.summary}
-    files.write_model(prepared.module)
+    error = result.error
+    try:
+        files.write_model(prepared.module)
+    # What the user's `state_dict` raises, for one.
+    except BaseException as failure:  # noqa: BLE001
+        error = error or failure
     files.write_json("summary.json", summary)
     missing = files.missing()
-    if result.error is not None:
-        if missing:
-            result.error.add_note(missing)
-        raise result.error
-    if received:
+    reached = missing or f"what was reached is in {files.path}"
+    if isinstance(error, KeyboardInterrupt) or (received and error is None):
         # Also where it came when the run was ending by itself: the program around it is to end, too.
-        raise KeyboardInterrupt(f"{received[0].name}: {missing or f'what was reached is in {files.path}'}")
+        told = f"{received[0].name if received else 'an interruption'}: {reached}"
+        raise KeyboardInterrupt(f"{told}\n\n{'' if error is None else user_frames(error)}".rstrip()) from error
+    if error is not None:
+        raise _told(error, missing, reached)
     if missing:
         raise NotWritten(missing)
     return Run(files.path, prepared.task, summary)
+
+
+def _told(error: BaseException, missing: str, reached: str) -> BaseException:
+    """What has ended a run, as it is raised once everything is written."""
+    if isinstance(error, DistBeliefError):
+        if missing:
+            error.add_note(missing)
+        return error
+    frames = user_frames(error)
+    # An exit code that says that something is wrong stays; another would say that all is well.
+    if not error.code if isinstance(error, SystemExit) else frames:
+        ended = UserCodeError(f"the run was ended by {described(error)}; {reached}\n\n{frames}".rstrip())
+        ended.__cause__ = error
+        return ended
+    error.add_note(reached)
+    return error
 
 
 @final

@@ -60,6 +60,15 @@ class LocalDriver(Carrier):
 
     def run(self) -> Result:
         """Train to the end. A request that is received ends the run early with what there is, a second one at once."""
+        try:
+            with self.record.received.interruptible():
+                self._train()
+        # Whatever it is: what was reached is written first, and then it goes on.
+        except BaseException as error:  # noqa: BLE001
+            self.abandon(error)
+        return self.record.result()
+
+    def _train(self) -> None:
         self.record.begin("local", self._devices)
         self._controller.begin(time.monotonic())
         self._carry()
@@ -67,13 +76,10 @@ class LocalDriver(Carrier):
             self._listen()
             self._attend()
             self._carry()
-        return self.record.result()
 
     def close(self) -> None:
         """End every process, and give all memory back."""
-        for process in self._processes.values():
-            process.kill()
-            process.reap()
+        self._end_processes()
         self.record.close()
         self._selector.close()
         self._mapped.close()
@@ -157,7 +163,7 @@ class LocalDriver(Carrier):
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
         fds = self._job.fd, self._mapped.memory.fd, self._table_memory.fd
-        process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
+        process.channel.send("job", replica=replica, incarnation=incarnation, path=list(map(str, sys.path)), fds=fds)
         self.record.started(replica, incarnation, process.pid)
 
     def _process(self, replica: int, incarnation: int) -> WorkerProcess | None:
@@ -167,6 +173,13 @@ class LocalDriver(Carrier):
     def _kill(self, replica: int, incarnation: int) -> None:
         if (process := self._process(replica, incarnation)) is not None:
             process.kill()
+
+    def _end_processes(self) -> None:
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
+            process.reap()
 
     def _suspect(self, replica: int, incarnation: int) -> None:
         if (process := self._process(replica, incarnation)) is not None and process.stopped:
