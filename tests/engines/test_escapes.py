@@ -127,7 +127,7 @@ class Blocks:
     state: ClassVar[dict[str, float]] = {}
 
     def update_(
-        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: Any, step: int, rate: float
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: Any, step: Tensor, rate: float
     ) -> None:
         if step > 50:
             time.sleep(1000.0)

@@ -187,7 +187,7 @@ class Controller:
         self.stop(now, why, 0.0)
         for slot in (slot for slot in self.slots if slot.alive or slot.fencing):
             slot.alive, slot.state, who = False, "dead", (slot.replica, slot.incarnation)
-            self._fenced(slot, Ending(None, "", "ended with the run"), now, now, fence(*who))
+            self._fenced(slot, Ending(None, "", cause="ended with the run"), now, now, fence(*who))
 
     def fail(self, now: float, error: DistBeliefError) -> None:
         """End the run at once because of an error."""

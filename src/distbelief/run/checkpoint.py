@@ -3,8 +3,8 @@
     checkpoints/000000012800/    the examples that had been accounted for
         tensors.safetensors      everything that the module and the rule hold, by the keys of `state.py`
         state.json               the state of the run (`state.py`), and the checksum of the tensors
-    checkpoints/.index.json      the folders that were written here: no other is ever removed
     checkpoints/best.safetensors the model at its best evaluation, with the names of `state_dict`
+    .checkpoints.json            the index of the folders that were written: no other is ever removed
 
 Nothing in them depends on the number of shards or replicas. A folder is removed by the names of the files that were
 written into it, so that whatever else is put there stays.
@@ -39,7 +39,6 @@ KEPT = 3
 """How many of the newest are kept."""
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
-_INDEX = ".index.json"
 _PARTIAL = ".partial"
 _NAME = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})|\.partial-([0-9]{12,})-before")
 """A checkpoint, or one that is being replaced by another of as many examples."""
@@ -145,7 +144,7 @@ def write(folder: Path, draft: Draft) -> Path:
         if target.name not in written:
             if target.exists():
                 raise FileExistsError(errno.EEXIST, f"{target} is in the way, which no run has written")
-            _index(folder, written | {target.name})
+            _write_index(folder, written | {target.name})
         text = json.dumps({"tensors": write_image(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
         sync(partial / _STATE)
@@ -179,26 +178,30 @@ def _prune(folder: Path) -> None:
     there = {name for name in written if (folder / name).exists()}
     if there != written:
         with suppress(OSError):
-            _index(folder, there)
+            _write_index(folder, there)
 
 
 def _written(folder: Path) -> set[str]:
     """The names of the checkpoints that were written here, by the index."""
     try:
-        names = json.loads((folder / _INDEX).read_text())["checkpoints"]
+        names = json.loads(_index(folder).read_text())["checkpoints"]
         return set(filter(_NAME.fullmatch, names))
     # Where it is damaged, or there is none, nothing is removed.
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
-def _index(folder: Path, names: set[str]) -> None:
-    partial = folder / f"{_INDEX}{_PARTIAL}"
+def _index(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.json")
+
+
+def _write_index(folder: Path, names: set[str]) -> None:
+    partial = folder.with_name(f"{_index(folder).name}{_PARTIAL}")
     try:
         with create(partial) as file:
             file.write(json.dumps({"checkpoints": sorted(names)}).encode())
         sync(partial)
-        partial.replace(folder / _INDEX)
+        partial.replace(_index(folder))
     except OSError:
         partial.unlink(missing_ok=True)
         raise

@@ -4,6 +4,7 @@
     method.json, task.json       what was asked for
     events.jsonl                 a line for everything that happened
     checkpoints/                 what the run can go on from (`checkpoint.py`), and best.safetensors
+    .checkpoints.json            which of its folders the run has written
     model.safetensors            what was reached
     summary.json                 the same in figures
 
@@ -39,7 +40,7 @@ _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
 _TASK = "task.json"
-_FILES = (_TASK, "checkpoints", _LOG, "model.safetensors", "summary.json")
+_FILES = (_TASK, "checkpoints", ".checkpoints.json", _LOG, "model.safetensors", "summary.json")
 """What a run writes beside its method."""
 _SIGNS = {_METHOD: "kind", _TASK: "digest"}
 """What is in the files that say that a directory is a run's."""

@@ -38,13 +38,36 @@ def serve(fd: int) -> None:
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
     channel = Channel(socket.socket(fileno=fd))
-    message = channel.receive()
-    if message is None:
-        return
+    # What this process forks is not to outlive it, even if it is killed.
+    with children_end_too():
+        while (message := channel.receive()) is not None:
+            if message["kind"] == "try":
+                _try(channel, message)
+            else:
+                _work_or_tell(channel, message)
+                return
+
+
+def _try(channel: Channel, message: dict[str, Any]) -> None:
+    """Receive a job, to no other end than to see whether that can be done here."""
     try:
-        # What this process forks is not to outlive it, even if it is killed.
-        with children_end_too():
-            _work(channel, message)
+        _job(message)
+    # Whatever the user's classes raise.
+    except Exception as error:  # noqa: BLE001
+        channel.send("tried", **failure_of(error)._asdict() | {"cause": None})
+    else:
+        channel.send("tried", error=None)
+
+
+def _job(message: dict[str, Any]) -> Job:
+    sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
+    job: Job = unpack(message["fds"][0])
+    return job
+
+
+def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
+    try:
+        _work(channel, message)
     # Whatever the user's code raises, `sys.exit` included, is the controller's to judge.
     except BaseException as error:  # noqa: BLE001
         failure = failure_of(error)
@@ -54,9 +77,8 @@ def serve(fd: int) -> None:
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
     replica, incarnation = message["replica"], message["incarnation"]
-    job_fd, shards_fd, table_fd = message["fds"]
-    sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
-    job: Job = unpack(job_fd)
+    _, shards_fd, table_fd = message["fds"]
+    job = _job(message)
     run = job.run
     torch.set_num_threads(job.threads)
     device = torch.device(job.devices[replica % len(job.devices)])

@@ -117,6 +117,10 @@ class Workers:
         """A process, which the caller owns: the one that was started first, or a new one."""
         return self._idle.pop(0) if self._idle else WorkerProcess()
 
+    def give_back(self, process: WorkerProcess) -> None:
+        """Have a process taken again, as the next one."""
+        self._idle.insert(0, process)
+
     def close(self) -> None:
         """End those that no run took."""
         for process in self._idle:

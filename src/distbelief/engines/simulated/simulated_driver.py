@@ -89,7 +89,7 @@ class SimulatedDriver(Carrier):
                 self._shard_dies(shard_host, death)
         self._controller.begin(now)
         self._carry()
-        for planned in plan.deaths:
+        for planned in self._world.deaths:
             if planned.at >= now:
                 self._at(planned.at, self._die, planned)
         if plan.silences and now < plan.quiet_from:
@@ -265,6 +265,7 @@ class SimulatedDriver(Carrier):
     # Deaths
 
     def _die(self, death: Death) -> None:
+        self._world.deaths.remove(death)
         kind, _, number = death.machine.partition(" ")
         if kind == CONTROLLER:
             self._over.set_result(death)
