@@ -25,6 +25,7 @@ from distbelief.engines.speeds import Speeds
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Capture, Fence, Snapshot
+from distbelief.run import divergence
 from distbelief.run.callbacks import Callback, Callbacks, LiveRun
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.checkpointing import Checkpoints
@@ -475,6 +476,9 @@ class RunRecord:
             self._evaluations.finish(stamp if wanted else None, impatient=lambda: bool(self.received))
         with self._kept():
             self._write_last()
+        if isinstance(controller.error, Diverged):
+            with self._kept():
+                controller.error.add_note(divergence.set_aside(self.prepared, self.files.checkpoints))
         with self._kept():
             self.tell("stopped", **stamp, stopped_by=stopped_by)
         with self._kept(), self.received.interruptible():

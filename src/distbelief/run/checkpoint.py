@@ -232,6 +232,14 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
+def rename(folder: Path, examples: int, prefix: str) -> None:
+    """Have a checkpoint be one no more: it keeps its name, behind a prefix, and replaces an older one of that name."""
+    for path in [path for path in _all(folder) if _examples(path) == examples]:
+        target = folder / f"{prefix}{examples:012}"
+        _remove(target)
+        path.rename(target)
+
+
 def latest(folder: Path) -> int | None:
     """The examples of the newest checkpoint, damaged or not; None if there is none."""
     return next((_examples(path) for path in _all(folder)), None)

@@ -9,6 +9,7 @@ from typing import final
 
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.descendants import MARK, end_descendants, new_mark
+from distbelief.engines.local.room import require_room
 from distbelief.links import forks
 
 ENVIRONMENT = {
@@ -109,7 +110,8 @@ class Workers:
         self._idle: list[WorkerProcess] = []
 
     def start(self, count: int) -> None:
-        """Have this many processes ready."""
+        """Have this many processes ready. Raises `UsageError` where there is no room for them."""
+        require_room(count - len(self._idle))
         while len(self._idle) < count:
             self._idle.append(WorkerProcess())
 
