@@ -41,10 +41,8 @@ def _rooms(proc: Path, cgroups: Path, free: int) -> Iterator[tuple[int, str]]:
     most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     # The limit does not bind root.
     if most != resource.RLIM_INFINITY and os.getuid() != 0:
-        yield (
-            max(0, most - _threads(proc)) // _THREADS,
-            f"this user may have {most:,} processes and threads (ulimit -u)",
-        )
+        left = most - _threads(proc)
+        yield max(0, left) // _THREADS, f"this user may have {most:,} processes and threads (ulimit -u)"
     for folder, _ in groups("pids", proc, cgroups):
         with suppress(OSError, ValueError):
             most = int((folder / "pids.max").read_text())
