@@ -50,7 +50,7 @@ def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
 def controller_of(prepared: Prepared) -> Controller:
     """The controller of a run: at its beginning, or where the run that is resumed stood."""
     method, until, resumed = prepared.method, prepared.until, prepared.resumed
-    allocator = method.allocator(len(prepared.rows), epochs=until.epochs, limit=until.examples)
+    allocator = method.allocator(prepared.examples, epochs=until.epochs, limit=until.examples)
     if resumed is not None:
         allocator.restore_(resumed.state.method)
     return Controller(
@@ -137,12 +137,13 @@ class RunRecord:
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
-            examples_per_epoch=len(prepared.rows),
+            examples_per_epoch=prepared.examples,
             chosen_by=prepared.chosen_by,
             epochs=until.epochs,
             examples=until.examples,
             seconds_limit=until.seconds,
             seed=prepared.seed,
+            remarks=list(prepared.remarks),
         )
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:

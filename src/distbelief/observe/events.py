@@ -4,7 +4,8 @@ Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "se
 it), and:
 
     started      engine, replicas, devices, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
-                 epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it
+                 epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it,
+                 remarks: sentences on what was asked for and has no effect
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is

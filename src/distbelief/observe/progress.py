@@ -149,6 +149,7 @@ def _started(content: dict[str, Any]) -> str:
         "; times are simulated": content["engine"] == "simulated",
         "; the test set chooses, since there is no validation set": content["chosen_by"] == "test",
         f"\nthis CPU has no {content['precision']} instructions: float32 is far faster": content["emulated"],
+        "".join(f"\n{remark}" for remark in content.get("remarks", ())): True,
     }
     replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
     size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"

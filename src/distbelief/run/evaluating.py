@@ -108,7 +108,9 @@ class Evaluations:
         return float(value) if mode == "max" else -float(value)
 
     def _reached(self, name: str, value: float) -> bool:
-        found = self.history[-1][name]
+        found = self.history[-1].get(name)
+        if found is None:
+            return False
         return bool(found >= value if self.prepared.task.mode(name) == "max" else found <= value)
 
     def close(self) -> None:
@@ -144,7 +146,7 @@ class Evaluations:
         began = time.monotonic()
         self._load(buffers)
         row = dict(stamp)
-        for prefixes, rows in self.prepared.sets.items():
+        for prefixes, (rows, batch_size) in self.prepared.sets.items():
             if "" not in prefixes and not everything:
                 continue
             # The chance in making an evaluation's batches is the same in each evaluation.
@@ -153,10 +155,12 @@ class Evaluations:
                     self._task,
                     self.flat.module,
                     rows,
-                    self.prepared.evaluation_batch,
+                    batch_size,
                     self._abandoned.is_set,
                 )
-            row.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
+            # As it is written: JSON has no other numbers than finite ones.
+            told = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            row.update({prefix + name: value for prefix in prefixes for name, value in told.items()})
         self.seconds += time.monotonic() - began
         # In this thread: while the best model is written, the controller answers replicas.
         if best := self._is_best(row):

@@ -11,17 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distbelief import chance
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
-from distbelief.run.evaluation import evaluate
+from distbelief.run.evaluation import EVALUATED_AT_ONCE, WithoutGradients, evaluate
 from distbelief.task import taskfile
-from distbelief.task.data import ArrayRows, rows_of, shapes
+from distbelief.task.data import ArrayRows, rows_of
+from distbelief.task.nested import shapes
+from distbelief.task.order import Order, digest_of
 from distbelief.task.task import Task, predict
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
-_PREDICTED = 512
-"""Rows that are predicted from at once."""
 _TOLD = 3
 """Differences between two models that are told of."""
 
@@ -56,7 +55,10 @@ class Run:
             raise UsageError(f'which must be "last" or "best", not {which!r}')
         file = self.directory / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
         if not file.exists():
-            raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
+            raise DirectoryError(
+                f"there is no {which} model in {self.directory}: the run was never evaluated, or what it is judged by "
+                'was never a finite number; run.model("last") is there'
+            )
         return load_file(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
@@ -70,8 +72,11 @@ class Run:
             if name not in _SETS or getattr(self._task, name) is None:
                 raise DataError(f"the task has no {name} data: it has {', '.join(self._sets)}")
             data = getattr(self._task, name)
-        rows = rows_of(data, "data", self._task.collate_fn, sparse=self._task.sparse)[0]
-        return evaluate(self._task, self.model(), rows)
+            source = rows_of(data, name, self._task.collate_fn, sparse=self._task.sparse)
+        else:
+            source = rows_of(data, "data", self._task.collate_fn, sparse=self._task.sparse)
+            source.check_whole("data")
+        return evaluate(self._task, self.model(), source.rows, source.loading.batch_size or EVALUATED_AT_ONCE)
 
     @property
     def judged_by(self) -> str:
@@ -93,13 +98,12 @@ class Run:
         rows = ArrayRows(x, "x", sparse=self._task.sparse)
         if not len(rows):
             raise DataError("x holds no rows to predict from")
-        model = self.model()
+        model, call = self.model(), WithoutGradients()
         try:
-            with torch.inference_mode():
-                parts = [
-                    predict(model, rows.batch(indices))
-                    for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // _PREDICTED))
-                ]
+            parts = [
+                call(predict, model, rows.batch(indices))
+                for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // EVALUATED_AT_ONCE))
+            ]
         except Exception as error:
             if (why := self._unlike(rows)) is not None:
                 raise DataError(why) from error
@@ -124,8 +128,16 @@ class Run:
         )
 
     def order(self, epoch: int) -> Tensor:
-        """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`."""
-        return chance.order(self.summary["seed"], epoch, self.summary["examples_per_epoch"])
+        """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`.
+
+        Raises `TaskError` where they were drawn by weights that are not those of the task at hand.
+        """
+        summary, weights = self.summary, self._task.weights
+        if summary.get("weights") != digest_of(weights):
+            raise TaskError("the run drew its examples by weights that this task does not have: load it with its own")
+        used = summary["examples_per_epoch"]
+        examples, kind = summary.get("training_examples", used), summary.get("order", "shuffled")
+        return Order.of(summary["seed"], kind, examples, used, weights)(epoch)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
