@@ -196,6 +196,10 @@ class Method(Protocol):
     def overlap(self) -> int | None:
         """Batches that fetches and pushes may lag behind."""
 
+    @property
+    def without_effect(self) -> Sequence[str]:
+        """What is asked for and has no effect, in sentences."""
+
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Method":
         """The same with numbers in the place of "auto" and None, which is what the following are asked of."""
 

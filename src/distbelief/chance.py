@@ -33,6 +33,7 @@ def draws(seed: int, epoch: int, sums: torch.Tensor) -> torch.Tensor:
     points = torch.rand(len(sums), generator=chance, dtype=torch.float64) * sums[-1]
     # A point may be rounded to the very end, behind which no example lies.
     last = int(torch.searchsorted(sums, sums[-1]))
-    # In order, and shuffled afterwards: each search by itself would wait for the memory.
-    found = torch.searchsorted(sums, points.sort().values, right=True).clamp_(max=last)
+    # In order, and shuffled afterwards: each search by itself would wait for the memory. NumPy sorts faster.
+    points.numpy().sort()
+    found = torch.searchsorted(sums, points, right=True).clamp_(max=last)
     return found[torch.randperm(len(found), generator=chance)]

@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 465,
+    ".": 471,
     "cli": 605,
-    "downpour": 625,
-    "engines": 1295,
+    "downpour": 650,
+    "engines": 1325,
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 255,
+    "observe": 265,
     "observe/report": 840,
-    "run": 1190,
+    "run": 1370,
     "server": 965,
-    "task": 625,
+    "task": 915,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

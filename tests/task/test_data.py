@@ -2,6 +2,7 @@ import pickle
 import random
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -441,6 +442,13 @@ def test_processes_that_load_ahead_open_it_too(table: Path) -> None:
         assert torch.equal(ahead(0, batch)[0], here(0, batch)[0])
 
 
+def test_one_thread_opens_and_reads_it_whatever_thread_asks(table: Path) -> None:
+    """A connection of SQLite can be used by the thread alone that made it; evaluations have a thread of their own."""
+    found = rows(lambda: Table(table))
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(found.batch, PICK).result()[1].tolist() == found.batch(PICK)[1].tolist() == PICK.tolist()
+
+
 def test_arrays_from_a_function_are_arrays() -> None:
     assert isinstance(rows(lambda: (X, Y)), ArrayRows)
 
@@ -460,6 +468,15 @@ def test_a_function_may_draw_but_not_give_other_data_each_time(table: Path) -> N
             DataError, match=r"^the function that gives train gives other data in each process: .* seed"
         ):
             changed.batch(PICK)
+
+
+def test_samples_may_hold_anything() -> None:
+    class Mixed(Squares):
+        def __getitem__(self, index: int) -> Any:
+            number = torch.eye(2).to_sparse(), np.float16(index), np.longdouble(1), 1 << 70, np.str_("a"), object
+            return {"x": torch.tensor(index), "more": (*number, np.array(["a", None]), torch.tensor(True))}
+
+    assert sent(rows(Mixed, collate_fn=len)).batch(PICK) == 3
 
 
 def test_samples_that_differ_each_time_are_no_other_data() -> None:

@@ -71,6 +71,19 @@ class Downpour:
         """The rule of the local step, or None where a fetch replaces the parameters before they are used again."""
         return None if self.n_fetch == 1 else self.local_optimizer or self.optimizer
 
+    @property
+    def without_effect(self) -> list[str]:
+        """What is asked for and has no effect, in sentences."""
+        sentences = {
+            "local_optimizer has no effect with n_fetch=1: a fetch replaces what its step would change": (
+                self.local_optimizer is not None and self.local_rule is None
+            ),
+            "warmstart has no effect with one replica: it works alone in any case": (
+                self.warmstart > 0 and self.replicas == 1
+            ),
+        }
+        return [sentence for sentence, holds in sentences.items() if holds]
+
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
         """The same with these numbers in the place of "auto" and None."""
         return replace(self, replicas=replicas, shards=shards, batch_size=batch_size)

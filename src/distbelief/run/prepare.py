@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Method
-from distbelief.downpour.method import Downpour
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import EVALUATED_AT_ONCE
@@ -79,7 +78,7 @@ class Prepared(Asked):
     sets: dict[tuple[str, ...], EvaluationSet]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
     remarks: tuple[str, ...] = ()
-    """What was asked for and has no effect, in sentences."""
+    """What was asked for and has no effect, and other advice, in sentences."""
     mutable_buffers: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
     data: str = ""
@@ -197,7 +196,6 @@ def prepare(
         order=order,
         workers={**loading.workers, **({"num_workers": task.num_workers} if task.num_workers else {})},
         sets=sets,
-        remarks=tuple(_remarks(task, method, asked, [rows, *(found.rows for found in sets.values())])),
     )
     _check_decided(prepared)
     with seeded(asked.seed):
@@ -205,7 +203,10 @@ def prepare(
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
-    return dataclasses.replace(prepared, mutable_buffers=mutable_buffers)
+    advice = try_evaluations(prepared, task.placed(device), trial)
+    return dataclasses.replace(
+        prepared, mutable_buffers=mutable_buffers, remarks=(*_remarks(task, asked, prepared), *advice)
+    )
 
 
 def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
@@ -214,7 +215,7 @@ def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
     if resumed is not None:
         _restore_(prepared.module, resumed)
     task = prepared.task.with_values(_copies(prepared.module, trained=False))
-    return dataclasses.replace(prepared, task=task, resumed=resumed)
+    return _recut(dataclasses.replace(prepared, task=task, resumed=resumed))
 
 
 def _started(task: Task, module: nn.Module, start: Mapping[str, Tensor]) -> Task:
@@ -316,9 +317,10 @@ def _sets(task: Task, batch_size: int) -> dict[tuple[str, ...], EvaluationSet]:
     return sets
 
 
-def _remarks(task: Task, method: Method, asked: Asked, used: Sequence[Rows]) -> Iterator[str]:
+def _remarks(task: Task, asked: Asked, prepared: Prepared) -> Iterator[str]:
     """What was asked for and has no effect."""
-    if len(used) == 1:
+    used = [prepared.rows, *(found.rows for found in prepared.sets.values())]
+    if not prepared.sets:
         without = "since there is neither validation nor test data to evaluate"
         if task.metrics:
             names = ", ".join(task.metrics)
@@ -327,8 +329,7 @@ def _remarks(task: Task, method: Method, asked: Asked, used: Sequence[Rows]) -> 
             yield f"evaluate_every has no effect, {without}"
     if task.collate_fn is not None and all(isinstance(rows, ArrayRows) for rows in used):
         yield "collate_fn has no effect, since all data are arrays: rows are taken from them as they are"
-    if isinstance(method, Downpour) and method.local_optimizer is not None and method.local_rule is None:
-        yield "local_optimizer has no effect with n_fetch=1: a fetch replaces what its step would change"
+    yield from prepared.method.without_effect
 
 
 def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
@@ -357,5 +358,4 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     mutable_buffers = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
     for name, buffer in module.named_buffers():
         buffer.copy_(kept[name])
-    try_evaluations(prepared, task, module)
     return mutable_buffers

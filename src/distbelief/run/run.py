@@ -30,14 +30,15 @@ class Run:
     """A run that has ended.
 
     `summary`, `history` (one dict an evaluation) and `directory` are as written; `metrics` are those of the last
-    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…".
+    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…". One
+    that was not a finite number is None.
     """
 
     def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
         self.directory = directory
         self.summary = summary
         self.history: list[dict[str, Any]] = summary["history"]
-        self.metrics: dict[str, float] = summary["metrics"]
+        self.metrics: dict[str, Any] = summary["metrics"]
         self._task = task
 
     def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
@@ -140,7 +141,8 @@ class Run:
         return Order.of(summary["seed"], kind, examples, used, weights)(epoch)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        told = {name: "not finite" if value is None else f"{value:.4g}" for name, value in self.metrics.items()}
+        metrics = ", ".join(f"{name} {value}" for name, value in told.items())
         return f"Run({str(self.directory)!r}: {self.summary['examples']:,} examples{', ' if metrics else ''}{metrics})"
 
 

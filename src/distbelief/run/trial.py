@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -57,17 +58,23 @@ def _fitting(prepared: Prepared) -> int:
     return next((size for size in sizes if not 0 < prepared.examples % size < size / 2), 1)
 
 
-def try_evaluations(prepared: Prepared, task: Task, module: nn.Module) -> None:
-    """Evaluate a few examples of each set, metrics and all."""
+def try_evaluations(prepared: Prepared, task: Task, module: nn.Module) -> Iterator[str]:
+    """Evaluate a few examples of each set, metrics and all; yields advice, in sentences."""
     over_set = any(metric.over == "set" for metric in task.judges.values())
     for prefixes, (rows, batch_size) in prepared.sets.items():
         name = "test" if "test_" in prefixes else "validation"
         few = Head(rows, min(len(rows), batch_size, prepared.batch_size))
         with noted(f"on the first examples of {name}"), seeded(prepared.seed):
             try:
-                evaluate(task, module, few)
+                found = evaluate(task, module, few)
             # A metric over the set may be defined for the whole of it alone: where the first few are of one class, say.
             except Exception:
                 if not over_set or len(few) == len(rows):
                     raise
-                evaluate(task, module, rows, batch_size)
+                found = evaluate(task, module, rows, batch_size)
+        for metric, judge in task.judges.items():
+            if judge.over == "batch" and task.loss is not None and not math.isfinite(found[metric]):
+                yield (
+                    f"the metric {metric} is {found[metric]:g} on the first examples of {name}: if it is no mean over "
+                    f'examples, give metrics={{"{metric}": db.Metric(fn, over="set")}}'
+                )

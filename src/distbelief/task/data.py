@@ -4,6 +4,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -204,40 +205,45 @@ def rows_of(
 class OpenedRows:
     """Examples of a Dataset that a function opens: in each process that uses them, and never sent once it is open.
 
-    The function is called under one seed, so that what it draws is the same everywhere.
+    One thread of its own opens and reads it, since evaluations have another thread than training, and a connection may
+    be of use in one alone. The function is called under one seed, so that what it draws is the same everywhere.
     """
 
     def __init__(
         self, function: Callable[[], Any], name: str, collate_fn: Callable[[list[Any]], Any] | None, *, sparse: bool
     ) -> None:
         self._how = function, name, collate_fn, sparse
-        self._source = self._open()
-        self._process = os.getpid()
-        self._length = len(self._source.rows)
-        self.first = self._example()
+        self._length = 0
+        self.first: list[Tensor] | None = None
         """What the first example holds; nothing where that is another each time, and None of arrays."""
+        self._process: int | None = None
+        self._thread: ThreadPoolExecutor
+        self._source: Source
+        _ = self.source
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_source": None, "_process": None}
+        return {name: value for name, value in vars(self).items() if name not in ("_thread", "_source")} | {
+            "_process": None
+        }
 
     def __len__(self) -> int:
         return self._length
 
     def batch(self, indices: np.ndarray) -> Any:
         """The examples at these indices."""
-        return self.source.rows.batch(indices)
+        return self._in_thread(self.source.rows.batch, indices)
 
     @property
     def source(self) -> Source:
         """What the function opened in this process. Raises `DataError` where that is other data than elsewhere."""
         if self._process != os.getpid():
-            self._source, self._process = self._open(), os.getpid()
-            if len(self._source.rows) != self._length or (self.first and not _alike(self.first, self._example() or ())):
-                raise DataError(
-                    f"the function that gives {self._how[1]} gives other data in each process: have it open the same "
-                    "data each time, and seed the generators that it makes itself"
-                )
+            self._thread = ThreadPoolExecutor(1, "data", torch.set_num_threads, (torch.get_num_threads(),))
+            self._source = self._in_thread(self._open)
+            self._process = os.getpid()
         return self._source
+
+    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._thread.submit(function, *arguments).result()
 
     def _open(self) -> Source:
         function, name, collate_fn, sparse = self._how
@@ -245,21 +251,36 @@ class OpenedRows:
             data = function()
         if callable(data) and not isinstance(data, Dataset) and not hasattr(type(data), "__getitem__"):
             raise DataError(f"the function that gives {name} returned a function: give that one")
-        return rows_of(data, name, collate_fn, sparse=sparse)
+        source = rows_of(data, name, collate_fn, sparse=sparse)
+        length, first = len(source.rows), _first_example(source.rows)
+        if not self._length:
+            self._length, self.first = length, first
+        elif length != self._length or (self.first and not _alike(self.first, first or ())):
+            raise DataError(
+                f"the function that gives {name} gives other data in each process: have it open the same data each "
+                "time, and seed the generators that it makes itself"
+            )
+        return source
 
-    def _example(self) -> list[Tensor] | None:
-        rows = self._source.rows
-        if isinstance(rows, ArrayRows):
-            return None
-        drawn = []
-        for _ in range(2):
-            with seeded(0):
-                example = rows.samples([0]) if isinstance(rows, SampleRows) else rows.batch(np.arange(1))
-            kinds = Tensor, np.ndarray, np.generic, float, int
-            numbers = [leaf for leaf in leaves(example) if isinstance(leaf, kinds)]
-            # Copies, since a part of a larger tensor would take all of that tensor along.
-            drawn.append([torch.as_tensor(leaf).detach().clone() for leaf in numbers])
-        return drawn[0] if _alike(*drawn) else []
+
+def _first_example(rows: Rows) -> list[Tensor] | None:
+    """The numbers in the first example; none where they are others each time, and None of arrays."""
+    if isinstance(rows, ArrayRows):
+        return None
+    drawn = []
+    for _ in range(2):
+        with seeded(0):
+            example = rows.samples([0]) if isinstance(rows, SampleRows) else rows.batch(np.arange(1))
+        # Copies, since a part of a larger tensor would take all of that tensor along.
+        drawn.append([torch.as_tensor(leaf).detach().clone() for leaf in leaves(example) if _is_numbers(leaf)])
+    return drawn[0] if _alike(*drawn) else []
+
+
+def _is_numbers(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.layout is torch.strided
+    found = np.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | float | int) else None
+    return found is not None and found.dtype.kind in "biuf" and found.itemsize <= torch.float64.itemsize
 
 
 def _alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
