@@ -388,7 +388,8 @@ class _Ahead:
             # Torch's own would make lists of tuples and tensors of arrays.
             collate_fn=_as_it_is,
             persistent_workers=True,
-            **workers,
+            # Another way to start them would import what a user's script defines, and cannot.
+            **{**workers, "multiprocessing_context": workers.get("multiprocessing_context") or "fork"},
         )
         self._iterator: Iterator[Any] = iter(())
 
