@@ -16,7 +16,7 @@ CODE_BUDGET = {
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 255,
+    "observe": 280,
     "observe/report": 840,
     "run": 1190,
     "server": 965,
