@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
+from distbelief.run.result import refusals
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -109,9 +110,11 @@ def _drawn(status: Status) -> RenderableType:
 def headline(status: Status) -> str:
     """One line on how a run stands."""
     loss = "" if status.loss is None else f"  loss {status.loss:.4f}"
+    lr = "" if status.learning_rate is None else f"  lr {status.learning_rate:.3g}"
+    norm = "" if status.gradient_norm is None else f"  gradient {status.gradient_norm:.3g}"
     left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
     speed = f"{status.examples_per_second:,.0f}/s"
-    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
+    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{lr}{norm}{left}"
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:
@@ -138,7 +141,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
         case "stopped":
             why = _WHY.get(content["stopped_by"], content["stopped_by"])
-            return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            done = f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            return "; ".join(filter(None, [done, refusals(content["refused"], content["train_loss"])]))
         case _:
             return ""
 
@@ -152,7 +156,9 @@ def _started(content: dict[str, Any]) -> str:
     }
     replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
     size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
-    remarked = "".join(remark for remark, holds in remarks.items() if holds)
+    remarked = "".join(
+        [*(remark for remark, holds in remarks.items() if holds), *(f"\n{r}" for r in content["remarks"])]
+    )
     return f"{replicas}{gpus and f' on {gpus}'}, {shards}, {size}{remarked}"
 
 
