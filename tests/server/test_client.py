@@ -166,6 +166,23 @@ def test_the_poison_of_one_batch_does_not_reach_the_next_push() -> None:
     assert hand_over.take().finite
 
 
+def test_the_norm_is_read_where_it_is_wanted_or_needed() -> None:
+    for clip_norm, wanted in ((None, True), (1.3, False), (100.0, False)):
+        hand_over = HandOver(clip_norm)
+        hand_over.accrue(gradient(torch.tensor([3.0]), torch.tensor([4.0])), versions(0))
+        assert hand_over.read(torch.tensor(7.0), norm=wanted) == [7.0]
+        assert hand_over.take().norm == pytest.approx(5.0), "before it is clipped"
+    assert HandOver(tensors=[torch.tensor([3.0])]).take().norm is None
+
+
+def test_the_norm_of_a_sum_is_that_of_its_mean() -> None:
+    hand_over = HandOver()
+    for _ in range(2):
+        hand_over.accrue(Gradient([torch.tensor([30.0, 40.0])], torch.zeros(()), 5, torch.tensor(10.0)), versions(0))
+    hand_over.read(norm=True)
+    assert hand_over.take().norm == pytest.approx(10.0)
+
+
 def test_a_push_is_clipped_to_the_norm_of_the_whole() -> None:
     tensors = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0], [12.0]]), None]
     hand_over = HandOver(clip_norm=1.3)

@@ -16,7 +16,8 @@ from distbelief.ports import Gradient
 from distbelief.server.admission import Buffered
 from distbelief.server.client import HandOver
 from distbelief.server.layout import Layout
-from distbelief.server.rules import SGD, Adagrad, Adam, AdamW, Rule
+from distbelief.server.rules import SGD, Adagrad, Adam, AdamW, Groups, Rule, rule_over
+from distbelief.server.schedules import Cosine, Linear
 from tests.shards import NO_WORK, ON_ARRIVAL, make_client, make_push, make_shard, make_shards, set_living
 
 SHAPES = ((), (1,), (5, 3), (16,), (33,), (7, 11), (2, 3, 17))
@@ -260,3 +261,16 @@ def test_adagrad_never_turns_an_endless_plateau_into_a_nan() -> None:
 def test_a_value_that_cannot_work_is_refused_where_it_is_made(make: Callable[[], Rule], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         make()
+
+
+def test_a_rule_for_a_run_has_numbers_in_its_schedules_and_those_of_its_groups() -> None:
+    found = rule_over(SGD(Cosine(0.1), groups={"a": {"lr": Linear(1.0, warmup=0.1)}, "b": {"momentum": 0.5}}), 1000)
+    groups: Groups = {"a": {"lr": Linear(1.0, 1000, warmup=100)}, "b": {"momentum": 0.5}}
+    assert found == SGD(Cosine(0.1, 1000), groups=groups)
+
+
+def test_groups_are_a_copy() -> None:
+    groups = {"*.bias": {"lr": 1.0}}
+    rule = SGD(0.1, groups=groups)
+    groups["*.bias"]["lr"] = 2.0
+    assert rule.variants["*.bias"].lr == 1.0

@@ -60,7 +60,8 @@ class Lines(_Told):
         # The first waits until there is a speed to tell.
         if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            self._print(status.seconds, f"{headline(status)}  {_each(status.replicas)}")
+            told = filter(None, [headline(status), steps(status), _each(status.replicas)])
+            self._print(status.seconds, "  ".join(told))
 
 
 @final
@@ -104,17 +105,21 @@ def _drawn(status: Status) -> RenderableType:
         name, restarts = count(len(alike), "replica") if many else f"#{kind}", sum(r.restarts for r in alike)
         table.add_row(name, alike[0].state, *_ranges(alike), str(restarts or ""))
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
-    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
+    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"), Text(steps(status)))
 
 
 def headline(status: Status) -> str:
     """One line on how a run stands."""
     loss = "" if status.loss is None else f"  loss {status.loss:.4f}"
-    lr = "" if status.learning_rate is None else f"  lr {status.learning_rate:.3g}"
-    norm = "" if status.gradient_norm is None else f"  gradient {status.gradient_norm:.3g}"
     left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
     speed = f"{status.examples_per_second:,.0f}/s"
-    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{lr}{norm}{left}"
+    return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
+
+
+def steps(status: Status) -> str:
+    """How large the steps are: the learning rate, and the norm of the gradients."""
+    known = {"lr": status.learning_rate, "gradient": status.gradient_norm}
+    return "  ".join(f"{name} {value:.3g}" for name, value in known.items() if value is not None)
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:

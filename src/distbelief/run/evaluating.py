@@ -113,13 +113,7 @@ class Evaluations:
         until, history = self.prepared.until, self.history
         if until.target and history and all(self._reached(name, value) for name, value in until.target.items()):
             return "target"
-        if until.patience is not None:
-            best, since = -math.inf, 0
-            for rank in (rank for rank in map(self._rank, history) if rank > -math.inf):
-                best, since = (rank, 0) if rank > best + until.min_delta else (best, since + 1)
-            if since >= until.patience:
-                return "patience"
-        return None
+        return "patience" if until.out_of_patience(map(self._rank, history)) else None
 
     def _rank(self, row: Row) -> float:
         """By what a row is better than another; minus infinity where it has no finite number to be judged by."""

@@ -1,6 +1,7 @@
 """When a run ends, and how often something is done in it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from distbelief.checks import check_number, check_whole
@@ -48,6 +49,17 @@ class Until:
         if self.monitor is not None and not isinstance(self.monitor, str):
             raise UsageError(f'monitor must be the name of a metric, such as "loss", or None, not {self.monitor!r}')
         check_number("min_delta", self.min_delta)
+
+    def out_of_patience(self, ranks: Iterable[float]) -> bool:
+        """Whether too many evaluations have brought nothing better, by their ranks, of which more is better.
+
+        Minus infinity is an evaluation without a number: it counts neither for nor against.
+        """
+        best, since = -math.inf, 0
+        for rank in ranks:
+            if rank > -math.inf:
+                best, since = (rank, 0) if rank > best + self.min_delta else (best, since + 1)
+        return self.patience is not None and since >= self.patience
 
     def in_examples(self, examples_per_epoch: int) -> int | None:
         """Examples after which a run ends, if nothing else ends it before; None where only time or metrics do."""

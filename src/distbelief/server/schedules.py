@@ -140,10 +140,10 @@ def lr_over(lr: Any, examples: int | None) -> Any:
 def missed(lr: float | Schedule, end: int) -> str | None:
     """What of a schedule, in numbers, does not fit a run that ends after so many examples; None if all does."""
     if isinstance(lr, _Decay) and lr.examples is not None and lr.examples != end:
-        when = "stays there" if lr.examples < end else "is above it at the end of the run"
+        when = "stays there until" if lr.examples < end else "is not there by"
         return (
-            f"the learning rate comes down to {lr(lr.examples):g} after {lr.examples:,} examples, and {when}, after "
-            f"{end:,}: schedules count examples, not steps; without examples= they end with the run"
+            f"the learning rate comes down to {lr(lr.examples):g} after {lr.examples:,} examples, and {when} the run's "
+            f"end after {end:,}: schedules count examples, not steps; without examples= they end with the run"
         )
     if isinstance(lr, Steps) and (late := [start for start in lr.rates if start >= end]):
         return f"the learning rate's step after {min(late):,} examples is never taken: the run ends after {end:,}"
