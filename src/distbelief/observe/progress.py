@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
+from distbelief.run.result import refusals
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -61,7 +62,8 @@ class Lines(_Told):
         # The first waits until there is a speed to tell.
         if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            self._print(status.seconds, f"{headline(status)}  {_each(status.replicas)}")
+            told = filter(None, [headline(status), steps(status), _each(status.replicas)])
+            self._print(status.seconds, "  ".join(told))
 
 
 @final
@@ -129,7 +131,7 @@ def _drawn(status: Status) -> RenderableType:
         name, restarts = count(len(alike), "replica") if many else f"#{kind}", sum(r.restarts for r in alike)
         table.add_row(name, alike[0].state, *_ranges(alike), str(restarts or ""))
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
-    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
+    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"), Text(steps(status)))
 
 
 def headline(status: Status) -> str:
@@ -138,6 +140,12 @@ def headline(status: Status) -> str:
     left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
     speed = f"{status.examples_per_second:,.0f}/s"
     return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
+
+
+def steps(status: Status) -> str:
+    """How large the steps are: the learning rate, and the norm of the gradients."""
+    known = {"lr": status.learning_rate, "gradient": status.gradient_norm}
+    return "  ".join(f"{name} {value:.3g}" for name, value in known.items() if value is not None)
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:
@@ -164,7 +172,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
         case "stopped":
             why = _WHY.get(content["stopped_by"], content["stopped_by"])
-            return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            done = f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            return "; ".join(filter(None, [done, refusals(content["refused"], content["train_loss"])]))
         case _:
             return ""
 
@@ -178,7 +187,9 @@ def _started(content: dict[str, Any]) -> str:
     }
     replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
     size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
-    remarked = "".join(remark for remark, holds in remarks.items() if holds)
+    remarked = "".join(
+        [*(remark for remark, holds in remarks.items() if holds), *(f"\n{r}" for r in content["remarks"])]
+    )
     return f"{replicas}{gpus and f' on {gpus}'}, {shards}, {size}{remarked}"
 
 
