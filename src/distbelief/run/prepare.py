@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from distbelief.run.evaluation import EVALUATED_AT_ONCE
 from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
 from distbelief.run.trial import train_on, try_evaluations, try_last
 from distbelief.run.until import Every, Until
+from distbelief.server.block import OWN_VECTORS
 from distbelief.server.layout import Layout
 from distbelief.task.data import ArrayRows, Batches, Rows, rows_of, seeded
 from distbelief.task.gradients import CPU, Precision
@@ -28,6 +29,8 @@ from distbelief.task.tracebacks import noted
 
 _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
+OF_AVERAGE = "average_"
+"""What metrics of the average of the parameters begin with."""
 _LARGE = 1 << 20
 """Elements from which on a vector is cut into a shard a replica."""
 
@@ -63,7 +66,9 @@ class Prepared(Asked):
     origin: Task
     """Its modules are as the run began in its first life."""
     method: Method
-    """With numbers in the place of "auto" and None."""
+    """With numbers in the place of "auto" and None, in schedules too."""
+    chosen: Method
+    """The same with the schedules as they were given: what ends with the run ends with that which goes on from it."""
     replicas: int
     batch_size: int
     """Examples a batch."""
@@ -77,8 +82,8 @@ class Prepared(Asked):
     """Arguments of a DataLoader whose processes make a replica's batches; none where it makes them itself."""
     sets: dict[tuple[str, ...], EvaluationSet]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
-    remarks: tuple[str, ...] = ()
-    """What was asked for and has no effect, and other advice, in sentences."""
+    advice: tuple[str, ...] = ()
+    """What was seen in the first evaluations, in sentences."""
     mutable_buffers: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
     data: str = ""
@@ -95,9 +100,34 @@ class Prepared(Asked):
 
     @property
     def judge(self) -> tuple[str, Literal["min", "max"]]:
-        """The metric by which the best evaluation is chosen: that of the target, else the first, else the loss."""
-        name = next(iter([*(self.until.target or {}), *self.task.metrics, "loss"]))
-        return name, self.task.mode(name)
+        """The metric by which evaluations are judged: `monitor`, or the target's, else the first, else the loss."""
+        name = self.until.monitor or next(iter([*(self.until.target or {}), *self.task.metrics, "loss"]))
+        return name, self.mode(name)
+
+    def mode(self, name: str) -> Literal["min", "max"]:
+        """Whether less or more of a metric is better, those of the average included."""
+        return self.task.mode(name.removeprefix(OF_AVERAGE) if self.of_average(name) else name)
+
+    def of_average(self, name: str) -> bool:
+        """Whether a metric is one of the average of the parameters, and none of the task's own of such a name."""
+        return self.method.average is not None and name not in ("loss", *self.task.metrics)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Settings that have no effect, in sentences."""
+        until, trained = self.until, [entry.name for entry in self.layout.entries]
+        unused = [] if until.patience or not until.min_delta else ["min_delta has no effect without patience"]
+        if not self.sets:
+            asked = {
+                "evaluate_every": self.evaluate_every,
+                f"metrics ({', '.join(self.task.metrics)})": self.task.metrics,
+            }
+            without = "since there is neither validation nor test data to evaluate"
+            unused += [f"{name} has no effect, {without}" for name, value in asked.items() if value]
+        used = [self.rows, *(found.rows for found in self.sets.values())]
+        if self.task.collate_fn is not None and all(isinstance(rows, ArrayRows) for rows in used):
+            unused.append("collate_fn has no effect, since all data are arrays: rows are taken from them as they are")
+        return [*self.method.remarks(trained, until.in_examples(self.examples)), *unused, *self.advice]
 
     @property
     def chosen_by(self) -> str | None:
@@ -115,7 +145,7 @@ class Prepared(Asked):
         if self.resumed is None:
             return Changes([], [], [])
         before = self.resumed.state.trained
-        return changes(before, self.resumed.tensors, self.layout, self.method.optimizer)
+        return changes(before, self.resumed.tensors, self.layout, self.method.kept)
 
     @property
     def term(self) -> int:
@@ -168,7 +198,7 @@ def prepare(
     rows, loading = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     batch_size = method.batch_size or loading.batch_size or _DEFAULT_BATCH
     order, sets = _order(task, loading, len(rows), batch_size, asked.seed), _sets(task, batch_size)
-    _check_judges(task, asked.until, bool(sets))
+    _check_judges(task, asked.until, bool(sets), averaged=method.average is not None)
     module, resumed = task.build(asked.seed), asked.resumed
     check_model(module)
     _check_tensors(module)
@@ -179,15 +209,18 @@ def prepare(
     task = task if origin is task and resumed is None else task.with_values(_copies(module, trained=False))
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
-    if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
+    if taken := {name for name in method.optimizer.state if name in (*KINDS, *OWN_VECTORS) or "/" in name}:
         raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
+    method.check_names([name for name, _ in module.named_parameters()])
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
+    chosen = method.decided(replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         **vars(asked),
         task=task,
         origin=origin,
-        method=method.decided(replicas=count, shards=shards, batch_size=batch_size),
+        method=chosen.over(asked.until.in_examples(order.used)),
+        chosen=chosen,
         replicas=count,
         batch_size=batch_size,
         module=module,
@@ -203,9 +236,8 @@ def prepare(
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
-    advice = try_evaluations(prepared, task.placed(device), trial)
     return dataclasses.replace(
-        prepared, mutable_buffers=mutable_buffers, remarks=(*_remarks(task, asked, prepared), *advice)
+        prepared, mutable_buffers=mutable_buffers, advice=tuple(try_evaluations(prepared, task.placed(device), trial))
     )
 
 
@@ -317,28 +349,18 @@ def _sets(task: Task, batch_size: int) -> dict[tuple[str, ...], EvaluationSet]:
     return sets
 
 
-def _remarks(task: Task, asked: Asked, prepared: Prepared) -> Iterator[str]:
-    """What was asked for and has no effect."""
-    used = [prepared.rows, *(found.rows for found in prepared.sets.values())]
-    if not prepared.sets:
-        without = "since there is neither validation nor test data to evaluate"
-        if task.metrics:
-            names = ", ".join(task.metrics)
-            yield f"the metrics have no effect ({names}), {without}"
-        if asked.evaluate_every is not None:
-            yield f"evaluate_every has no effect, {without}"
-    if task.collate_fn is not None and all(isinstance(rows, ArrayRows) for rows in used):
-        yield "collate_fn has no effect, since all data are arrays: rows are taken from them as they are"
-    yield from prepared.method.without_effect
-
-
-def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
+def _check_judges(task: Task, until: Until, evaluated: bool, *, averaged: bool) -> None:
     known = ["loss", *task.metrics]
-    for name in until.target or {}:
+    ours = [OF_AVERAGE + name for name in known if averaged]
+    if taken := {*ours} & {*known}:
+        raise TaskError(f"a metric cannot be called {min(taken)}, which is that of the average: choose another name")
+    known += ours
+    asked = dict.fromkeys(until.target or {}, "target") | ({until.monitor: "monitor"} if until.monitor else {})
+    for name, what in asked.items():
         if name not in known:
-            raise UsageError(f"the target is {name}, which is no metric of the task: {', '.join(known)}")
-    if (until.target or until.patience) and not evaluated:
-        raise UsageError("a target and patience need validation or test data to be judged by")
+            raise UsageError(f"the {what} is {name}, which is no metric of the task: {', '.join(known)}")
+    if (asked or until.patience) and not evaluated:
+        raise UsageError("a target, a monitor and patience need validation or test data to be judged by")
 
 
 def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
