@@ -278,13 +278,18 @@ def test_in_a_notebook(tmp_path: Path) -> None:
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
-    cell: dict[str, Any] = {"cell_type": "code", "id": "a", "source": SCRIPT, "metadata": {}}
+    cell: dict[str, Any] = {"cell_type": "code", "id": "a", "metadata": {}}
+    cell["source"] = SCRIPT.replace("progress=False", "progress=True")
     cell |= {"outputs": [], "execution_count": None}
     cells = [NotebookNode(cell)]  # type: ignore[no-untyped-call]
     notebook = NotebookNode(nbformat=4, nbformat_minor=5, metadata={}, cells=cells)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     assert printed.split() == ["executed", "768"]
+    # The progress is one display that is replaced, and no new line every few seconds.
+    displays = [o.data["text/plain"] for o in notebook.cells[0].outputs if o.output_type == "display_data"]
+    assert len(displays) == 1
+    assert "examples/s" in displays[0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ CODE_BUDGET = {
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 270,
+    "observe": 295,
     "observe/report": 845,
     "run": 1275,
     "server": 1195,

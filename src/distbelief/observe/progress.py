@@ -1,6 +1,8 @@
 """Progress for the eye: a live table on a terminal, plain lines elsewhere, on standard error."""
 
+import io
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -75,6 +77,30 @@ class LiveTable(_Told):
     def status(self, status: Status) -> None:
         """Redraw."""
         self._live.update(_drawn(status))
+
+
+@final
+class NotebookTable(_Told):
+    """The same table in the output of a notebook's cell, replaced in place; events are printed below it."""
+
+    def __init__(self, console: Console, kernel: Any) -> None:
+        super().__init__(console)
+        self._display = kernel.display_pub
+        self._id = f"distbelief-{id(self)}"
+        self._next = 0.0
+        self._publish("", update=False)
+
+    def status(self, status: Status) -> None:
+        """Replace the table, a few times a second at the most."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 1 / _REDRAWS_PER_S
+            sheet = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
+            with sheet.capture() as drawn:
+                sheet.print(_drawn(status))
+            self._publish(drawn.get(), update=True)
+
+    def _publish(self, text: str, *, update: bool) -> None:
+        self._display.publish({"text/plain": text}, transient={"display_id": self._id}, update=update)
 
 
 def _each(replicas: Sequence[ReplicaStatus]) -> str:
@@ -234,8 +260,17 @@ def watching(progress: bool, *, redrawn: bool = True) -> Iterator[Observer]:
     """
     file = cast("TextIO", _Forgiving(sys.stderr))
     if progress and redrawn and sys.stderr.isatty():
-        console = Console(file=file, markup=False)
+        console = Console(file=file, markup=False, force_jupyter=False)
         with Live(console=console, refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
             yield LiveTable(live)
-    else:
-        yield Lines(Console(file=file, markup=False, width=200, highlight=False, quiet=not progress))
+        return
+    lines = Console(file=file, markup=False, width=200, highlight=False, quiet=not progress, force_jupyter=False)
+    kernel = _kernel() if progress and redrawn else None
+    yield Lines(lines) if kernel is None else NotebookTable(lines, kernel)
+
+
+def _kernel() -> Any:
+    """The shell of the notebook that this code runs in, or None."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell if hasattr(shell, "kernel") and threading.current_thread() is threading.main_thread() else None

@@ -36,7 +36,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UsageError("TensorBoard is not installed: pip install 'distbelief[tensorboard]'") from error
+            raise UsageError("TensorBoard is not installed: pip install tensorboard") from error
         self._make = SummaryWriter
         self._directory = None if directory is None else Path(directory)
         self._writer: SummaryWriter | None = None
