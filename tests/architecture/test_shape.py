@@ -9,17 +9,17 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 471,
-    "cli": 605,
-    "downpour": 650,
-    "engines": 1325,
+    ".": 480,
+    "cli": 640,
+    "downpour": 690,
+    "engines": 1355,
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 280,
-    "observe/report": 840,
-    "run": 1370,
-    "server": 965,
+    "observe": 300,
+    "observe/report": 845,
+    "run": 1445,
+    "server": 1195,
     "task": 915,
     "tasks": 540,
 }
