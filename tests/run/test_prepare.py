@@ -170,8 +170,8 @@ def test_what_has_no_effect_is_remarked() -> None:
 def test_a_group_that_fits_no_parameter_is_refused_with_the_names() -> None:
     until = db.Until(epochs=1)
     rule = db.AdamW(0.1, groups={"*.gain": {"weight_decay": 0}})
-    given: Any
-    for given in ({"optimizer": rule}, {"local_optimizer": rule}):
+    both: list[dict[str, Any]] = [{"optimizer": rule}, {"local_optimizer": rule}]
+    for given in both:
         with pytest.raises(
             UsageError, match=r"'\*.gain' fits no parameter of the model: there are 0.weight, 0.bias, 2.w"
         ):
