@@ -501,3 +501,45 @@ def test_a_run_without_any_finite_metric_ends_as_it_was_asked_to(
     assert "f1 not finite" in said
     with pytest.raises(DirectoryError, match="what it is judged by was never a finite number"):
         run.model("best")
+
+
+BY_NAME = """
+import functools, sys
+import torch
+import distbelief as db
+from tests import problems
+
+class Table:
+    def __reduce__(self):
+        return "TABLE"
+
+TABLE = Table()
+
+@functools.cache
+def scale(n):
+    return torch.linspace(0.5, 1.5, n)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.linear(x * scale(16))
+
+def loss(prediction, target, table=TABLE if sys.argv[2] == "refused" else None):
+    return torch.nn.functional.cross_entropy(prediction, target)
+
+db.train(problems.task(model=Model, loss=loss), db.Downpour(replicas=1),
+         until=db.Until(epochs=1), directory=sys.argv[1], progress=False)
+"""
+
+
+def test_what_other_processes_cannot_receive_is_said_before_anything_begins(tmp_path: Path) -> None:
+    done = complete(["-c", BY_NAME, str(tmp_path / "run"), "fine"])
+    assert done.returncode == 0, done.stderr
+    done = complete(["-c", BY_NAME, str(tmp_path / "refused"), "refused"])
+    assert done.returncode == 1
+    assert "TaskError: the task cannot be received by other processes" in done.stderr
+    assert "'TABLE'" in done.stderr
+    assert not (tmp_path / "refused").exists()

@@ -160,6 +160,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"the checkpoint could not be written: {content['error']}"
         case "unwritten" if content["name"] != "the last checkpoint":
             return f"{content['name']} could not be written: {content['error']}; the run goes on"
+        case "renewed":
+            return f"another program has removed {content['name']}: it is there again, and the run goes on"
         case "evaluating":
             return "training has ended; evaluating what was reached"
         case "evaluation":
