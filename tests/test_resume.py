@@ -592,3 +592,113 @@ def test_a_buffer_that_cannot_be_written_is_refused_before_training(buffer: Tens
     module.register_buffer("mask", buffer)
     with pytest.raises(TaskError, match=sentence):
         db.train(problems.task(model=module), progress=False)
+
+
+# Other batches, weights and metrics
+
+
+def test_a_run_goes_on_with_batches_of_another_size(begun: Path) -> None:
+    """At the end of an epoch any size will do, and the data are said to be what they were."""
+    run = train(begun, 2, resume=True, batch_size=50)
+    assert run.summary["account"]["used"] == 2 * EXAMPLES
+    assert run.summary["batch_size"] == 50
+    run = train(begun, 3, resume=True, batch_size=7)
+    assert run.summary["account"]["used"] == 3 * EXAMPLES
+    assert [said["other_data"] for said in resumptions(begun)] == [False, False]
+
+
+def test_inside_an_epoch_only_sizes_that_cut_no_batch_go_on(begun: Path) -> None:
+    db.train(
+        problems.task(test=problems.points()),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+        until=db.Until(examples=EXAMPLES + 160),
+        directory=begun,
+        resume=True,
+        progress=False,
+    )
+    with pytest.raises(UsageError, match=r"batches of 48 examples: it stopped inside an epoch .* that divides 160$"):
+        train(begun, 2, resume=True, batch_size=48)
+    run = train(begun, 2, resume=True, batch_size=40)
+    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+
+
+def test_weights_draw_the_same_examples_after_a_resumption(tmp_path: Path) -> None:
+    weights = torch.rand(EXAMPLES, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for name, lives in (("whole", (4,)), ("parts", (1, 4))):
+        for life in lives:
+            run = db.train(
+                problems.task(weights=weights),
+                db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+                until=db.Until(epochs=life),
+                directory=tmp_path / name,
+                resume=True,
+                progress=False,
+            )
+        runs.append(run)
+    assert same(*runs)
+
+
+@pytest.mark.parametrize(
+    "until", [db.Until(epochs=3, patience=1), db.Until(epochs=3, target={"accuracy": 2.0})], ids=["patience", "target"]
+)
+def test_a_run_goes_on_with_other_metrics(begun: Path, until: db.Until) -> None:
+    x, y = problems.points()
+    task = problems.task(
+        test=(x, y), metrics={"accuracy": db.accuracy, "error": db.Metric(lambda p, t: 1 - db.accuracy(p, t), "min")}
+    )
+    bare = db.train(
+        problems.task(test=(x, y), metrics={}), until=db.Until(epochs=2), directory=begun, resume=True, progress=False
+    )
+    assert "accuracy" not in bare.metrics
+    run = db.train(task, until=until, directory=begun, resume=True, progress=False)
+    assert run.summary["epochs"] == 3
+    assert run.metrics["error"] == pytest.approx(1 - run.metrics["accuracy"])
+    assert "error" not in run.history[0]
+
+
+# Schedules, groups and metrics over several lives
+
+
+def live(directory: Path, until: db.Until, *, resume: bool = False, **method: Any) -> db.Run:
+    """A life of a run in simulated time; without a method it is that of the life before."""
+    given = db.Downpour(replicas=1, batch_size=16, **method) if method else None
+    task = problems.task(test=problems.points())
+    return db.train(task, given, engine=db.Simulated(), until=until, directory=directory, resume=resume, progress=False)
+
+
+def rates(run: db.Run) -> list[float]:
+    events = map(json.loads, (run.directory / "events.jsonl").read_text().splitlines())
+    return [event["learning_rate"] for event in events if event["event"] == "progress"]
+
+
+def test_a_schedule_that_ends_with_the_run_follows_its_new_end(tmp_path: Path) -> None:
+    rule = db.AdamW(db.Linear(0.1), groups={"*.bias": {"weight_decay": 0, "lr": db.Cosine(0.01)}})
+    first = live(tmp_path / "run", db.Until(epochs=2), optimizer=rule)
+    assert rates(first)[0] == pytest.approx(0.1, abs=0.01)
+    assert rates(first)[-1] < 0.02
+    method = json.loads((first.directory / "method.json").read_text())
+    assert method["optimizer"]["lr"]["examples"] is None
+    before = len(rates(first))
+    second = live(tmp_path / "run", db.Until(epochs=8), resume=True)
+    assert rates(second)[before] > 0.06
+    assert json.loads((second.directory / "method.json").read_text())["optimizer"] == method["optimizer"]
+
+
+def test_a_groups_rate_is_its_own_and_the_norm_is_told(tmp_path: Path) -> None:
+    rule = db.SGD(0.1, groups={"2.*": {"lr": 1e-30}})
+    run = live(tmp_path / "run", db.Until(epochs=1), optimizer=rule)
+    begun, ended = problems.task().build(0).state_dict(), run.state_dict()
+    assert not torch.equal(begun["0.weight"], ended["0.weight"])
+    assert torch.equal(begun["2.weight"], ended["2.weight"])
+    events = map(json.loads, (run.directory / "events.jsonl").read_text().splitlines())
+    progress = [event for event in events if event["event"] == "progress"]
+    assert all(event["learning_rate"] == 0.1 for event in progress)
+    assert progress[-1]["gradient_norm"] > 0
+
+
+def test_a_metric_that_was_not_there_before_judges_from_then_on(tmp_path: Path) -> None:
+    live(tmp_path / "run", db.Until(epochs=1), optimizer=db.SGD(0.1))
+    until = db.Until(epochs=2, target={"average_accuracy": 2.0}, monitor="average_loss", patience=50)
+    run = live(tmp_path / "run", until, resume=True, optimizer=db.SGD(0.1), average=0.9)
+    assert run.summary["stopped_by"] == "epochs"

@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 465,
-    "cli": 605,
-    "downpour": 625,
-    "engines": 1295,
+    ".": 480,
+    "cli": 640,
+    "downpour": 690,
+    "engines": 1355,
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 255,
-    "observe/report": 840,
-    "run": 1190,
-    "server": 965,
-    "task": 625,
+    "observe": 300,
+    "observe/report": 845,
+    "run": 1445,
+    "server": 1195,
+    "task": 915,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

@@ -34,7 +34,7 @@ from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result, summary_of, trimmed
 from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
-from distbelief.server.block import examples_of, updates_of
+from distbelief.server.block import AVERAGE, examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 from distbelief.task.tensors import put_, tensors_of
 
@@ -53,7 +53,7 @@ def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
 def controller_of(prepared: Prepared) -> Controller:
     """The controller of a run: at its beginning, or where the run that is resumed stood."""
     method, until, resumed = prepared.method, prepared.until, prepared.resumed
-    allocator = method.allocator(len(prepared.rows), epochs=until.epochs, limit=until.examples)
+    allocator = method.allocator(prepared.examples, epochs=until.epochs, limit=until.examples)
     if resumed is not None:
         allocator.restore_(resumed.state.method)
     return Controller(
@@ -99,11 +99,12 @@ class RunRecord:
             prepared,
             flat,
             fetch=self._fetch,
+            fetch_average=functools.partial(self.shards.fetch, vector=AVERAGE),
             keep=lambda: files.write_model(flat.module, files.best),
             tell=lambda row, best: self.tell("evaluation", **row, best=best),
             beside=beside,
         )
-        self._image = image_of(flat, prepared.method.optimizer)
+        self._image = image_of(flat, prepared.method.kept)
         self._checkpoints = Checkpoints(
             files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
@@ -142,12 +143,14 @@ class RunRecord:
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
-            examples_per_epoch=len(prepared.rows),
+            examples_per_epoch=prepared.examples,
             chosen_by=prepared.chosen_by,
             epochs=until.epochs,
             examples=until.examples,
             seconds_limit=until.seconds,
             seed=prepared.seed,
+            monitor=prepared.judge[0] if prepared.sets else None,
+            remarks=prepared.remarks,
         )
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
@@ -351,6 +354,12 @@ class RunRecord:
         self._write(self._draft(last))
         self._checkpoints.finish()
 
+    def _write_average(self) -> None:
+        """Write the average as a model, with no replica left."""
+        self._evaluations.load_average()
+        self.files.write_model(self.flat.module, self.files.average)
+        self._evaluations.load_last()
+
     # What is seen
 
     @property
@@ -415,6 +424,8 @@ class RunRecord:
                 examples=status.examples,
                 updates=status.updates,
                 loss=status.loss,
+                learning_rate=status.learning_rate,
+                gradient_norm=status.gradient_norm,
                 examples_per_second=round(status.examples_per_second, 1),
                 replicas=[
                     {
@@ -452,6 +463,8 @@ class RunRecord:
             sum(replica.examples_per_second for replica in replicas),
             min(1.0, max(fractions)),
             replicas,
+            self.shards.learning_rate,
+            self._speeds.gradient_norm(),
         )
 
     def _shown(self, slot: ReplicaSlot, now: float) -> str:
@@ -479,8 +492,12 @@ class RunRecord:
         if isinstance(controller.error, Diverged):
             with self._kept():
                 controller.error.add_note(divergence.set_aside(self.prepared, self.files.checkpoints))
+        if self.prepared.method.average is not None:
+            with self._kept():
+                self._write_average()
         with self._kept():
-            self.tell("stopped", **stamp, stopped_by=stopped_by)
+            loss = self._speeds.loss()
+            self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=loss)
         with self._kept(), self.received.interruptible():
             self._callbacks.call()
         with self._kept():

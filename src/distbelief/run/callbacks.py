@@ -33,8 +33,8 @@ class LiveRun:
         self._model = model
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The last evaluation's; none before the first."""
+    def metrics(self) -> dict[str, Any]:
+        """The last evaluation's, None for what was not a finite number; none before the first."""
         last = self.history[-1] if self.history else {}
         return {name: value for name, value in last.items() if name not in STAMP}
 

@@ -6,6 +6,7 @@
     checkpoints/                 what the run can go on from (`checkpoint.py`), and best.safetensors
     .checkpoints.json            which of its folders the run has written
     model.safetensors            what was reached
+    model-average.safetensors    the average of the parameters, where one is kept
     summary.json                 the same in figures
 
 1.  A run writes into a directory that is not there, is empty, or is a run's own: `method.json` or `task.json` says so,
@@ -40,7 +41,15 @@ _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
 _TASK = "task.json"
-_FILES = (_TASK, "checkpoints", ".checkpoints.json", _LOG, "model.safetensors", "summary.json")
+_FILES = (
+    _TASK,
+    "checkpoints",
+    ".checkpoints.json",
+    _LOG,
+    "model.safetensors",
+    "model-average.safetensors",
+    "summary.json",
+)
 """What a run writes beside its method."""
 _SIGNS = {_METHOD: "kind", _TASK: "digest"}
 """What is in the files that say that a directory is a run's."""
@@ -72,6 +81,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
+        self.average = path / "model-average.safetensors"
         self.unwritten: dict[str, str] = {}
         """Files whose latest state could not be written, and why."""
         self.renewed: list[str] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from distbelief.allocation import Account
 from distbelief.run.prepare import Prepared
 from distbelief.run.state import Totals
+from distbelief.task.order import digest_of
 
 STAMP = ("epoch", "examples", "updates", "seconds")
 """When an evaluation was made."""
@@ -55,8 +56,11 @@ def summary_of(
         "rejected": totals.rejected,
         "account": vars(account),
         "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
-        "epochs": round(used / len(prepared.rows), 3),
-        "examples_per_epoch": len(prepared.rows),
+        "epochs": round(used / prepared.examples, 3),
+        "examples_per_epoch": prepared.examples,
+        "training_examples": len(prepared.rows),
+        "order": prepared.order.kind,
+        "weights": digest_of(prepared.task.weights),
         "batch_size": prepared.batch_size,
         "parameters": prepared.layout.parameters,
         "replicas": prepared.replicas,
@@ -76,3 +80,9 @@ def quantile(histogram: Sequence[int], q: float) -> int:
     """The smallest bin at or below which a fraction `q` of a histogram lies; 0 if it is empty."""
     below = list(accumulate(histogram))
     return bisect_left(below, q * below[-1]) if below and below[-1] else 0
+
+
+def refusals(refused: int, train_loss: float | None) -> str:
+    """What was refused of a run, and where its loss stood, in words; nothing where nothing was."""
+    loss = "" if train_loss is None else f", training loss {train_loss:.4g}"
+    return f"{refused:,} examples refused since their gradients were not finite{loss}" if refused else ""

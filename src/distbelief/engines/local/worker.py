@@ -25,7 +25,6 @@ from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_sha
 from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
 from distbelief.run.prepare import Prepared
-from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
 
 _EXPENDABLE = "300"
@@ -104,7 +103,7 @@ async def _run(
     replica: int,
     life: int,
 ) -> None:
-    batches = Batches(run.rows, run.batch_size, run.seed, run.workers)
+    batches = run.batches(workers=run.workers)
     # A GPU computes by itself: meanwhile this process can move bytes.
     beside = run.overlap > 0 and flat.device.type != "cpu"
 
