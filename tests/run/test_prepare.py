@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,3 +87,36 @@ def test_a_weight_that_cannot_be_is_refused_on_the_first_batch(weight: float) ->
 
     with pytest.raises(TaskError, match=r"the weight of the first batch is .*: return \(sum, weight\) with 0 or more"):
         prepared(problems.task(loss=loss))
+
+
+def test_a_model_that_is_another_each_time_is_refused_by_name() -> None:
+    def model() -> nn.Module:
+        net = problems.network()
+        net.register_buffer("noise", torch.from_numpy(np.random.default_rng().normal(size=8)))
+        return net
+
+    with pytest.raises(TaskError, match="does not always begin with the same noise"):
+        prepared(problems.task(model=model))
+
+
+def test_a_model_that_is_the_same_object_each_time_is_refused() -> None:
+    net = problems.network()
+    with pytest.raises(TaskError, match=r"the same 0\.weight each time .* give the module itself"):
+        prepared(problems.task(model=lambda: net))
+    assert prepared(problems.task(model=net)).module is not net
+
+
+def test_a_parameter_of_the_first_batch_is_refused_by_name() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "scale"):
+                self.scale = nn.Parameter(torch.ones(4))
+            result: torch.Tensor = self.net(x) * self.scale
+            return result
+
+    with pytest.raises(TaskError, match=r"the first batch makes parameter scale, .* make it in model\(\)"):
+        prepared(problems.task(model=Late))

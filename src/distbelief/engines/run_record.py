@@ -30,7 +30,7 @@ from distbelief.run.directory import RunDirectory
 from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result, summary_of, trimmed
-from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
+from distbelief.run.state import BUFFERS, FROZEN, Totals, key, parameters_into_
 from distbelief.server.block import examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 from distbelief.task.tensors import put_, tensors_of
@@ -304,7 +304,8 @@ class RunRecord:
 
     def _write(self, draft: Draft) -> None:
         for name, buffer in self.flat.named_buffers(self._buffers()).items():
-            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
+            held = self._image.tensors
+            held[key(BUFFERS if key(BUFFERS, name) in held else FROZEN, name)].copy_(buffer)
         self._checkpoints.begin(draft)
 
     def _write_last(self) -> None:

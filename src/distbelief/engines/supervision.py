@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple, final
 
-from distbelief.errors import DistBeliefError, Diverged, UserCodeError, WorkerDied
+from distbelief.errors import DistBeliefError, Diverged, TaskError, UserCodeError, WorkerDied
 
 _DEATHS = 5
 """Deaths in a row, with no push used between them, after which the run ends."""
@@ -17,7 +17,7 @@ class Failure(NamedTuple):
     """Its type and its sentence."""
     frames: str
     """The frames of the user's own code."""
-    kind_of: Literal["diverged", "user"]
+    kind_of: Literal["diverged", "refused", "user"]
     cause: Exception | None = None
     """The error itself, where it was raised in this process."""
 
@@ -49,7 +49,7 @@ class Supervisor:
     def died(self, now: float, how: str, failure: Failure | None) -> DistBeliefError | None:
         """A replica ended early at `now`, in seconds; None if it is to be replaced, else why the run ends.
 
-        `Diverged` at once, `UserCodeError` for a failure that was seen before, and `WorkerDied` after several deaths
+        `Diverged` and `TaskError` at once, `UserCodeError` for a failure that was seen before, and `WorkerDied` after several deaths
         without any work between. `how` tells of the death in words, where the replica did not.
         """
         if now - self._counted_at > _ONE_EVENT_S:
@@ -58,6 +58,8 @@ class Supervisor:
         if failure is not None:
             if failure.kind_of == "diverged":
                 return Diverged(failure.error)
+            if failure.kind_of == "refused":
+                return TaskError(failure.error)
             if (failure.error, failure.frames) in self._seen:
                 error = UserCodeError(f"replicas failed twice with {failure.error}\n\n{failure.frames}".rstrip())
                 error.__cause__ = failure.cause

@@ -1,8 +1,8 @@
 """From what the user brought to what can run: everything is checked here, before anything is started."""
 
-import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from distbelief.run.until import Every, Until
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded, shapes
 from distbelief.task.gradients import CPU, Precision, autocast
+from distbelief.task.settings import check_settings
 from distbelief.task.task import Task, trainable
 from distbelief.task.tensors import put_, tensors_of
 from distbelief.task.tracebacks import noted
@@ -65,7 +66,7 @@ class Prepared(Asked):
     sets: dict[tuple[str, ...], Rows]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
     mutable_buffers: tuple[str, ...] = ()
-    """The buffers that training changes, by name."""
+    """The buffers, and parameters that are not trained, that training changes, by name."""
     data: str = ""
     """The fingerprint of the first batch."""
 
@@ -141,22 +142,18 @@ def prepare(
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
 
-    `check_model` is given the module as the task builds it, and raises where it is not that of the run that goes on.
+    `check_model` is given the module as it is after one batch, and raises where it is not that of the run that goes on.
     `device`: where the first batch is tried. The module that is returned is on the CPU.
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
+    check_settings()
     rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     sets = _sets(task)
     _check_judges(task, asked.until, bool(sets))
-    module, resumed = task.build(asked.seed), asked.resumed
-    check_model(module)
+    module = task.build(asked.seed)
     _check_tensors(module)
-    origin = task if start is None else _started(task, module, start)
-    if resumed is not None:
-        _restore_(module, resumed)
-    # Replicas begin with what is not trained, and fetch the rest.
-    task = task if origin is task and resumed is None else task.with_values(_copies(module, trained=False))
+    task = task.like(module)
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
     if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
@@ -167,7 +164,7 @@ def prepare(
     prepared = Prepared(
         **vars(asked),
         task=task,
-        origin=origin,
+        origin=task,
         method=method.decided(replicas=count, shards=shards, batch_size=batch_size),
         replicas=count,
         batch_size=batch_size,
@@ -180,9 +177,31 @@ def prepare(
     _check_decided(prepared)
     with seeded(asked.seed):
         batch = Batches(rows, batch_size, asked.seed)(0, 0)
-    trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
-    mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
-    return dataclasses.replace(prepared, mutable_buffers=mutable_buffers, data=fingerprint(batch))
+    trial = _again(task, module, asked.seed).to(device)
+    made, mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
+    put_(module, made)
+    check_model(module)
+    origin = task.with_values(made) if start is None else _started(task, module, start)
+    if asked.resumed is not None:
+        _restore_(module, asked.resumed)
+    begun = start is not None or asked.resumed is not None
+    # Replicas begin with what is not trained, and fetch the rest.
+    task = origin.with_values(_copies(module, trained=False)) if begun else origin
+    return dataclasses.replace(
+        prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, data=fingerprint(batch)
+    )
+
+
+def _again(task: Task, module: nn.Module, seed: int) -> nn.Module:
+    """A second module like one that a task has built, to be tried out."""
+    another = task.build(seed)
+    if shared := {id(p) for p in module.parameters()} & {id(p) for p in another.parameters()}:
+        name = next(name for name, p in module.named_parameters() if id(p) in shared)
+        raise TaskError(
+            f"model() returns the same {name} each time it is called, and replicas need one each: build the layers "
+            "inside model(), or give the module itself as model=, which is copied"
+        )
+    return another
 
 
 def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
@@ -266,32 +285,62 @@ def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
         raise UsageError("a target and patience need validation or test data to be judged by")
 
 
-def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
+def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
 
-    Returns the names of the buffers that a batch in training changes.
+    `module` is another one than the run's, equal to it; it is of no use afterwards. Returns the buffers that the first
+    forward pass makes, fills or enlarges, and the names of the tensors that a batch in training changes, trained
+    parameters apart.
     """
     device = next(module.parameters()).device
     task = prepared.task.placed(device)
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    note = f"on the first batch of train: {shapes(batch)}"
-    with noted(note), seeded(prepared.seed), autocast(device, prepared.precision):
-        found = task.forward(module, batch)
-    if not found.loss.requires_grad:
-        raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
-    if found.weight is not None and not 0 <= float(found.weight) < math.inf:
-        raise TaskError(
-            f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
+    trained = {entry.name for entry in prepared.layout.entries}
+
+    def forward() -> dict[str, Tensor]:
+        note = f"on the first batch of train: {shapes(batch)}"
+        with noted(note), seeded(prepared.seed), autocast(device, prepared.precision):
+            found = task.forward(module, batch)
+        if not found.loss.requires_grad:
+            raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
+        if found.weight is not None and not 0 <= float(found.weight) < math.inf:
+            raise TaskError(
+                f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
+            )
+        return {name: tensor.to(CPU) for name, tensor in tensors_of(module).items() if name not in trained}
+
+    before, after = tensors_of(prepared.module), forward()
+    made = {
+        name: tensor.clone()
+        for name, tensor in after.items()
+        if name not in before or tensor.shape != before[name].shape
+    }
+    if late := [name for name, _ in module.named_parameters() if name not in before]:
+        raise TaskError(f"the first batch makes parameter {late[0]}, which would not be trained: make it in model()")
+    if made:
+        # Whether what it has made now is changed by every batch, or stays.
+        before, after = before | made, forward()
+    changed = [name for name, tensor in after.items() if not _equal(tensor, before[name])]
+    if growing := [name for name in changed if after[name].shape != before[name].shape]:
+        warnings.warn(
+            f"buffer {growing[0]} has another shape after each batch: replicas keep it to themselves, and the model "
+            "that is evaluated and written does not have it",
+            stacklevel=2,
         )
-    mutable_buffers = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
-    for name, buffer in module.named_buffers():
-        buffer.copy_(kept[name])
     for prefixes, rows in prepared.sets.items():
         name = "test" if "test_" in prefixes else "validation"
         # A few examples, metrics and all.
         with noted(f"on the first examples of {name}"), seeded(prepared.seed):
             evaluate(task, module, Head(rows, min(len(rows), prepared.batch_size)))
-    return mutable_buffers
+    return made, tuple(name for name in changed if name not in growing)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes: unlike numbers, NaN is equal to itself."""
+    return one.shape == other.shape and torch.equal(_bytes(one), _bytes(other))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.resolve_conj().contiguous().view(-1).view(torch.uint8)

@@ -17,6 +17,7 @@ from distbelief.run.evaluation import evaluate
 from distbelief.task import taskfile
 from distbelief.task.data import ArrayRows, rows_of, shapes
 from distbelief.task.task import Task, predict
+from distbelief.task.tensors import make_room_
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
@@ -47,7 +48,9 @@ class Run:
         "last": as the run ended. "best": as at its best evaluation.
         """
         module = self._task.build(self.summary["seed"])
-        module.load_state_dict(self.state_dict(which))
+        state = self.state_dict(which)
+        make_room_(module, state)
+        module.load_state_dict(state)
         return module.eval()
 
     def state_dict(self, which: Literal["last", "best"] = "last") -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ class Run:
             raise DataError("x holds no rows to predict from")
         model = self.model()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 parts = [
                     predict(model, rows.batch(indices))
                     for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // _PREDICTED))
@@ -152,6 +155,8 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
         task = taskfile.find(spec, origin["arguments"])
     module = task.build(summary["seed"])
+    if (model := directory / "model.safetensors").is_file():
+        make_room_(module, load_file(model))
     if differences := change(origin, module):
         raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)

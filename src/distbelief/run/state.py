@@ -133,7 +133,7 @@ def vectors_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
 def untrained(module: nn.Module) -> dict[str, Tensor]:
     """What a module has beside its trained parameters, by key."""
     frozen = {key(FROZEN, name): p.detach() for name, p in module.named_parameters() if not p.requires_grad}
-    return frozen | {key(BUFFERS, name): buffer for name, buffer in module.named_buffers()}
+    return frozen | {key(BUFFERS, name): buffer.detach() for name, buffer in module.named_buffers()}
 
 
 def module_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from distbelief.observe.events import how_ended
 from distbelief.ports import Command, Outcome, Verdict
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
+from distbelief.task.settings import Settings
 
 _TICK_S = 0.1
 _PROGRESS_S = 1.0
@@ -48,6 +49,8 @@ class LocalDriver(Carrier):
         count, buffers = prepared.replicas, len(flat.buffers())
         # First, since it may be refused: nothing has to be given back by then.
         self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
+        # By itself, since it is to be in force when the task is unpacked.
+        self._settings = pack(Settings.of_this_process())
         self._mapped = MappedShards(prepared, self._watch_holder)
         self._table_memory = SharedMemory.create(ProgressTable.nbytes(count, buffers), "progress")
         table = ProgressTable(self._table_memory.bytes, count, buffers)
@@ -79,6 +82,7 @@ class LocalDriver(Carrier):
         self._mapped.close()
         self._table_memory.close()
         self._job.close()
+        self._settings.close()
 
     # To the controller
 
@@ -156,7 +160,7 @@ class LocalDriver(Carrier):
         self._processes[replica] = process
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
-        fds = self._job.fd, self._mapped.memory.fd, self._table_memory.fd
+        fds = self._settings.fd, self._job.fd, self._mapped.memory.fd, self._table_memory.fd
         process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
         self.record.started(replica, incarnation, process.pid)
 

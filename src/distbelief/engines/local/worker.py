@@ -21,6 +21,7 @@ from distbelief.engines.assembly import assemble, failure_of
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
+from distbelief.engines.local.worker_process import ENVIRONMENT
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.shipping import unpack
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
@@ -29,6 +30,7 @@ from distbelief.ports import ShardLink
 from distbelief.run.prepare import Prepared
 from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
+from distbelief.task.settings import Settings
 
 _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
@@ -65,8 +67,11 @@ def _die_with(fd: int) -> None:
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
     replica, incarnation = message["replica"], message["incarnation"]
-    job_fd, shards_fd, table_fd = message["fds"]
+    settings_fd, job_fd, shards_fd, table_fd = message["fds"]
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
+    settings: Settings = unpack(settings_fd)
+    # This process may have been started before the task changed anything.
+    settings.apply(own=(*ENVIRONMENT, "PYTHONPATH"))
     job: Job = unpack(job_fd)
     run = job.run
     torch.set_num_threads(job.threads)
