@@ -113,7 +113,7 @@ class Computed:
         self._note = note
 
     def keep(self) -> None:
-        self._note("keep", None, 0)
+        pass
 
     def undo(self) -> None:
         self._note("undo", None, 0)

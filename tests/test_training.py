@@ -421,6 +421,7 @@ def test_buffers_of_the_first_forward_pass(tmp_path: Path) -> None:
     """Filled, made, enlarged and lazy ones; the model that was trained is found again by its file."""
 
     class Caches(nn.Module):
+        filled: Tensor | None
         grown: Tensor
 
         def __init__(self) -> None:
@@ -455,10 +456,12 @@ def test_buffers_of_the_first_forward_pass(tmp_path: Path) -> None:
 
 def test_a_buffer_whose_shape_follows_the_batch_harms_nothing(tmp_path: Path) -> None:
     class Stateful(nn.Module):
+        state: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(16, 4)
-            self.state = nn.Buffer(torch.zeros(16, 4))
+            self.register_buffer("state", torch.zeros(16, 4))
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.net(x)
@@ -471,10 +474,12 @@ def test_a_buffer_whose_shape_follows_the_batch_harms_nothing(tmp_path: Path) ->
 
 def test_a_buffer_that_grows_with_every_batch_is_said_to_be_left_out(tmp_path: Path) -> None:
     class History(nn.Module):
+        seen: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(16, 4)
-            self.seen = nn.Buffer(torch.zeros(0), persistent=False)
+            self.register_buffer("seen", torch.zeros(0), persistent=False)
 
         def forward(self, x: Tensor) -> Tensor:
             self.seen = torch.cat([self.seen, x[:, 0]])

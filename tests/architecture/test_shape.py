@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 465,
+    ".": 470,
     "cli": 605,
-    "downpour": 625,
-    "engines": 1295,
-    "engines/local": 505,
-    "engines/simulated": 1275,
+    "downpour": 645,
+    "engines": 1395,
+    "engines/local": 520,
+    "engines/simulated": 1290,
     "links": 120,
-    "observe": 255,
+    "observe": 260,
     "observe/report": 840,
-    "run": 1190,
+    "run": 1245,
     "server": 965,
-    "task": 625,
+    "task": 865,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

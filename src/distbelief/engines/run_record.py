@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Progress
-from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
+from distbelief.engines.actions import Action, Evaluate, Left, Lost, SetAside, WriteCheckpoint
 from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
 from distbelief.engines.progress_table import ProgressTable, total
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.shard_set import Shards
 from distbelief.engines.speeds import Speeds
+from distbelief.engines.supervision import Supervisor
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Capture, Snapshot
@@ -60,6 +61,7 @@ def controller_of(prepared: Prepared) -> Controller:
         counts_living=method.admission.round > 1 or method.admission.lead is not None,
         evaluate_every=prepared.evaluate_every,
         checkpoint_every=prepared.checkpoint_every,
+        supervisor=Supervisor(method.tolerate, prepared.name_batch),
         evaluates=bool(prepared.sets),
         seconds_limit=until.seconds,
         seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
@@ -164,6 +166,9 @@ class RunRecord:
                 self._left(replica)
             case Lost():
                 self._lost(action)
+            case SetAside(epoch, batch, error):
+                indices = self.prepared.examples_of(epoch, batch)
+                self.tell("poisoned", epoch=epoch, batch=batch, examples=indices, error=error)
             case Evaluate():
                 self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
@@ -212,9 +217,8 @@ class RunRecord:
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
-        row = self.table.read(replica)
+        row = self.table.retire(replica)
         self._retired = total((self._retired, row))
-        self.table.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 

@@ -7,6 +7,7 @@ it), and:
                  epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
+    poisoned     epoch, batch, examples: their indices, error     a batch was set aside: replicas died or failed at it
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is
                                                                   dead (there is false), or back
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Method
+from distbelief.chance import order
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import evaluate
@@ -26,6 +27,8 @@ from distbelief.task.tracebacks import noted
 
 _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
+_NAMED = 32
+"""Examples of a batch that are named in a sentence."""
 _LARGE = 1 << 20
 """Elements from which on a vector is cut into a shard a replica."""
 
@@ -98,6 +101,17 @@ class Prepared(Asked):
             return Changes([], [], [])
         before = self.resumed.state.trained
         return changes(before, self.resumed.tensors, self.layout, self.method.optimizer)
+
+    def examples_of(self, epoch: int, batch: int) -> list[int]:
+        """Which examples are in a batch."""
+        indices: list[int] = order(self.seed, epoch, len(self.rows)).tolist()
+        return indices[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def name_batch(self, epoch: int, batch: int) -> str:
+        """A batch in words, with its first examples."""
+        indices = self.examples_of(epoch, batch)
+        rest = f" and {len(indices) - _NAMED} others" if len(indices) > _NAMED else ""
+        return f"batch {batch} of epoch {epoch} (examples {', '.join(map(str, indices[:_NAMED]))}{rest})"
 
     @property
     def term(self) -> int:

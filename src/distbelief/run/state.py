@@ -95,6 +95,9 @@ def from_json(value: object) -> RunState:
                 found = msgspec.convert({**content, "method": state}, RunState, str_keys=True)
             except (msgspec.ValidationError, TypeError) as error:
                 raise ValueError(f"the state is not what was written: {error}") from error
+            for account in (state["total"], *state["accounts"].values()):
+                # Added to the format later.
+                account.setdefault("poisoned", 0)
             if json.dumps(found.to_json(), sort_keys=True) != json.dumps(value, sort_keys=True):
                 raise ValueError("the state holds more, or other kinds of numbers, than what was written")
             return found

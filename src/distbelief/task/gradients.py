@@ -1,7 +1,7 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, NamedTuple, final
@@ -67,11 +67,12 @@ class FlatModule:
         self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
         places = _places(self.module)
         # By name, since what moves may become another object.
-        self.parameters = [module.get_parameter(entry.name).requires_grad_() for entry in layout.entries]
+        self.parameters = [module.get_parameter(entry.name) for entry in layout.entries]
         layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
         self._cast: tuple[list[Tensor], list[Tensor]] = ([], [])
         homes: list[_Home] = []
         for parameter, (name, view) in zip(self.parameters, layout.named(self.vector).items(), strict=True):
+            parameter.requires_grad_()
             data = view if parameter.dtype == layout.dtype else parameter.data
             parameter.data = data
             if data is not view:
@@ -241,8 +242,8 @@ class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
     Dropout, and whatever else the user draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
-    at given parameters, whichever replica computes it. `beside`: compute in a thread, so that fetches and pushes go on
-    meanwhile; on a GPU in a stream of its own.
+    at given parameters, whichever replica computes it. `begin` is told of each batch before it is made. `beside`:
+    compute in a thread, so that fetches and pushes go on meanwhile; on a GPU in a stream of its own.
     """
 
     task: Task
@@ -251,6 +252,7 @@ class ModuleGradients:
     _: KW_ONLY
     seed: int
     precision: Precision | None = None
+    begin: Callable[[int, int], object] = lambda epoch, batch: None
     beside: bool = False
 
     def __post_init__(self) -> None:
@@ -283,6 +285,7 @@ class ModuleGradients:
         return gradient
 
     def _compute(self, epoch: int, batch: int) -> Gradient:
+        self.begin(epoch, batch)
         examples = moved(self.batches(epoch, batch), self.flat.device)
         seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()

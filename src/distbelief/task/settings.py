@@ -31,8 +31,8 @@ def check_settings() -> None:
         )
     if (device := torch.get_default_device()).type != "cpu":
         raise UsageError(
-            f"torch's default device is {device}, and models are built on the CPU, from where replicas place them: call "
-            'torch.set_default_device("cpu") before train, and say where to compute with engine=Local(device=…)'
+            f"torch's default device is {device}, and models are built on the CPU, from where replicas place them: "
+            'call torch.set_default_device("cpu") before train, and say where to compute with engine=Local(device=…)'
         )
 
 

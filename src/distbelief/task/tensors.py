@@ -99,6 +99,9 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
         parameter.data = _typed(value, parameter).to(parameter.device, parameter.dtype, copy=True)
         return
     before = owner._buffers.get(leaf)
-    fresh = value.clone() if before is None or is_lazy(before) else _typed(value, before).to(before.device, before.dtype, copy=True)
+    if before is None or is_lazy(before):
+        fresh = value.clone()
+    else:
+        fresh = _typed(value, before).to(before.device, before.dtype, copy=True)
     kept = leaf in owner._buffers and leaf not in owner._non_persistent_buffers_set
     owner.register_buffer(leaf, fresh, persistent=kept)

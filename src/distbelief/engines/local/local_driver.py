@@ -117,10 +117,10 @@ class LocalDriver(Carrier):
     def _reap(self, process: WorkerProcess) -> None:
         self._forget(process.channel)
         self._forget(process.pidfd)
-        status = process.reap()
+        status, batch = process.reap(), self._table.batch(process.who[0])
         del self._processes[process.who[0]]
         how = f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
-        self._controller.ended(time.monotonic(), *process.who, Ending(status, how))
+        self._controller.ended(time.monotonic(), *process.who, Ending(status, how, batch=batch))
 
     def _forget(self, end: Channel | int) -> None:
         if end in self._selector.get_map():

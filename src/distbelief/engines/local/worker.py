@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,13 @@ async def _run(
         replica,
         life,
         source=ModuleGradients(
-            run.task.placed(flat.device), flat, batches, seed=run.seed, precision=run.precision, beside=beside
+            run.task.placed(flat.device),
+            flat,
+            batches,
+            seed=run.seed,
+            precision=run.precision,
+            begin=partial(table.begin, replica),
+            beside=beside,
         ),
         work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,

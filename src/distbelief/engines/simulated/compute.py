@@ -57,6 +57,7 @@ class SharedModule:
 
     async def gradient(self, replica: int, parameters: Tensor, epoch: int, batch: int) -> Gradient:
         """The gradient at a replica's parameters, in no time."""
+        self._table.begin(replica, epoch, batch)
         self._flat.vector.copy_(parameters)
         if self._prepared.mutable_buffers:
             self._flat.load_buffers_(self._table.buffers[replica])
