@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -56,8 +57,15 @@ class Sketch(NamedTuple):
 
 
 def sketches_of(module: nn.Module) -> dict[str, Sketch]:
-    """A sketch of each of a module's tensors, by name."""
-    return {name: _sketch(tensor) for name, tensor in tensors_of(module).items()}
+    """A sketch of each of a module's tensors, by name; also of those that are attributes, and of NumPy's arrays."""
+    found = tensors_of(module)
+    for path, layer in module.named_modules():
+        for leaf, value in vars(layer).items():
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+                found[f"{path}.{leaf}".lstrip(".")] = torch.from_numpy(value.astype(np.float64))
+            elif isinstance(value, Tensor) and value.layout is torch.strided and not is_lazy(value):
+                found[f"{path}.{leaf}".lstrip(".")] = value.detach()
+    return {name: _sketch(tensor) for name, tensor in found.items()}
 
 
 def _sketch(tensor: Tensor) -> Sketch:
