@@ -111,7 +111,7 @@ def alone(network: Network, repeats: int) -> list[Comparison]:
     mapped = MappedShards(prepared, lambda _: None)
     flat = flat_at_start(prepared, torch.device("cpu"))
     shards = Shards(prepared, flat.vector, mapped.shards)
-    image = image_of(flat, prepared.method.optimizer)
+    image = image_of(flat, prepared.method.kept)
     state = prepared.state(
         term=1,
         method=controller_of(prepared).allocator.state(),

@@ -13,6 +13,7 @@ from distbelief.ports import ORIGIN, Fence, Push, PushRecord, SetLiving, Slice, 
 from distbelief.server.admission import Admission, Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.client import Client
+from distbelief.server.groups import Group, groups_of
 from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Rule
@@ -35,9 +36,11 @@ def make_shard(
     admission: Admission = ON_ARRIVAL,
     *,
     replicas: int = 4,
+    groups: tuple[Group, ...] = (),
+    average: float | None = None,
 ) -> Shard:
     """A new shard that holds `start`."""
-    spec = ShardSpec(len(start), start.dtype, rule, admission, replicas)
+    spec = ShardSpec(len(start), start.dtype, rule, admission, replicas, groups, average)
     shard = Shard(spec, torch.zeros(spec.nbytes, dtype=torch.uint8))
     shard.initialise_(start)
     return shard
@@ -47,7 +50,10 @@ def make_shards(
     layout: Layout, start: Tensor, rule: Rule = SGD(1.0), admission: Admission = ON_ARRIVAL, *, replicas: int = 4
 ) -> list[Shard]:
     """New shards that hold the flat vector `start` between them."""
-    return [make_shard(layout.part(start, i), rule, admission, replicas=replicas) for i in range(layout.shards)]
+    return [
+        make_shard(layout.part(start, i), rule, admission, replicas=replicas, groups=groups)
+        for i, groups in enumerate(groups_of(rule, layout))
+    ]
 
 
 def make_client(layout: Layout, shards: Sequence[Shard], *, replica: int = 0, incarnation: int = 1) -> Client:

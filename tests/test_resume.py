@@ -592,3 +592,50 @@ def test_a_buffer_that_cannot_be_written_is_refused_before_training(buffer: Tens
     module.register_buffer("mask", buffer)
     with pytest.raises(TaskError, match=sentence):
         db.train(problems.task(model=module), progress=False)
+
+
+# Schedules, groups and metrics over several lives
+
+
+def live(directory: Path, until: db.Until, *, resume: bool = False, **method: Any) -> db.Run:
+    """A life of a run in simulated time; without a method it is that of the life before."""
+    given = db.Downpour(replicas=1, batch_size=16, **method) if method else None
+    task = problems.task(test=problems.points())
+    return db.train(task, given, engine=db.Simulated(), until=until, directory=directory, resume=resume, progress=False)
+
+
+def rates(run: db.Run) -> list[float]:
+    events = map(json.loads, (run.directory / "events.jsonl").read_text().splitlines())
+    return [event["learning_rate"] for event in events if event["event"] == "progress"]
+
+
+def test_a_schedule_that_ends_with_the_run_follows_its_new_end(tmp_path: Path) -> None:
+    rule = db.AdamW(db.Linear(0.1), groups={"*.bias": {"weight_decay": 0, "lr": db.Cosine(0.01)}})
+    first = live(tmp_path / "run", db.Until(epochs=2), optimizer=rule)
+    assert rates(first)[0] == pytest.approx(0.1, abs=0.01)
+    assert rates(first)[-1] < 0.02
+    method = json.loads((first.directory / "method.json").read_text())
+    assert method["optimizer"]["lr"]["examples"] is None
+    before = len(rates(first))
+    second = live(tmp_path / "run", db.Until(epochs=8), resume=True)
+    assert rates(second)[before] > 0.06
+    assert json.loads((second.directory / "method.json").read_text())["optimizer"] == method["optimizer"]
+
+
+def test_a_groups_rate_is_its_own_and_the_norm_is_told(tmp_path: Path) -> None:
+    rule = db.SGD(0.1, groups={"2.*": {"lr": 1e-30}})
+    run = live(tmp_path / "run", db.Until(epochs=1), optimizer=rule)
+    begun, ended = problems.task().build(0).state_dict(), run.state_dict()
+    assert not torch.equal(begun["0.weight"], ended["0.weight"])
+    assert torch.equal(begun["2.weight"], ended["2.weight"])
+    events = map(json.loads, (run.directory / "events.jsonl").read_text().splitlines())
+    progress = [event for event in events if event["event"] == "progress"]
+    assert all(event["learning_rate"] == 0.1 for event in progress)
+    assert progress[-1]["gradient_norm"] > 0
+
+
+def test_a_metric_that_was_not_there_before_judges_from_then_on(tmp_path: Path) -> None:
+    live(tmp_path / "run", db.Until(epochs=1), optimizer=db.SGD(0.1))
+    until = db.Until(epochs=2, target={"average_accuracy": 2.0}, monitor="average_loss", patience=50)
+    run = live(tmp_path / "run", until, resume=True, optimizer=db.SGD(0.1), average=0.9)
+    assert run.summary["stopped_by"] == "epochs"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import distbelief as db
 from distbelief.errors import TaskError, UsageError
 from tests import problems
-from tests.lives import complete
+from tests.lives import complete, events
 
 
 def train(tmp_path: Path, task: db.Task, **changes: Any) -> db.Run:
@@ -279,13 +279,18 @@ def test_in_a_notebook(tmp_path: Path) -> None:
     from nbclient import NotebookClient
     from nbformat import NotebookNode
 
-    cell: dict[str, Any] = {"cell_type": "code", "id": "a", "source": SCRIPT, "metadata": {}}
+    cell: dict[str, Any] = {"cell_type": "code", "id": "a", "metadata": {}}
+    cell["source"] = SCRIPT.replace("progress=False", "progress=True")
     cell |= {"outputs": [], "execution_count": None}
     cells = [NotebookNode(cell)]  # type: ignore[no-untyped-call]
     notebook = NotebookNode(nbformat=4, nbformat_minor=5, metadata={}, cells=cells)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     assert printed.split() == ["executed", "768"]
+    # The progress is one display that is replaced, and no new line every few seconds.
+    displays = [o.data["text/plain"] for o in notebook.cells[0].outputs if o.output_type == "display_data"]
+    assert len(displays) == 1
+    assert "examples/s" in displays[0]
 
 
 @pytest.mark.parametrize(
@@ -486,8 +491,9 @@ def test_a_buffer_that_grows_with_every_batch_is_said_to_be_left_out(tmp_path: P
             result: Tensor = self.net(x)
             return result
 
-    with pytest.warns(UserWarning, match="buffer seen has another shape after each batch"):
-        assert simulate(tmp_path, History).summary["examples"] == 768
+    assert simulate(tmp_path, History).summary["examples"] == 768
+    (started,) = [e for e in events(tmp_path / "run") if e["event"] == "started"]
+    assert started["remarks"][0].startswith("seen has another shape after each batch")
 
 
 def test_a_parameter_that_follows_the_trained_ones_is_in_the_model(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from distbelief.run.until import Every, Until
     from distbelief.server.admission import Asynchronous, Bounded, Buffered, Paced, StalenessScaled
     from distbelief.server.rules import SGD, Adagrad, Adam, AdamW
-    from distbelief.server.schedules import Cosine, Steps
+    from distbelief.server.schedules import Cosine, Linear, Steps
     from distbelief.task.task import Metric, Task, accuracy
     from distbelief.training import train
 
 __all__ = ["Task", "Metric", "accuracy", "tasks", "train", "Until", "Every", "Run", "load", "DistBeliefError"]
-__all__ += ["Downpour", "SGD", "Adagrad", "Adam", "AdamW", "Cosine", "Steps"]
+__all__ += ["Downpour", "SGD", "Adagrad", "Adam", "AdamW", "Cosine", "Linear", "Steps"]
 __all__ += ["Asynchronous", "StalenessScaled", "Bounded", "Paced", "Buffered"]
 __all__ += ["Local", "Simulated", "Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"]
 __all__ += ["Cut", "Death", "Join", "Pause", "Slow", "Network", "TensorBoard"]
@@ -39,7 +39,7 @@ _HOMES = {
     "run.run": ("Run", "load"),
     "server.admission": ("Asynchronous", "Bounded", "Buffered", "Paced", "StalenessScaled"),
     "server.rules": ("SGD", "Adagrad", "Adam", "AdamW"),
-    "server.schedules": ("Cosine", "Steps"),
+    "server.schedules": ("Cosine", "Linear", "Steps"),
     "task.task": ("Metric", "Task", "accuracy"),
     "training": ("train",),
     "run.until": ("Every", "Until"),

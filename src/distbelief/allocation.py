@@ -145,6 +145,10 @@ class Progress:
     """Batches whose loss was finite."""
     loss: float = 0
     """Sum over these."""
+    norms: float = 0
+    """Pushes whose 2-norm was looked at."""
+    norm: float = 0
+    """Sum over these, before they were clipped."""
     pushes: float = 0
     rejected: float = 0
     staleness: float = 0
@@ -197,6 +201,17 @@ class Method(Protocol):
         """The rule in the shards."""
 
     @property
+    def average(self) -> float | None:
+        """The decay of the average of the parameters that the shards keep; None: they keep none."""
+
+    @property
+    def kept(self) -> dict[str, float | None]:
+        """The vectors that belong to a run beside its parameters, and what fills them at first.
+
+        None: the parameters do.
+        """
+
+    @property
     def admission(self) -> Any:
         """Their policy."""
 
@@ -210,6 +225,21 @@ class Method(Protocol):
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Method":
         """The same with numbers in the place of "auto" and None, which is what the following are asked of."""
+
+    def over(self, examples: int | None) -> "Method":
+        """The same for a run of so many examples: schedules that end with the run get a number.
+
+        None: the run has no such end. Raises `UsageError` where that is needed.
+        """
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `UsageError` for what names parameters and fits none of a model's."""
+
+    def remarks(self, trained: Sequence[str], end: int | None) -> list[str]:
+        """Settings that have no effect in a run of these parameters that ends after so many examples, in sentences.
+
+        It has its schedules in numbers. None: only time or metrics end the run.
+        """
 
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Allocator:
         """Who hands out the work of a run over so many examples."""

@@ -143,6 +143,11 @@ def own_method(task: Task, resumed: str | Path | None) -> Downpour:
     return stored if isinstance(stored, Downpour) else task.suggested_method or Downpour()
 
 
+def own_end(task: Task) -> Until:
+    """The end that is meant where none is given: the task's own, else the default."""
+    return task.suggested_until or Until(epochs=_DEFAULT_EPOCHS)
+
+
 def _prepared(
     request: Request,
     resumed: Checkpoint | None,
@@ -153,7 +158,7 @@ def _prepared(
     method = request.method or own_method(task, request.directory if request.resume else None)
     session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
     asked = Asked(
-        until=request.until or task.suggested_until or Until(epochs=_DEFAULT_EPOCHS),
+        until=request.until or own_end(task),
         evaluate_every=request.evaluate_every,
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         seed=request.seed if resumed is None else resumed.state.seed,
@@ -188,7 +193,7 @@ def _train(
         with closing(driver):
             earlier = files.set_aside() if request.resume and prepared.resumed is None else None
             files.begin(
-                {"format": FORMAT, **describe(prepared.method)},
+                {"format": FORMAT, **describe(prepared.chosen)},
                 {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
             )
             if request.resume:

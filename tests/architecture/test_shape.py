@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 470,
-    "cli": 605,
-    "downpour": 645,
-    "engines": 1395,
+    ".": 480,
+    "cli": 640,
+    "downpour": 685,
+    "engines": 1425,
     "engines/local": 520,
     "engines/simulated": 1290,
     "links": 120,
-    "observe": 260,
-    "observe/report": 840,
-    "run": 1245,
-    "server": 965,
-    "task": 865,
+    "observe": 295,
+    "observe/report": 845,
+    "run": 1325,
+    "server": 1190,
+    "task": 870,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

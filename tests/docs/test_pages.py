@@ -1,5 +1,6 @@
 """The documentation does what it says: its code runs, its commands parse, its tables are those of the code."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import click
 import pytest
 
 import distbelief as db
+from distbelief import errors
 from distbelief.cli.commands import main
 from distbelief.observe import events as events_module
 from tests import problems
@@ -102,3 +104,15 @@ def rows(text: str) -> list[list[str]]:
 def names(cell: str) -> list[str]:
     """What stands between backticks."""
     return re.findall(r"`(\w+)`", cell)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = hooks.api()
+    public = [f"## db.{name}\n" for name in db.__all__ if name not in ("tasks", "DistBeliefError")]
+    raised = [name for name, kind in vars(errors).items() if isinstance(kind, type)]
+    assert [name for name in public + raised if name not in text] == []
+    assert not re.search(r"object at 0x|<class|<factory>", text)

@@ -2,11 +2,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from distbelief.downpour.method import Downpour
 from distbelief.errors import UsageError
 from distbelief.server.admission import Asynchronous, Buffered
 from distbelief.server.rules import SGD, Adagrad
+from distbelief.server.schedules import Cosine, Linear
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -21,6 +23,22 @@ def test_a_method_is_a_value() -> None:
     assert Downpour(replicas=3) == Downpour(replicas=3) != Downpour(replicas=4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Downpour().replicas = 3  # type: ignore[misc]
+
+
+def test_schedules_that_end_with_the_run_get_its_number() -> None:
+    method = Downpour(optimizer=SGD(Cosine(0.1)), local_optimizer=Adagrad(Linear(0.1), groups={"*": {"lr": Cosine(1)}}))
+    ready = method.over(500)
+    assert ready.optimizer == SGD(Cosine(0.1, 500))
+    assert ready.local_optimizer == Adagrad(Linear(0.1, 500), groups={"*": {"lr": Cosine(1, 500)}})
+    with pytest.raises(UsageError, match="neither in epochs nor in examples"):
+        method.over(None)
+    assert Downpour().over(None) == Downpour()
+
+
+def test_a_local_optimizer_that_is_never_used_is_said() -> None:
+    assert Downpour(n_fetch=2, local_optimizer=SGD(0.1)).remarks(["w"], 100) == []
+    (line,) = Downpour(local_optimizer=SGD(0.1)).remarks(["w"], 100)
+    assert "no effect with n_fetch=1" in line
 
 
 def test_a_local_step_follows_the_shards_rule_unless_told_otherwise() -> None:
@@ -50,6 +68,15 @@ def test_a_local_step_follows_the_shards_rule_unless_told_otherwise() -> None:
         ({"overlap": 1, "admission": Buffered(2)}, "needs overlap=0"),
         ({"optimizer": 0.1}, r"optimizer must be one of .*, such as Adagrad\(0.01\), not 0.1"),
         ({"optimizer": SGD}, "optimizer must be one of"),
+        (
+            {"optimizer": [{"params": [], "lr": 0.1}]},
+            r"not a value of type list: .*, as in AdamW\(.*groups=.*weight_decay",
+        ),
+        ({"optimizer": [SGD(0.1), SGD(0.2)]}, "get it by their names, as in .*groups="),
+        ({"optimizer": torch.optim.SGD}, "not the class SGD: .*groups="),
+        ({"local_optimizer": torch.optim.SGD([torch.zeros(1)])}, "^local_optimizer must .* type SGD: .*groups="),
+        ({"average": 1.0}, "average must be a decay between 0 and 1, such as 0.999, or None, not 1.0"),
+        ({"average": True}, "average must be .*, not True"),
         ({"local_optimizer": "sgd"}, "local_optimizer must be .*, not 'sgd'"),
         ({"admission": 4}, "admission must be a policy .*, not 4"),
         ({"admission": Buffered}, "admission must be a policy"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distbelief.allocation import Account
+from distbelief.downpour import replica
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.method import Downpour
 from distbelief.downpour.replica import DownpourReplica, LocalStep
@@ -17,6 +18,7 @@ from distbelief.ports import ORIGIN, Answer, Command, Gradient, Outcome, Push, R
 from distbelief.server.admission import Asynchronous, Buffered, Decision
 from distbelief.server.client import Client, values
 from distbelief.server.host import ShardHost
+from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
 from tests.reads import Reads
 from tests.replicas import BATCH, Compute, Computed, Portions, Recording, run_replica, run_replicas, toward
@@ -182,6 +184,23 @@ def test_a_parameter_that_took_no_part_takes_no_local_step() -> None:
     step = LocalStep(SGD(0.1, momentum=0.9, weight_decay=0.5), layout, vector)
     step(Gradient([None], torch.zeros(()), 8))
     assert torch.equal(vector, torch.ones(16))
+
+
+def test_a_local_step_has_the_groups_of_its_rule() -> None:
+    layout = Layout.of([(name, torch.zeros(16)) for name in ("0.weight", "0.bias", "1.weight")])
+    vector = torch.ones(48)
+    step = LocalStep(SGD(0.1, groups={"*.bias": {"lr": 1.0}}), layout, vector)
+    step(Gradient([torch.ones(16), torch.ones(16), None], torch.zeros(()), 8))
+    step(Gradient([torch.ones(16), None, None], torch.zeros(()), 8))
+    assert [round(view[0].item(), 6) for view in layout.views(vector)] == [0.8, 0.0, 1.0]
+
+
+def test_the_norm_is_looked_at_seldom_but_where_it_is_known_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "_NORM_S", 10.0)
+    seldom = record(Portions((0, 40)), overlap=0).progress
+    assert 1 < seldom.norms < 20
+    assert seldom.norm > 0
+    assert record(Portions((0, 40)), overlap=0, clip_norm=1000.0).progress.norms == 40
 
 
 # Gradients that are not finite

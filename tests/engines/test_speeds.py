@@ -30,6 +30,13 @@ def test_the_loss_is_the_mean_of_what_was_finite_and_the_last_known_one_after_th
     assert speeds.loss() == pytest.approx(2.5)
 
 
+def test_what_was_done_before_the_first_look_counts() -> None:
+    speeds = Speeds(1)
+    assert speeds.gradient_norm() is None
+    speeds.update(0.1, 0, Progress(losses=2, loss=6.0, norms=1, norm=4.0))
+    assert (speeds.loss(), speeds.gradient_norm()) == (3.0, 4.0)
+
+
 def test_a_replica_that_begins_anew_has_no_negative_speed() -> None:
     speeds = Speeds(1)
     speeds.update(0.0, 0, Progress(examples=1000))

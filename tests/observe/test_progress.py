@@ -18,6 +18,8 @@ STATUS = Status(
     loss=0.25,
     examples_per_second=1600.0,
     fraction=0.25,
+    learning_rate=0.00031,
+    gradient_norm=12.345,
     replicas=(ReplicaStatus(0, "working", 1000.0, 1), ReplicaStatus(1, "starting", 600.0, 4, 2)),
 )
 
@@ -32,7 +34,7 @@ def test_a_line_holds_speed_loss_staleness_and_the_time_left() -> None:
     shown.status(STATUS)
     shown.status(STATUS)
     assert out.getvalue().splitlines() == [
-        "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  "
+        "01:15  epoch 1.50  120,000 examples  1,600/s  loss 0.2500  03:45 left  lr 0.00031  gradient 12.3  "
         "#0 1,000/s, staleness 1  #1 600/s, staleness 4"
     ]
 
@@ -45,7 +47,7 @@ MANY = dataclasses.replace(
 def test_of_many_replicas_it_is_told_how_they_are_together() -> None:
     shown, out = lines()
     shown.status(MANY)
-    assert out.getvalue().endswith("03:45 left  each 0 to 9,990/s, staleness 0 to 999\n")
+    assert out.getvalue().endswith("03:45 left  lr 0.00031  gradient 12.3  each 0 to 9,990/s, staleness 0 to 999\n")
 
 
 def test_many_replicas_fit_a_screen() -> None:
@@ -100,8 +102,13 @@ SAME = {"newly_frozen": [], "newly_trained": [], "other_data": False, "earlier":
         ("died", {"replica": 1, "status": 1, "error": "KeyError: 'a'\nmore"}, "replica #1 died (KeyError: 'a')"),
         (
             "stopped",
-            {"stopped_by": "seconds", "examples": 5000, "updates": 10},
-            "stopped by seconds after 5,000 examples",
+            {"stopped_by": "seconds", "examples": 5000, "updates": 10, "refused": 0, "train_loss": 0.5},
+            "stopped by seconds after 5,000 examples, 10 updates\n",
+        ),
+        (
+            "stopped",
+            {"stopped_by": "epochs", "examples": 5000, "updates": 10, "refused": 1320, "train_loss": 0.5},
+            "10 updates; 1,320 examples refused since their gradients were not finite, training loss 0.5",
         ),
     ],
 )
@@ -109,6 +116,20 @@ def test_events_are_told_in_sentences(event: str, content: dict[str, Any], expec
     shown, out = lines()
     shown.event(event, **({"seconds": 3700.0} | content))
     assert expected in out.getvalue()
+
+
+def test_what_has_no_effect_is_told_at_the_start() -> None:
+    shown, out = lines()
+    started: dict[str, Any] = {
+        "engine": "local",
+        "devices": ["cpu"],
+        "chosen_by": None,
+        "precision": None,
+        "emulated": False,
+    }
+    started |= {"replicas": 1, "shards": 1, "parameters": 3, "batch_size": 2, "remarks": ["a is never used", "nor b"]}
+    shown.event("started", 0.0, **started)
+    assert out.getvalue().endswith("3 parameters, batches of 2\na is never used\nnor b\n")
 
 
 def test_a_flood_of_evaluations_is_told_of_once_and_the_last_one_always() -> None:
@@ -136,6 +157,7 @@ def test_on_a_terminal_a_table_shows_each_replica() -> None:
     assert "#1" in table
     assert "starting" in table
     assert "03:45 left" in table
+    assert "lr 0.00031  gradient 12.3\n" in table
 
 
 def test_time_left_is_not_guessed_at_the_ends() -> None:

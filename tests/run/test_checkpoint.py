@@ -123,7 +123,7 @@ def test_an_image_of_a_run_holds_what_training_leaves_alone() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).requires_grad_(False))
     module.register_buffer("scale", torch.tensor(2.0, dtype=torch.float16), persistent=False)
     flat = FlatModule(module, Layout.of([(name, p.detach()) for name, p in trainable(module)]))
-    image, rule = image_of(flat, db.Adagrad(0.1)), db.Adagrad(0.1)
+    image, rule = image_of(flat, db.Adagrad(0.1).state), db.Adagrad(0.1)
     assert torch.equal(image.tensors["frozen/2.weight"], module.get_parameter("2.weight"))
     assert torch.equal(image.tensors["buffers/scale"], torch.tensor(2.0, dtype=torch.float16))
     assert image.tensors["buffers/1.num_batches_tracked"].dtype == torch.int64

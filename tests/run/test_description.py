@@ -15,7 +15,7 @@ from distbelief.run.directory import stored_method
 def test_a_method_is_told_in_full() -> None:
     method = describe(db.Downpour(optimizer=db.SGD(db.Cosine(0.1, 1000)), admission=db.Buffered(2)))
     assert method["kind"] == "Downpour"
-    assert method["optimizer"]["lr"] == {"kind": "Cosine", "peak": 0.1, "examples": 1000, "warmup": 0}
+    assert method["optimizer"]["lr"] == {"kind": "Cosine", "peak": 0.1, "examples": 1000, "warmup": 0, "floor": 0}
     assert method["admission"] == {"kind": "Buffered", "m": 2}
     json.dumps(method)
 
@@ -26,6 +26,14 @@ def test_a_method_is_told_in_full() -> None:
         db.Downpour(),
         db.Downpour(replicas=3, shards=2, batch_size=8, optimizer=db.Adam(db.Cosine(0.1, 1000, warmup=10), eps=1e-6)),
         db.Downpour(optimizer=db.SGD(db.Steps({0: 0.1, 1000: 0.01}), momentum=0.5, nesterov=True)),
+        db.Downpour(
+            optimizer=db.AdamW(
+                db.Linear(0.1, warmup=0.05), groups={"*.bias": {"lr": db.Cosine(0.1), "betas": (0.8, 0.9)}}
+            ),
+            average=0.999,
+        ),
+        # Patterns that look like other things of a description.
+        db.Downpour(optimizer=db.SGD(0.1, groups={"0": {"lr": 1.0}, "kind": {"lr": 1.0}, "format": {"momentum": 0.5}})),
         db.Downpour(admission=db.Buffered(4), overlap=0, clip_norm=1.5, warmstart=100),
         db.Downpour(n_fetch=3, n_push=2, local_optimizer=db.AdamW(0.1, betas=(0.8, 0.9)), overlap=1),
     ],

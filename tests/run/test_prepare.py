@@ -120,3 +120,77 @@ def test_a_parameter_of_the_first_batch_is_refused_by_name() -> None:
 
     with pytest.raises(TaskError, match=r"the first batch makes parameter scale, .* make it in model\(\)"):
         prepared(problems.task(model=Late))
+
+
+# What no setting says without effect
+
+
+def asked(until: db.Until, task: db.Task | None = None, **method: Any) -> Prepared:
+    task = problems.task(test=problems.points()) if task is None else task
+    return prepare(task, db.Downpour(**method), Asked(until=until), replicas=lambda: 1)
+
+
+def test_a_schedule_without_an_end_ends_with_the_run_and_is_written_down_without_it() -> None:
+    given: dict[str, Any] = {"optimizer": db.SGD(db.Cosine(0.1, warmup=0.1), groups={"*.bias": {"lr": db.Linear(0.2)}})}
+    found = asked(db.Until(epochs=3, seconds=100), **given)
+    wanted = db.SGD(db.Cosine(0.1, 1920, warmup=192), groups={"*.bias": {"lr": db.Linear(0.2, 1920)}})
+    assert found.method.optimizer == wanted
+    assert found.chosen.optimizer == given["optimizer"]
+    assert asked(db.Until(epochs=3, examples=1000), **given).method.optimizer.lr.examples == 1000
+    assert found.remarks == []
+    for until in (db.Until(seconds=10), db.Until(patience=3)):
+        with pytest.raises(UsageError, match="this one's end is neither in epochs nor in examples"):
+            asked(until, **given)
+
+
+def test_what_has_no_effect_is_remarked() -> None:
+    found = asked(
+        db.Until(epochs=5, min_delta=0.1), optimizer=db.SGD(db.Cosine(0.1, 250), groups={"0.*": {}, "0.bias": {}})
+    )
+    assert [line.partition(" ")[0] for line in found.remarks] == ["the", "the", "min_delta"]
+    assert asked(db.Until(epochs=5, patience=1, min_delta=0.1)).remarks == []
+
+
+def test_a_group_that_fits_no_parameter_is_refused_with_the_names() -> None:
+    until = db.Until(epochs=1)
+    rule = db.AdamW(0.1, groups={"*.gain": {"weight_decay": 0}})
+    given: dict[str, Any]
+    for given in ({"optimizer": rule}, {"local_optimizer": rule}):
+        with pytest.raises(
+            UsageError, match=r"'\*.gain' fits no parameter of the model: there are 0.weight, 0.bias, 2.w"
+        ):
+            asked(until, **given)
+    frozen = problems.network()
+    frozen.get_submodule("0").requires_grad_(False)
+    (line,) = asked(until, problems.task(model=frozen), optimizer=db.SGD(0.1, groups={"0.*": {"lr": 1.0}})).remarks
+    assert line == "the group '0.*' has no effect: what it fits is not trained"
+
+
+def test_the_metric_that_judges() -> None:
+    until = db.Until(epochs=1)
+    assert asked(until).judge == ("accuracy", "max")
+    assert asked(db.Until(epochs=1, monitor="loss")).judge == ("loss", "min")
+    assert asked(db.Until(target={"loss": 0.1})).judge == ("loss", "min")
+    assert asked(db.Until(target={"loss": 0.1}, monitor="accuracy")).judge == ("accuracy", "max")
+    assert asked(db.Until(epochs=1, monitor="average_accuracy"), average=0.9).judge == ("average_accuracy", "max")
+    with pytest.raises(UsageError, match=r"the monitor is acuracy, which is no metric of the task: loss, accuracy$"):
+        asked(db.Until(epochs=1, monitor="acuracy"))
+    with pytest.raises(UsageError, match="the monitor is average_loss, which is no metric"):
+        asked(db.Until(epochs=1, monitor="average_loss"))
+    with pytest.raises(UsageError, match="a monitor and patience need validation or test data"):
+        asked(db.Until(epochs=1, monitor="loss"), problems.task())
+
+
+@pytest.mark.parametrize("taken", ["parameters", "round", "average", "a/b"])
+def test_a_vector_of_a_rule_cannot_be_called_as_one_of_ours(taken: str) -> None:
+    class Own:
+        lr = 0.1
+
+        @property
+        def state(self) -> dict[str, float]:
+            return {taken: 0.0}
+
+        def update_(self, *arguments: Any) -> None: ...
+
+    with pytest.raises(UsageError, match=f"a vector of the optimizer cannot be called '{taken}'"):
+        asked(db.Until(epochs=1), optimizer=Own())

@@ -170,9 +170,9 @@ def layout(module: nn.Module) -> Layout:
 
 def everything(module: nn.Module, rule: Any) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors, filled with 7 where the shards fill them."""
-    return {key: torch.full(like.shape, 7.0) for key, like in vectors_like(layout(module), rule).items()} | untrained(
-        module
-    )
+    return {
+        key: torch.full(like.shape, 7.0) for key, like in vectors_like(layout(module), rule.state).items()
+    } | untrained(module)
 
 
 def test_every_tensor_has_its_key() -> None:
@@ -206,15 +206,15 @@ def test_what_differs_from_a_checkpoint() -> None:
     module, rule = Mixed(), db.Adam(0.1)
     found = everything(module, rule)
     before = ("first.weight", "first.bias")
-    assert changes(before, found, layout(module), rule) == Changes([], [], [])
-    assert not changes(before, found, layout(module), rule).fresh
-    other = changes(before, found, layout(module), db.Adagrad(0.1))
+    assert changes(before, found, layout(module), rule.state) == Changes([], [], [])
+    assert not changes(before, found, layout(module), rule.state).fresh
+    other = changes(before, found, layout(module), db.Adagrad(0.1).state)
     assert other == Changes(sorted(db.Adagrad(0.1).state), [], [])
     assert other.fresh
     module.first.requires_grad_(False)
-    assert not changes(("second.bias", *before), found, layout(Mixed()), rule).fresh
+    assert not changes(("second.bias", *before), found, layout(Mixed()), rule.state).fresh
     module.second.requires_grad_(True)
-    turned = changes(before, found, layout(module), rule)
+    turned = changes(before, found, layout(module), rule.state)
     assert turned == Changes([], ["first.weight", "first.bias"], ["second.weight", "second.bias"])
     assert turned.fresh
 
@@ -233,9 +233,12 @@ def test_what_a_checkpoint_does_not_hold_begins_as_it_would() -> None:
         "second.bias": 0.0,
     }
     ((name, fill),) = rule.state.items()
-    sums = place.named(flat_state(place, found, rule)[name])
+    flat = flat_state(place, found, {**rule.state, "average": None}, vector + 1)
+    sums, average = place.named(flat[name]), place.named(flat["average"])
     assert (sums["first.bias"] == 7).all()
     assert (sums["second.weight"] == fill).all()
+    assert (average["first.bias"] == 8).all()
+    assert (average["second.weight"] == 1).all()
 
 
 def test_a_ledgers_state_is_part_of_it() -> None:

@@ -90,7 +90,7 @@ def test_a_push_may_hold_nothing() -> None:
     for clip_norm in (None, 1.0):
         hand_over = HandOver(clip_norm)
         hand_over.accrue(gradient(None, None), versions(0))
-        assert hand_over.take() == FrozenGradient([None, None], versions(0), True)
+        assert hand_over.take()[:3] == ([None, None], versions(0), True)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -164,6 +164,23 @@ def test_the_poison_of_one_batch_does_not_reach_the_next_push() -> None:
     assert not hand_over.take().finite
     hand_over.accrue(gradient(torch.ones(1)), versions(0))
     assert hand_over.take().finite
+
+
+def test_the_norm_is_read_where_it_is_wanted_or_needed() -> None:
+    for clip_norm, wanted in ((None, True), (1.3, False), (100.0, False)):
+        hand_over = HandOver(clip_norm)
+        hand_over.accrue(gradient(torch.tensor([3.0]), torch.tensor([4.0])), versions(0))
+        assert hand_over.read(torch.tensor(7.0), norm=wanted) == [7.0]
+        assert hand_over.take().norm == pytest.approx(5.0), "before it is clipped"
+    assert HandOver(tensors=[torch.tensor([3.0])]).take().norm is None
+
+
+def test_the_norm_of_a_sum_is_that_of_its_mean() -> None:
+    hand_over = HandOver()
+    for _ in range(2):
+        hand_over.accrue(Gradient([torch.tensor([30.0, 40.0])], torch.zeros(()), 5, torch.tensor(10.0)), versions(0))
+    hand_over.read(norm=True)
+    assert hand_over.take().norm == pytest.approx(10.0)
 
 
 def test_a_push_is_clipped_to_the_norm_of_the_whole() -> None:

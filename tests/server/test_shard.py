@@ -575,3 +575,39 @@ def test_a_restoration_puts_paced_replicas_level() -> None:
     assert shard.reached > reply.at_least
     assert shard.push(make_push(ONES, 9, version=shard.version, work=batches(9, 8))).at_least <= shard.reached
     shard.check()
+
+
+# The average
+
+
+def test_the_average_steps_towards_the_parameters_after_each_update_where_these_moved() -> None:
+    shard = make_shard(torch.ones(20), SGD(1.0), average=0.75)
+    assert torch.equal(shard.vectors["average"], torch.ones(20))
+    left_out = make_push(torch.ones(4), 1)
+    shard.push(left_out)
+    assert torch.equal(shard.parameters, torch.cat([torch.zeros(4), torch.ones(16)]))
+    assert torch.equal(shard.vectors["average"], torch.cat([torch.full((4,), 0.75), torch.ones(16)]))
+    shard.push(make_push(torch.ones(20), 2))
+    expected = torch.cat([torch.full((4,), 0.75).lerp(torch.full((4,), -1.0), 0.25), torch.full((16,), 0.75)])
+    assert torch.equal(shard.vectors["average"], expected)
+
+
+def test_a_round_is_one_step_of_the_average() -> None:
+    shard = make_shard(torch.ones(20), SGD(1.0), Buffered(2), average=0.75)
+    set_living(shard, [0, 1])
+    shard.push(make_push(torch.ones(20), 1))
+    assert torch.equal(shard.vectors["average"], torch.ones(20))
+    shard.push(make_push(torch.ones(20), 1, replica=1))
+    assert torch.equal(shard.vectors["average"], torch.full((20,), 0.75))
+
+
+def test_a_shard_without_an_average_keeps_no_vector_for_it() -> None:
+    assert "average" not in make_shard(torch.ones(20)).vectors
+
+
+def test_the_average_is_in_a_snapshot_and_comes_back() -> None:
+    shard = make_shard(torch.ones(20), SGD(1.0), average=0.75)
+    snapshot = shard.snapshot()
+    shard.push(make_push(torch.ones(20), 1))
+    shard.execute(Restore(1, snapshot, (0,) * 4, living([])))
+    assert torch.equal(shard.vectors["average"], torch.ones(20))

@@ -68,6 +68,13 @@ def main() -> None:
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
 @click.option("--optimizer", type=_RULE, help="The rule in the shards.  [default: adagrad]")
 @click.option("--lr", type=float, help=f"Its learning rate.  [default: {told_rates()}]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "cosine", "linear"]),
+    help="How the rate, which is its peak, comes down by the run's end.  [default: the task's; constant]",
+)
+@click.option("--warmup", type=float, help="Where it rises at first: a part of the run, or examples.  [default: 0]")
+@click.option("--floor", type=float, help="What it comes down to, a part of the peak.  [default: 0]")
 @click.option("--momentum", type=float, help="Its momentum (sgd).  [default: 0]")
 @click.option("--weight-decay", type=float, help="Its weight decay.  [default: 0; adamw 0.01]")
 @click.option("--n-fetch", type=int, help="Batches between fetches.  [default: 1]")
@@ -89,12 +96,15 @@ def main() -> None:
 @click.option(
     "--overlap", type=click.Choice(["0", "1"]), help="Batches that fetches and pushes may lag behind.  [default: 0]"
 )
+@click.option("--average", type=float, help="Decay of an average of the parameters, as 0.999.  [default: none]")
 @click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
 @click.option("--epochs", type=int, help="Passes over the data.  [default: 10, if no end is given]")
 @click.option("--seconds", type=float, help="Time of training.")
 @click.option("--examples", type=int, help="Examples.")
 @click.option("--target", multiple=True, metavar="NAME=VALUE", help="A metric as good as this, as accuracy=0.9.")
 @click.option("--patience", type=int, help="Evaluations in a row that bring nothing better.")
+@click.option("--monitor", metavar="NAME", help="The metric that says which is better.  [default: the first, or loss]")
+@click.option("--min-delta", type=float, help="By how much an evaluation must be better for --patience.  [default: 0]")
 @click.option("--directory", type=_PATH, help="Where the run is written.  [default: fresh, in runs/]")
 @click.option(
     "--resume",
@@ -200,11 +210,11 @@ def _engine(flags: dict[str, Any]) -> Engine:
 
 def _train(engine: Engine, session: Session, name: str, quiet: bool, flags: dict[str, Any]) -> Run:
     from distbelief.task import taskfile
-    from distbelief.training import Request, fulfil
+    from distbelief.training import Request, fulfil, own_end
 
     try:
-        until = end(flags)
         task = taskfile.find(name, taskfile.parse_arguments(flags["arguments"]), progress=not quiet)
+        until = end(flags, lambda: own_end(task))
         method = downpour(task, flags)
     except UsageError as error:
         raise click.UsageError(as_flags(str(error))) from error
@@ -216,6 +226,7 @@ def _train(engine: Engine, session: Session, name: str, quiet: bool, flags: dict
 def _report(run: Run) -> str:
     """What a person wants to know of a run that has ended."""
     from distbelief.observe.progress import told
+    from distbelief.run.result import refusals
 
     s, staleness = run.summary, run.summary["staleness"]
     account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
@@ -230,6 +241,8 @@ def _report(run: Run) -> str:
     if s["restarts"] or s["rejected"]:
         lines.append(f"replicas replaced: {s['restarts']}; pushes rejected: {s['rejected']}")
     loss = {} if s["train_loss"] is None else {"train_loss": s["train_loss"]}
+    if refused := refusals(s["account"]["refused"], s["train_loss"]):
+        lines.append(refused)
     if numbers := loss | s["metrics"]:
         lines.append(told(numbers))
     if s["resumed_at"] == sum(s["account"].values()):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import click
 
 from distbelief.errors import UsageError
-from distbelief.run.until import Every, Until
+from distbelief.run.until import ENDS, Every, Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from distbelief.engines.engine import Engine
     from distbelief.server.admission import Admission
     from distbelief.server.rules import Rule
+    from distbelief.server.schedules import Schedule
     from distbelief.task.task import Task
 
 RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
@@ -25,11 +26,11 @@ RATES = {"adagrad": 0.01, "adam": 0.001, "adamw": 0.001, "sgd": 0.1}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SECTIONS = {
     "Method": (
-        "method replicas shards batch_size optimizer lr momentum weight_decay n_fetch n_push warmstart admission "
-        "local_optimizer local_lr clip_norm tolerate overlap"
+        "method replicas shards batch_size optimizer lr schedule warmup floor momentum weight_decay n_fetch n_push "
+        "warmstart admission local_optimizer local_lr clip_norm tolerate overlap average"
     ).split(),
     "Machine": "engine simulation device precision threads".split(),
-    "End, whichever comes first": "epochs examples seconds target patience".split(),
+    "End, whichever comes first": "epochs examples seconds target patience monitor min_delta".split(),
     "Run": "directory resume start evaluate_every checkpoint_every seed".split(),
 }
 
@@ -82,12 +83,15 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def end(flags: dict[str, Any]) -> Until | None:
-    """When the run is to end, if the flags say so."""
-    ends = {name: flags[name] for name in ("epochs", "seconds", "examples", "patience") if flags[name] is not None}
+def end(flags: dict[str, Any], otherwise: Callable[[], Until]) -> Until | None:
+    """When the run is to end, and by what it is judged, if the flags say so; `otherwise`: its end without them."""
+    names = ("epochs", "seconds", "examples", "patience", "monitor", "min_delta")
+    given = {name: flags[name] for name in names if flags[name] is not None}
     if flags["target"]:
-        ends["target"] = dict(map(_target, flags["target"]))
-    return Until(**ends) if ends else None
+        given["target"] = dict(map(_target, flags["target"]))
+    if not given:
+        return None
+    return Until(**given) if given.keys() & set(ENDS) else dataclasses.replace(otherwise(), **given)
 
 
 def _target(text: str) -> tuple[str, float]:
@@ -153,9 +157,29 @@ def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
 
     kinds: dict[str, Any] = {"adagrad": rules.Adagrad, "adam": rules.Adam, "adamw": rules.AdamW, "sgd": rules.SGD}
     if (name := flags["optimizer"]) is not None and not isinstance(rule, kinds[name]):
-        rule = kinds[name](RATES[name])
-    numbers = {n: flags[n] for n in ("lr", "momentum", "weight_decay") if flags.get(n) is not None}
+        rule = kinds[name](RATES[name], groups=getattr(rule, "groups", {}))
+    numbers = {n: flags[n] for n in ("momentum", "weight_decay") if flags.get(n) is not None}
+    if (lr := _rate(rule.lr, flags)) is not rule.lr:
+        numbers["lr"] = lr
     fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
     if alien := numbers.keys() - fields:
         raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")
     return dataclasses.replace(rule, **numbers)  # type: ignore[type-var]
+
+
+def _rate(lr: float | Schedule, flags: dict[str, Any]) -> float | Schedule:
+    """A rule's own learning rate or schedule, or what the flags make of it."""
+    from distbelief.server.schedules import Cosine, Linear
+
+    name, shape = flags.get("schedule"), {n: flags[n] for n in ("warmup", "floor") if flags.get(n) is not None}
+    own = lr if isinstance(lr, Cosine | Linear) else None
+    peak: float | Schedule = flags["lr"] if flags["lr"] is not None else own.peak if own else lr
+    if own and isinstance(peak, int | float) and name in (None, type(own).__name__.lower()):
+        return dataclasses.replace(own, peak=peak, **shape)
+    if name in (None, "constant"):
+        if shape:
+            raise UsageError(f"--{next(iter(shape))} belongs to a schedule: give --schedule cosine or linear")
+        return peak
+    if not isinstance(peak, int | float):
+        raise UsageError(f"--schedule {name} takes the place of {lr!r}: give its peak, as in --lr 0.1")
+    return Cosine(peak, **shape) if name == "cosine" else Linear(peak, **shape)

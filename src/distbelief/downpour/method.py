@@ -1,15 +1,20 @@
 """Downpour SGD as a value: every choice of the method, checked where it is made."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Unpack, final
+
+from torch.optim import Optimizer
 
 from distbelief.allocation import Replica, ReplicaParts
 from distbelief.checks import check_whole
 from distbelief.downpour.ledger import Ledger
 from distbelief.errors import UsageError
 from distbelief.server.admission import Admission, Asynchronous
-from distbelief.server.rules import Adagrad, Rule
+from distbelief.server.block import AVERAGE
+from distbelief.server.groups import check_patterns, remarks
+from distbelief.server.rules import Adagrad, Rule, rule_over
 
 
 @final
@@ -27,6 +32,9 @@ class Downpour:
     `clip_norm`: largest 2-norm of a push. `tolerate`: how many batches may be set aside at which three replicas die, or
     the user's code fails twice; one more ends the run. `overlap`: batches that fetches and pushes may lag behind, 0 or
     1; None is the engine's own: 0 on both of today's.
+    `average`: decay of an exponential moving average of the parameters,
+    such as 0.999, kept in the shards: after each update, average ← decay·average + (1 - decay)·parameters. None: none
+    is kept. Of a parameter that got no gradient both stand still.
     """
 
     replicas: int | Literal["auto"] = "auto"
@@ -41,6 +49,7 @@ class Downpour:
     clip_norm: float | None = None
     tolerate: int = 0
     overlap: Literal[0, 1] | None = None
+    average: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("replicas", "shards", "batch_size", "n_fetch", "n_push"):
@@ -53,12 +62,11 @@ class Downpour:
             raise UsageError(f"clip_norm must be a positive number or None, not {self.clip_norm!r}")
         if self.overlap not in (None, 0, 1):
             raise UsageError(f"overlap must be 0, 1 or None, not {self.overlap!r}")
-        if not isinstance(self.optimizer, Rule):
-            raise UsageError(
-                f"optimizer must be one of SGD, Adagrad, Adam, AdamW, such as Adagrad(0.01), not {self.optimizer!r}"
-            )
-        if self.local_optimizer is not None and not isinstance(self.local_optimizer, Rule):
-            raise UsageError(f"local_optimizer must be a rule such as SGD(0.1), or None, not {self.local_optimizer!r}")
+        if self.average is not None and not (isinstance(self.average, float) and 0 < self.average < 1):
+            raise UsageError(f"average must be a decay between 0 and 1, such as 0.999, or None, not {self.average!r}")
+        _check_rule("optimizer", self.optimizer)
+        if self.local_optimizer is not None:
+            _check_rule("local_optimizer", self.local_optimizer)
         if not isinstance(self.admission, Admission) or isinstance(self.admission, type):
             raise UsageError(
                 f"admission must be a policy such as Asynchronous() or Buffered(4), not {self.admission!r}"
@@ -73,6 +81,31 @@ class Downpour:
     def local_rule(self) -> Rule | None:
         """The rule of the local step, or None where a fetch replaces the parameters before they are used again."""
         return None if self.n_fetch == 1 else self.local_optimizer or self.optimizer
+
+    @property
+    def kept(self) -> dict[str, float | None]:
+        """The vectors that belong to a run beside its parameters, and what fills them at first: None, these."""
+        return {**self.optimizer.state, **({} if self.average is None else {AVERAGE: None})}
+
+    def over(self, examples: int | None) -> "Downpour":
+        """The same for a run of so many examples: schedules that end with the run get a number."""
+        optimizer, *local = (rule_over(rule, examples) for rule in self._rules)
+        return replace(self, optimizer=optimizer, local_optimizer=local[0] if local else None)
+
+    @property
+    def _rules(self) -> list[Rule]:
+        return [rule for rule in (self.optimizer, self.local_optimizer) if rule is not None]
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `UsageError` for a parameter group that fits none of a model's parameters."""
+        for rule in self._rules:
+            check_patterns(rule, names)
+
+    def remarks(self, trained: Sequence[str], end: int | None) -> list[str]:
+        """Settings that have no effect in a run of these parameters that ends after so many examples, in sentences."""
+        unused = "local_optimizer has no effect with n_fetch=1: a fetch replaces the parameters after each step"
+        found = [line for rule in self._rules for line in remarks(rule, trained, end)]
+        return [*dict.fromkeys(found), *([unused] if self.local_optimizer and self.local_rule is None else [])]
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
         """The same with these numbers in the place of "auto" and None."""
@@ -97,3 +130,19 @@ class Downpour:
         from distbelief.downpour.replica import DownpourReplica
 
         return DownpourReplica(self, **parts)
+
+
+def _check_rule(name: str, rule: object) -> None:
+    """Raise `UsageError` for what is no rule, and say what takes the place of torch's parameter groups."""
+    # A class has the rule's methods too.
+    if isinstance(rule, Rule) and not isinstance(rule, type):
+        return
+    wanted = f"{name} must be one of SGD, Adagrad, Adam, AdamW, such as Adagrad(0.01)"
+    if not isinstance(rule, Sequence | Optimizer | type) or isinstance(rule, str):
+        raise UsageError(f"{wanted}, not {rule!r}")
+    # Of some of these the text runs over pages.
+    what = f"the class {rule.__name__}" if isinstance(rule, type) else f"a value of type {type(rule).__name__}"
+    raise UsageError(
+        f"{wanted}, not {what}: it lives in the shards, one for all parameters. Those that want another treatment get "
+        'it by their names, as in AdamW(3e-4, weight_decay=0.1, groups={"*.bias": {"weight_decay": 0}})'
+    )

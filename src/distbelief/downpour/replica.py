@@ -22,12 +22,16 @@ from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
 from distbelief.server.client import Client, FrozenGradient, HandOver, all_finite, values, verdict_of
+from distbelief.server.groups import split
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
 from distbelief.server.schedules import rate
 
 _REFUSALS = 20
 """Gradients that are not finite, one after the other, after which a replica gives up."""
+
+_NORM_S = 1.0
+"""How often the norm of a push is looked at, where it is not needed anyway: it costs as much as the check."""
 
 
 @final
@@ -55,6 +59,7 @@ class DownpourReplica:
         rule = self.method.local_rule
         self._local = None if rule is None else LocalStep(rule, self.client.layout, self.parameters)
         self._refusals = 0
+        self._norm_at = -math.inf
         self._account = _Account(Lease(0, 0, 0, 0))
 
     async def run(self) -> None:
@@ -110,7 +115,10 @@ class DownpourReplica:
         """A batch's loss, read together with whatever else of the step must be read; takes the local step."""
         if self._local is None and not due:
             return values((gradient.loss,))[0]
-        (loss,) = self._hand_over.read(gradient.loss)
+        now = asyncio.get_running_loop().time()
+        if norm := due and now >= self._norm_at:
+            self._norm_at = now + _NORM_S
+        (loss,) = self._hand_over.read(gradient.loss, norm=norm)
         # What is not finite will be refused. Taken here, it would stay in the state of the rule for good. Where what is
         # accrued is not finite, it may be an earlier batch's fault.
         if self._local is not None and (self._hand_over.finite or all_finite(gradient.tensors)):
@@ -120,6 +128,9 @@ class DownpourReplica:
     async def _push(self) -> None:
         await self._settle()
         frozen, account = self._hand_over.take(), self._account
+        if frozen.norm is not None:
+            self.progress.norms += 1
+            self.progress.norm += frozen.norm
         work = account.close()
         if not frozen.finite:
             self._refuse(work)
@@ -168,7 +179,8 @@ class LocalStep:
     """The client's own step between fetches, w ← w − α·g, with the state of its rule private to the replica."""
 
     def __init__(self, rule: Rule, layout: Layout, parameters: Tensor) -> None:
-        self._rule = rule
+        # Of each group its rule and the places of its parameters.
+        self._groups = split(rule, [entry.name for entry in layout.entries])
         self._parameters = [view.view(-1) for view in layout.views(parameters)]
         self._state = [
             [view.view(-1) for view in layout.views(torch.full_like(parameters, value))]
@@ -179,18 +191,22 @@ class LocalStep:
 
     def __call__(self, gradient: Gradient) -> None:
         """Apply a batch's finite gradient to the replica's own parameters."""
-        present = [i for i, tensor in enumerate(gradient.tensors) if tensor is not None]
-        if not present:
+        flat = [None if tensor is None else tensor.reshape(-1) for tensor in gradient.tensors]
+        if all(tensor is None for tensor in flat):
             return
         self._step += 1
-        tensors = [tensor.reshape(-1) for tensor in gradient.tensors if tensor is not None]
-        self._rule.update_(
-            [self._parameters[i] for i in present],
-            tensors if gradient.weight is None else torch._foreach_div(tensors, float(gradient.weight) or 1.0),
-            [[vector[i] for i in present] for vector in self._state],
-            self._step,
-            rate(self._rule.lr, self._examples),
-        )
+        for rule, places in self._groups:
+            present = [i for i in places if flat[i] is not None]
+            tensors = [tensor for i in present if (tensor := flat[i]) is not None]
+            if not tensors:
+                continue
+            rule.update_(
+                [self._parameters[i] for i in present],
+                tensors if gradient.weight is None else torch._foreach_div(tensors, float(gradient.weight) or 1.0),
+                [[vector[i] for i in present] for vector in self._state],
+                self._step,
+                rate(rule.lr, self._examples),
+            )
         self._examples += gradient.examples
 
 

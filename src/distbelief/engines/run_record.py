@@ -32,7 +32,7 @@ from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result, summary_of, trimmed
 from distbelief.run.state import BUFFERS, FROZEN, Totals, key, parameters_into_
-from distbelief.server.block import examples_of, updates_of
+from distbelief.server.block import AVERAGE, examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 from distbelief.task.tensors import put_, tensors_of
 
@@ -98,11 +98,12 @@ class RunRecord:
             prepared,
             flat,
             fetch=self._fetch,
+            fetch_average=functools.partial(self.shards.fetch, vector=AVERAGE),
             keep=lambda: files.write_model(flat.module, files.best),
             tell=lambda row, best: self.tell("evaluation", **row, best=best),
             beside=beside,
         )
-        self._image = image_of(flat, prepared.method.optimizer)
+        self._image = image_of(flat, prepared.method.kept)
         self._checkpoints = Checkpoints(
             files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
@@ -145,6 +146,8 @@ class RunRecord:
             examples=until.examples,
             seconds_limit=until.seconds,
             seed=prepared.seed,
+            monitor=prepared.judge[0] if prepared.sets else None,
+            remarks=prepared.remarks,
         )
 
     def tell_resumed(self, complaints: Sequence[str], earlier: Path | None) -> None:
@@ -321,6 +324,12 @@ class RunRecord:
         self._write(self._draft(last))
         self._checkpoints.finish()
 
+    def _write_average(self) -> None:
+        """Write the average as a model, with no replica left."""
+        self._evaluations.load_average()
+        self.files.write_model(self.flat.module, self.files.average)
+        self._evaluations.load_last()
+
     # What is seen
 
     @property
@@ -385,6 +394,8 @@ class RunRecord:
                 examples=status.examples,
                 updates=status.updates,
                 loss=status.loss,
+                learning_rate=status.learning_rate,
+                gradient_norm=status.gradient_norm,
                 examples_per_second=round(status.examples_per_second, 1),
                 replicas=[
                     {
@@ -422,6 +433,8 @@ class RunRecord:
             sum(replica.examples_per_second for replica in replicas),
             min(1.0, max(fractions)),
             replicas,
+            self.shards.learning_rate,
+            self._speeds.gradient_norm(),
         )
 
     def _shown(self, slot: ReplicaSlot, now: float) -> str:
@@ -448,7 +461,9 @@ class RunRecord:
         except UserCodeError as failure:
             error = error or failure
         self._write_last()
-        self.tell("stopped", **stamp, stopped_by=stopped_by)
+        if self.prepared.method.average is not None:
+            self._write_average()
+        self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=self._speeds.loss())
         try:
             self._callbacks.call()
         except UserCodeError as failure:

@@ -1,6 +1,5 @@
 """All shards of a run, as its record sees them: what they hold, how far they are, where a checkpoint of them goes."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -12,6 +11,7 @@ from distbelief.run.prepare import Prepared
 from distbelief.run.state import PARAMETERS, flat_state, key
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
+from distbelief.server.groups import groups_of
 from distbelief.server.shard import Shard
 
 
@@ -20,7 +20,7 @@ def memory_needed(prepared: Prepared, *, models_here: bool) -> dict[str, int]:
     vector = prepared.layout.length * prepared.layout.dtype.itemsize
     always = {
         "parameters and optimizer state": sum(spec.nbytes for spec in shard_specs(prepared)),
-        "a checkpoint of them": vector * (1 + len(prepared.method.optimizer.state)),
+        "a checkpoint of them": vector * (1 + len(prepared.method.kept)),
     }
     models = {f"models and gradients of {prepared.replicas} replicas": 2 * vector * prepared.replicas}
     return always | models if models_here else always
@@ -35,8 +35,18 @@ def shard_specs(prepared: Prepared) -> list[ShardSpec]:
     method, layout = prepared.method, prepared.layout
     others = method.admission if method.admission.lead is None else Asynchronous()
     return [
-        ShardSpec(high - low, layout.dtype, method.optimizer, others if number else method.admission, prepared.replicas)
-        for number, (low, high) in enumerate(itertools.pairwise(layout.borders))
+        ShardSpec(
+            high - low,
+            layout.dtype,
+            method.optimizer,
+            others if number else method.admission,
+            prepared.replicas,
+            groups,
+            method.average,
+        )
+        for number, (low, high, groups) in enumerate(
+            zip(layout.borders, layout.borders[1:], groups_of(method.optimizer, layout), strict=False)
+        )
     ]
 
 
@@ -46,11 +56,11 @@ class Shards:
 
     def __init__(self, prepared: Prepared, vector: Tensor, shards: Sequence[Shard]) -> None:
         method, self._layout = prepared.method, prepared.layout
-        self._rule = method.optimizer
+        self._kept = tuple(method.kept)
         self._shards = shards
         self._partial = [0] * len(shards)
         resumed = prepared.resumed
-        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.optimizer)
+        state = {} if resumed is None else flat_state(self._layout, resumed.tensors, method.kept, vector)
         # Adam corrects its means by the number of updates: means that begin anew need a count that does. Those that do
         # not take smaller steps for a while; the other way round, the new ones would take too large ones.
         self._version = 0 if resumed is None or prepared.changes.fresh else resumed.state.updates
@@ -77,10 +87,15 @@ class Shards:
         """The largest staleness of a used push."""
         return max(shard.stalest for shard in self._shards)
 
-    def fetch(self, into: Tensor) -> None:
-        """Copy all parameters into a flat vector."""
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update, by the rule of the parameters that are in no group."""
+        return self._shards[0].learning_rate
+
+    def fetch(self, into: Tensor, vector: str = PARAMETERS) -> None:
+        """Copy all parameters into a flat vector, or what belongs to them of another vector of the shards."""
         for number, shard in enumerate(self._shards):
-            shard.fetch(self._layout.part(into, number))
+            self._layout.part(into, number).copy_(shard.vectors[vector])
 
     def count_partial(self, records: Sequence[PushRecord | None]) -> None:
         """A dead replica's last push is at some shards and not at others: it is no update of the run."""
@@ -104,7 +119,7 @@ class Shards:
                 (piece.slice, into[key(vector, names[piece.entry])].view(-1)[piece.start : piece.stop])
                 for piece in self._layout.pieces[shard]
             ]
-            for vector in (PARAMETERS, *self._rule.state)
+            for vector in (PARAMETERS, *self._kept)
         }
 
     @property

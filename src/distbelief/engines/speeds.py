@@ -1,5 +1,6 @@
 """How fast replicas are just now, from what they have written on the table."""
 
+import math
 from collections import deque
 from typing import final
 
@@ -16,7 +17,7 @@ class Speeds:
 
     def __init__(self, replicas: int) -> None:
         self._past: list[deque[tuple[float, Progress]]] = [deque() for _ in range(replicas)]
-        self._loss: float | None = None
+        self._known: dict[str, float] = {}
 
     def restart(self, replica: int) -> None:
         """Forget a replica whose process has ended."""
@@ -25,7 +26,10 @@ class Speeds:
     def update(self, now: float, replica: int, row: Progress) -> None:
         """Take note of a row read at `now`, in seconds."""
         past = self._past[replica]
-        if past and past[-1][0] == now:
+        if not past:
+            # So that means are of all that it has done, until there are looks enough.
+            past.append((-math.inf, Progress()))
+        if past[-1][0] == now:
             past.pop()
         past.append((now, row))
         while len(past) > _LOOKS and now - past[0][0] > _WINDOW_S:
@@ -41,8 +45,15 @@ class Speeds:
 
     def loss(self) -> float | None:
         """The mean loss of all replicas' batches; the last known one if there were none, None if there never was."""
+        return self._mean("loss", "losses")
+
+    def gradient_norm(self) -> float | None:
+        """The mean 2-norm of all replicas' pushes, of those that were looked at; the last known one, or None."""
+        return self._mean("norm", "norms")
+
+    def _mean(self, total: str, count: str) -> float | None:
         ends = [(past[0][1], past[-1][1]) for past in self._past if past]
-        losses = sum(last.losses - first.losses for first, last in ends)
-        if losses:
-            self._loss = sum(last.loss - first.loss for first, last in ends) / losses
-        return self._loss
+        grown, counted = (sum(getattr(b, field) - getattr(a, field) for a, b in ends) for field in (total, count))
+        if counted:
+            self._known[total] = grown / counted
+        return self._known.get(total)

@@ -4,13 +4,17 @@ Events are JSON objects, one a line, in `events.jsonl`. Each has "event" and "se
 it), and:
 
     started      engine, replicas, devices, shards, parameters, batch_size, examples_per_epoch, chosen_by, seed,
-                 epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it
+                 epochs, examples, seconds_limit, precision, emulated: whether the CPU has no instructions for it,
+                 monitor: the metric that evaluations are judged by, or None,
+                 remarks: a sentence a setting that has no effect, or another one than it may seem
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
     poisoned     epoch, batch, examples: their indices, error     a batch was set aside: replicas died or failed at it
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is
                                                                   dead (there is false), or back
-    progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}]
+    progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}],
+                 learning_rate: of the next update, for parameters in no group,
+                 gradient_norm: mean 2-norm of pushes before they are clipped, of those that were looked at, or None
     evaluation   the row that is added to the history, and whether it is the best so far
     resumed      examples (None if there was nothing to resume), damaged: a sentence a damaged checkpoint,
                  fresh_state: the optimizer's vectors that the checkpoint does not hold,
@@ -19,7 +23,7 @@ it), and:
                  earlier: where the files of a run without a checkpoint were moved, or None
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
     evaluating   training has ended, the last evaluation begins
-    stopped      stopped_by, epoch, examples, updates
+    stopped      stopped_by, epoch, examples, updates, refused: examples whose gradients were not finite, train_loss
 """
 
 import signal
@@ -57,6 +61,10 @@ class Status:
     fraction: float = 0.0
     """How much of the run is over."""
     replicas: tuple[ReplicaStatus, ...] = ()
+    learning_rate: float | None = None
+    """Of the next update, for parameters that are in no group."""
+    gradient_norm: float | None = None
+    """Mean 2-norm of pushes before they are clipped; of a push a second and replica, or of all where they are."""
 
     @property
     def remaining_s(self) -> float | None:

@@ -1,6 +1,8 @@
 """Progress for the eye: a live table on a terminal, plain lines elsewhere, on standard error."""
 
+import io
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
+from distbelief.run.result import refusals
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -59,7 +62,8 @@ class Lines(_Told):
         # The first waits until there is a speed to tell.
         if status.examples and now >= self._next and (self._next or status.examples_per_second):
             self._next = now + _LINE_S
-            self._print(status.seconds, f"{headline(status)}  {_each(status.replicas)}")
+            told = filter(None, [headline(status), steps(status), _each(status.replicas)])
+            self._print(status.seconds, "  ".join(told))
 
 
 @final
@@ -73,6 +77,30 @@ class LiveTable(_Told):
     def status(self, status: Status) -> None:
         """Redraw."""
         self._live.update(_drawn(status))
+
+
+@final
+class NotebookTable(_Told):
+    """The same table in the output of a notebook's cell, replaced in place; events are printed below it."""
+
+    def __init__(self, console: Console, kernel: Any) -> None:
+        super().__init__(console)
+        self._display = kernel.display_pub
+        self._id = f"distbelief-{id(self)}"
+        self._next = 0.0
+        self._publish("", update=False)
+
+    def status(self, status: Status) -> None:
+        """Replace the table, a few times a second at the most."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 1 / _REDRAWS_PER_S
+            sheet = Console(file=io.StringIO(), width=100, color_system=None, force_jupyter=False)
+            with sheet.capture() as drawn:
+                sheet.print(_drawn(status))
+            self._publish(drawn.get(), update=True)
+
+    def _publish(self, text: str, *, update: bool) -> None:
+        self._display.publish({"text/plain": text}, transient={"display_id": self._id}, update=update)
 
 
 def _each(replicas: Sequence[ReplicaStatus]) -> str:
@@ -103,7 +131,7 @@ def _drawn(status: Status) -> RenderableType:
         name, restarts = count(len(alike), "replica") if many else f"#{kind}", sum(r.restarts for r in alike)
         table.add_row(name, alike[0].state, *_ranges(alike), str(restarts or ""))
     bar = ProgressBar(total=1.0, completed=status.fraction, width=60)
-    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"))
+    return Group(table, bar, Text(f"{_clock(status.seconds)}  {headline(status)}"), Text(steps(status)))
 
 
 def headline(status: Status) -> str:
@@ -112,6 +140,12 @@ def headline(status: Status) -> str:
     left = "" if status.remaining_s is None else f"  {_clock(status.remaining_s)} left"
     speed = f"{status.examples_per_second:,.0f}/s"
     return f"epoch {status.epoch:.2f}  {status.examples:,} examples  {speed}{loss}{left}"
+
+
+def steps(status: Status) -> str:
+    """How large the steps are: the learning rate, and the norm of the gradients."""
+    known = {"lr": status.learning_rate, "gradient": status.gradient_norm}
+    return "  ".join(f"{name} {value:.3g}" for name, value in known.items() if value is not None)
 
 
 def sentence(event: str, content: dict[str, Any]) -> str:
@@ -141,7 +175,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
         case "stopped":
             why = _WHY.get(content["stopped_by"], content["stopped_by"])
-            return f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            done = f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
+            return "; ".join(filter(None, [done, refusals(content["refused"], content["train_loss"])]))
         case _:
             return ""
 
@@ -155,7 +190,9 @@ def _started(content: dict[str, Any]) -> str:
     }
     replicas, shards = count(content["replicas"], "replica"), count(content["shards"], "shard")
     size = f"{content['parameters']:,} parameters, batches of {content['batch_size']}"
-    remarked = "".join(remark for remark, holds in remarks.items() if holds)
+    remarked = "".join(
+        [*(remark for remark, holds in remarks.items() if holds), *(f"\n{r}" for r in content["remarks"])]
+    )
     return f"{replicas}{gpus and f' on {gpus}'}, {shards}, {size}{remarked}"
 
 
@@ -226,8 +263,17 @@ def watching(progress: bool, *, redrawn: bool = True) -> Iterator[Observer]:
     """
     file = cast("TextIO", _Forgiving(sys.stderr))
     if progress and redrawn and sys.stderr.isatty():
-        console = Console(file=file, markup=False)
+        console = Console(file=file, markup=False, force_jupyter=False)
         with Live(console=console, refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
             yield LiveTable(live)
-    else:
-        yield Lines(Console(file=file, markup=False, width=200, highlight=False, quiet=not progress))
+        return
+    lines = Console(file=file, markup=False, width=200, highlight=False, quiet=not progress, force_jupyter=False)
+    kernel = _kernel() if progress and redrawn else None
+    yield Lines(lines) if kernel is None else NotebookTable(lines, kernel)
+
+
+def _kernel() -> Any:
+    """The shell of the notebook that this code runs in, or None."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell if hasattr(shell, "kernel") and threading.current_thread() is threading.main_thread() else None

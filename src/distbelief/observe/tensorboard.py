@@ -10,6 +10,7 @@ from distbelief.observe.progress import sentence
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_TRAINING = ("loss", "learning_rate", "gradient_norm", "examples_per_second")
 _FLUSH_S = 10
 """What a controller that is killed may have told in vain."""
 
@@ -23,9 +24,10 @@ class TensorBoard:
     """Writes a run for TensorBoard: `db.train(…, callbacks=[db.TensorBoard()])`.
 
     `directory`: where event files go; None is `tensorboard` in the run's own directory. The step of every point is the
-    run's examples. Scalars: `evaluation/NAME`, `train/loss`, `train/examples_per_second`, and of each replica
-    `examples_per_second/replica_R` and `staleness/replica_R`. Deaths are texts. A run that is resumed goes on in the
-    same directory, and hides what was written after the checkpoint that it goes on from.
+    run's examples. Scalars: `evaluation/NAME`; `train/loss`, `train/learning_rate`, `train/gradient_norm` and
+    `train/examples_per_second`; and of each replica `examples_per_second/replica_R` and `staleness/replica_R`. Deaths
+    are texts. A run that is resumed goes on in the same directory, and hides what was written after the checkpoint that
+    it goes on from.
 
     Raises `UsageError` where tensorboard is not installed.
     """
@@ -34,7 +36,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UsageError("TensorBoard is not installed: pip install 'distbelief[tensorboard]'") from error
+            raise UsageError("TensorBoard is not installed: pip install tensorboard") from error
         self._make = SummaryWriter
         self._directory = None if directory is None else Path(directory)
         self._writer: SummaryWriter | None = None
@@ -75,7 +77,7 @@ class TensorBoard:
             case "evaluation":
                 scalars = {f"evaluation/{name}": value for name, value in event.items() if name not in STAMP}
             case "progress":
-                scalars = {f"train/{name}": event[name] for name in ("loss", "examples_per_second")}
+                scalars = {f"train/{name}": event[name] for name in _TRAINING}
                 for replica in event["replicas"]:
                     for name in ("examples_per_second", "staleness"):
                         scalars[f"{name}/replica_{replica['replica']}"] = replica[name]

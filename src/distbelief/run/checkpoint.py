@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,6 @@ from torch import Tensor
 
 from distbelief.errors import DirectoryError
 from distbelief.run.state import FORMAT, RunState, check_tensors, from_json, untrained, vectors_like
-from distbelief.server.rules import Rule
 from distbelief.task.gradients import FlatModule
 
 KEPT = 3
@@ -89,10 +88,10 @@ class Image:
         }
 
 
-def image_of(flat: FlatModule, rule: Rule) -> Image:
-    """Room for all tensors of a run, with those already in it that training does not change."""
+def image_of(flat: FlatModule, kept: Iterable[str]) -> Image:
+    """Room for all tensors of a run, with those already in it that training does not change; `kept`: its vectors."""
     rest = untrained(flat.module)
-    image = Image(vectors_like(flat.layout, rule) | rest)
+    image = Image(vectors_like(flat.layout, kept) | rest)
     for name, tensor in rest.items():
         image.tensors[name].copy_(tensor)
     return image

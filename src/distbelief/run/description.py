@@ -34,9 +34,12 @@ def revive(content: dict[str, Any]) -> Any:
 
     `KeyError`, `TypeError` and `ValueError` say that it is a rule or policy of the user's own, or was not described.
     """
+    if not isinstance(content.get("kind"), str):
+        # Rates of `Steps`, or parameter groups, whose patterns may be any text.
+        return content
     content.pop("format", None)
-    if "kind" not in content:
-        # The rates of `Steps`; JSON's keys are text.
-        return {int(key): rate for key, rate in content.items()}
     kind = _KINDS[content.pop("kind")]
+    if kind is schedules.Steps:
+        # JSON's keys are text.
+        content["rates"] = {int(start): rate for start, rate in content["rates"].items()}
     return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in content.items()})

@@ -5,6 +5,7 @@
     events.jsonl                 a line for everything that happened
     checkpoints/                 what the run can go on from (`checkpoint.py`), and best.safetensors
     model.safetensors            what was reached
+    model-average.safetensors    the average of the parameters, where one is kept
     summary.json                 the same in figures
 
 A run does not end because a file cannot be written: `unwritten` says which ones are missing, and why.
@@ -35,7 +36,7 @@ from distbelief.run.run import change
 _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
-_FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "summary.json", _METHOD)
+_FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "model-average.safetensors", "summary.json", _METHOD)
 """What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
 
 
@@ -61,6 +62,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
+        self.average = path / "model-average.safetensors"
         self.unwritten: dict[str, str] = {}
         """Files whose latest state could not be written, and why."""
         self._made = made

@@ -14,7 +14,7 @@ from torch import Tensor
 from distbelief.chance import derive
 from distbelief.errors import UserCodeError
 from distbelief.run.evaluation import Abandoned, evaluate
-from distbelief.run.prepare import Prepared
+from distbelief.run.prepare import OF_AVERAGE, Prepared
 from distbelief.task.data import seeded
 from distbelief.task.gradients import FlatModule
 from distbelief.task.tracebacks import user_frames
@@ -31,14 +31,16 @@ class Evaluations:
 
     Beside training only the set that chooses is evaluated; the test set, where it only reports, is left for the end.
     One evaluation runs at a time. `fetch` copies the server's parameters into the module's vector and returns the
-    buffers that belong to them; `keep` writes the module where it is the best so far; `tell` is given each new row, and
-    whether it is the best. Without `beside`, training stands still meanwhile.
+    buffers that belong to them; `fetch_average` copies their average into another one, where there is one; `keep`
+    writes the module where it is the best so far; `tell` is given each new row, and whether it is the best. Without
+    `beside`, training stands still meanwhile.
     """
 
     prepared: Prepared
     flat: FlatModule
     _: KW_ONLY
     fetch: Callable[[], Tensor]
+    fetch_average: Callable[[Tensor], None]
     keep: Callable[[], object]
     tell: Callable[[Row, bool], None]
     beside: bool = True
@@ -48,15 +50,24 @@ class Evaluations:
         """Spent in evaluations."""
         self.history: list[Row] = list(self.prepared.past_history)
         self._task = self.prepared.task.placed(self.flat.device)
+        averaged = self.prepared.method.average is not None
+        self._average = torch.empty_like(self.flat.vector) if averaged else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[tuple[Row, bool]] | None = None
         self._abandoned = threading.Event()
 
     def begin(self, stamp: Row) -> None:
         """Begin an evaluation; none must be under way."""
-        self._running = self._pool.submit(self._evaluate, stamp, self.fetch(), threads=1, everything=False)
+        running = self._submit(stamp, threads=1, everything=False)
         if not self.beside:
-            wait([self._running])
+            wait([running])
+
+    def _submit(self, stamp: Row, threads: int, *, everything: bool) -> Future[tuple[Row, bool]]:
+        buffers = self.fetch()
+        if self._average is not None:
+            self.fetch_average(self._average)
+        self._running = self._pool.submit(self._evaluate, stamp, buffers, threads, everything=everything)
+        return self._running
 
     def turn(self) -> bool:
         """Record an evaluation that has ended; whether one has."""
@@ -73,12 +84,21 @@ class Evaluations:
             self._wait(impatient)
         except UserCodeError:
             # What it evaluated is older than what is to be written.
-            self._load(self.fetch())
+            self.load_last()
             raise
-        buffers = self.fetch()
         if self.prepared.sets and stamp is not None:
-            self._running = self._pool.submit(self._evaluate, stamp, buffers, torch.get_num_threads(), everything=True)
+            self._submit(stamp, torch.get_num_threads(), everything=True)
             self._wait(impatient)
+        self.load_last()
+
+    def load_last(self) -> None:
+        """Have the module hold what the server holds."""
+        self._load(self.fetch())
+
+    def load_average(self) -> None:
+        """Have the module hold the average of that, with the same buffers."""
+        buffers = self.fetch()
+        self.fetch_average(self.flat.vector)
         self._load(buffers)
 
     def _wait(self, impatient: Callable[[], bool]) -> None:
@@ -93,11 +113,7 @@ class Evaluations:
         until, history = self.prepared.until, self.history
         if until.target and history and all(self._reached(name, value) for name, value in until.target.items()):
             return "target"
-        if until.patience is not None:
-            ranks = [rank for rank in map(self._rank, history) if rank > -math.inf]
-            if ranks and len(ranks) - 1 - ranks.index(max(ranks)) >= until.patience:
-                return "patience"
-        return None
+        return "patience" if until.out_of_patience(map(self._rank, history)) else None
 
     def _rank(self, row: Row) -> float:
         """By what a row is better than another; minus infinity where it has no finite number to be judged by."""
@@ -108,8 +124,9 @@ class Evaluations:
         return float(value) if mode == "max" else -float(value)
 
     def _reached(self, name: str, value: float) -> bool:
-        found = self.history[-1][name]
-        return bool(found >= value if self.prepared.task.mode(name) == "max" else found <= value)
+        # A run that is resumed may ask for a metric that it did not have before.
+        found = self.history[-1].get(name)
+        return found is not None and bool(found >= value if self.prepared.mode(name) == "max" else found <= value)
 
     def close(self) -> None:
         """End the thread."""
@@ -142,8 +159,31 @@ class Evaluations:
         # OpenMP's number of threads is the calling thread's own: this does not touch the user's.
         torch.set_num_threads(threads)
         began = time.monotonic()
-        self._load(buffers)
-        row = dict(stamp)
+        found = {}
+        for prefix, vector in self._models():
+            self.flat.vector.copy_(vector)
+            self._load(buffers)
+            found[prefix] = self._metrics(prefix, everything=everything)
+        row = stamp | found[""] | found.get(OF_AVERAGE, {})
+        self.seconds += time.monotonic() - began
+        # In this thread: while the best model is written, the controller answers replicas.
+        if best := self._is_best(row):
+            self.keep()
+        return row, best
+
+    def _models(self) -> list[tuple[str, Tensor]]:
+        """The vectors to evaluate, and what their metrics begin with.
+
+        The one that is judged comes last: then the module is that one, if it is to be kept as the best.
+        """
+        if self._average is None:
+            return [("", self.flat.vector)]
+        models = [(OF_AVERAGE, self._average), ("", self.flat.vector.clone())]
+        return models[::-1] if self.prepared.of_average(self.prepared.judge[0]) else models
+
+    def _metrics(self, of: str, *, everything: bool) -> Row:
+        """The metrics of the model as it is, on each set, or only on the one that chooses."""
+        row = {}
         for prefixes, rows in self.prepared.sets.items():
             if "" not in prefixes and not everything:
                 continue
@@ -156,9 +196,5 @@ class Evaluations:
                     self.prepared.evaluation_batch,
                     self._abandoned.is_set,
                 )
-            row.update({prefix + name: value for prefix in prefixes for name, value in metrics.items()})
-        self.seconds += time.monotonic() - began
-        # In this thread: while the best model is written, the controller answers replicas.
-        if best := self._is_best(row):
-            self.keep()
-        return row, best
+            row.update({prefix + of + name: value for prefix in prefixes for name, value in metrics.items()})
+        return row

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from distbelief.run.checkpoint import Checkpoint, savable, storable
 from distbelief.run.evaluation import evaluate
 from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
 from distbelief.run.until import Every, Until
+from distbelief.server.block import OWN_VECTORS
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded, shapes
 from distbelief.task.gradients import CPU, Precision, autocast
@@ -29,6 +29,8 @@ _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
 _NAMED = 32
 """Examples of a batch that are named in a sentence."""
+OF_AVERAGE = "average_"
+"""What metrics of the average of the parameters begin with."""
 _LARGE = 1 << 20
 """Elements from which on a vector is cut into a shard a replica."""
 
@@ -57,7 +59,9 @@ class Prepared(Asked):
     origin: Task
     """Its modules are as the run began in its first life."""
     method: Method
-    """With numbers in the place of "auto" and None."""
+    """With numbers in the place of "auto" and None, in schedules too."""
+    chosen: Method
+    """The same with the schedules as they were given: what ends with the run ends with that which goes on from it."""
     replicas: int
     batch_size: int
     """Examples a batch."""
@@ -70,6 +74,8 @@ class Prepared(Asked):
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
     mutable_buffers: tuple[str, ...] = ()
     """The buffers, and parameters that are not trained, that training changes, by name."""
+    growing: tuple[str, ...] = ()
+    """Tensors that have another shape after each batch."""
     data: str = ""
     """The fingerprint of the first batch."""
 
@@ -80,9 +86,29 @@ class Prepared(Asked):
 
     @property
     def judge(self) -> tuple[str, Literal["min", "max"]]:
-        """The metric by which the best evaluation is chosen: that of the target, else the first, else the loss."""
-        name = next(iter([*(self.until.target or {}), *self.task.metrics, "loss"]))
-        return name, self.task.mode(name)
+        """The metric by which evaluations are judged: `monitor`, or the target's, else the first, else the loss."""
+        name = self.until.monitor or next(iter([*(self.until.target or {}), *self.task.metrics, "loss"]))
+        return name, self.mode(name)
+
+    def mode(self, name: str) -> Literal["min", "max"]:
+        """Whether less or more of a metric is better, those of the average included."""
+        return self.task.mode(name.removeprefix(OF_AVERAGE) if self.of_average(name) else name)
+
+    def of_average(self, name: str) -> bool:
+        """Whether a metric is one of the average of the parameters, and none of the task's own of such a name."""
+        return self.method.average is not None and name not in ("loss", *self.task.metrics)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Settings that have no effect, and tensors that are left out, in sentences."""
+        until, trained = self.until, [entry.name for entry in self.layout.entries]
+        unused = [] if until.patience or not until.min_delta else ["min_delta has no effect without patience"]
+        left_out = [
+            f"{name} has another shape after each batch: replicas keep it to themselves, and the model that is "
+            "evaluated and written does not have it"
+            for name in self.growing
+        ]
+        return [*self.method.remarks(trained, until.in_examples(len(self.rows))), *unused, *left_out]
 
     @property
     def chosen_by(self) -> str | None:
@@ -100,7 +126,7 @@ class Prepared(Asked):
         if self.resumed is None:
             return Changes([], [], [])
         before = self.resumed.state.trained
-        return changes(before, self.resumed.tensors, self.layout, self.method.optimizer)
+        return changes(before, self.resumed.tensors, self.layout, self.method.kept)
 
     def examples_of(self, epoch: int, batch: int) -> list[int]:
         """Which examples are in a batch."""
@@ -164,22 +190,25 @@ def prepare(
     check_settings()
     rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     sets = _sets(task)
-    _check_judges(task, asked.until, bool(sets))
+    _check_judges(task, asked.until, bool(sets), averaged=method.average is not None)
     module = task.build(asked.seed)
     _check_tensors(module)
     task = task.like(module)
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
-    if taken := {name for name in method.optimizer.state if name in KINDS or "/" in name}:
+    if taken := {name for name in method.optimizer.state if name in (*KINDS, *OWN_VECTORS) or "/" in name}:
         raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
+    method.check_names([name for name, _ in module.named_parameters()])
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
     batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
+    chosen = method.decided(replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         **vars(asked),
         task=task,
         origin=task,
-        method=method.decided(replicas=count, shards=shards, batch_size=batch_size),
+        method=chosen.over(asked.until.in_examples(len(rows))),
+        chosen=chosen,
         replicas=count,
         batch_size=batch_size,
         module=module,
@@ -192,7 +221,7 @@ def prepare(
     with seeded(asked.seed):
         batch = Batches(rows, batch_size, asked.seed)(0, 0)
     trial = _again(task, module, asked.seed).to(device)
-    made, mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
+    made, mutable_buffers, growing = _try_one_batch(prepared, trial, moved(batch, device))
     put_(module, made)
     check_model(module)
     origin = task.with_values(made) if start is None else _started(task, module, start)
@@ -202,7 +231,7 @@ def prepare(
     # Replicas begin with what is not trained, and fetch the rest.
     task = origin.with_values(_copies(module, trained=False)) if begun else origin
     return dataclasses.replace(
-        prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, data=fingerprint(batch)
+        prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, growing=growing, data=fingerprint(batch)
     )
 
 
@@ -290,21 +319,29 @@ def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
     return sets
 
 
-def _check_judges(task: Task, until: Until, evaluated: bool) -> None:
+def _check_judges(task: Task, until: Until, evaluated: bool, *, averaged: bool) -> None:
     known = ["loss", *task.metrics]
-    for name in until.target or {}:
+    ours = [OF_AVERAGE + name for name in known if averaged]
+    if taken := {*ours} & {*known}:
+        raise TaskError(f"a metric cannot be called {min(taken)}, which is that of the average: choose another name")
+    known += ours
+    asked = dict.fromkeys(until.target or {}, "target") | ({until.monitor: "monitor"} if until.monitor else {})
+    for name, what in asked.items():
         if name not in known:
-            raise UsageError(f"the target is {name}, which is no metric of the task: {', '.join(known)}")
-    if (until.target or until.patience) and not evaluated:
-        raise UsageError("a target and patience need validation or test data to be judged by")
+            raise UsageError(f"the {what} is {name}, which is no metric of the task: {', '.join(known)}")
+    if (asked or until.patience) and not evaluated:
+        raise UsageError("a target, a monitor and patience need validation or test data to be judged by")
 
 
-def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+Tried = tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]
+
+
+def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> Tried:
     """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
 
     `module` is another one than the run's, equal to it; it is of no use afterwards. Returns the buffers that the first
-    forward pass makes, fills or enlarges, and the names of the tensors that a batch in training changes, trained
-    parameters apart.
+    forward pass makes, fills or enlarges, the names of the tensors that a batch in training changes, trained parameters
+    apart, and of those that have another shape after each batch.
     """
     device = next(module.parameters()).device
     task = prepared.task.placed(device)
@@ -337,18 +374,13 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[d
         # Whether what it has made now is changed by every batch, or stays.
         before, after = before | made, forward()
     changed = [name for name, tensor in after.items() if not _equal(tensor, before[name])]
-    if growing := [name for name in changed if after[name].shape != before[name].shape]:
-        warnings.warn(
-            f"buffer {growing[0]} has another shape after each batch: replicas keep it to themselves, and the model "
-            "that is evaluated and written does not have it",
-            stacklevel=2,
-        )
+    growing = tuple(name for name in changed if after[name].shape != before[name].shape)
     for prefixes, rows in prepared.sets.items():
         name = "test" if "test_" in prefixes else "validation"
         # A few examples, metrics and all.
         with noted(f"on the first examples of {name}"), seeded(prepared.seed):
             evaluate(task, module, Head(rows, min(len(rows), prepared.batch_size)))
-    return made, tuple(name for name in changed if name not in growing)
+    return made, tuple(name for name in changed if name not in growing), growing
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

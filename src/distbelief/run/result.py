@@ -78,3 +78,9 @@ def quantile(histogram: Sequence[int], q: float) -> int:
     """The smallest bin at or below which a fraction `q` of a histogram lies; 0 if it is empty."""
     below = list(accumulate(histogram))
     return bisect_left(below, q * below[-1]) if below and below[-1] else 0
+
+
+def refusals(refused: int, train_loss: float | None) -> str:
+    """What was refused of a run, and where its loss stood, in words; nothing where nothing was."""
+    loss = "" if train_loss is None else f", training loss {train_loss:.4g}"
+    return f"{refused:,} examples refused since their gradients were not finite{loss}" if refused else ""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distbelief import chance
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.run.evaluation import evaluate
+from distbelief.run.result import refusals
 from distbelief.task import taskfile
 from distbelief.task.data import ArrayRows, rows_of, shapes
 from distbelief.task.task import Task, predict
@@ -21,6 +22,12 @@ from distbelief.task.tensors import make_room_
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
+_MODELS = {
+    "last": ("model.safetensors", "the file has been removed"),
+    "best": ("checkpoints/best.safetensors", "the run was never evaluated"),
+    "average": ("model-average.safetensors", "the run kept none; ask for it with Downpour(average=0.999)"),
+}
+"""The file of each model, and why it may not be there."""
 _PREDICTED = 512
 """Rows that are predicted from at once."""
 _TOLD = 3
@@ -42,10 +49,11 @@ class Run:
         self.metrics: dict[str, float] = summary["metrics"]
         self._task = task
 
-    def model(self, which: Literal["last", "best"] = "last") -> nn.Module:
+    def model(self, which: Literal["last", "best", "average"] = "last") -> nn.Module:
         """A fresh module, on the CPU, in eval mode, holding the server's parameters; the caller owns it.
 
-        "last": as the run ended. "best": as at its best evaluation.
+        "last": as the run ended. "best": as at its best evaluation. "average": the moving average of its parameters,
+        where the method kept one, with the buffers of the last.
         """
         module = self._task.build(self.summary["seed"])
         state = self.state_dict(which)
@@ -53,13 +61,13 @@ class Run:
         module.load_state_dict(state)
         return module.eval()
 
-    def state_dict(self, which: Literal["last", "best"] = "last") -> dict[str, Tensor]:
+    def state_dict(self, which: Literal["last", "best", "average"] = "last") -> dict[str, Tensor]:
         """The tensors of that model by name."""
-        if which not in ("last", "best"):
-            raise UsageError(f'which must be "last" or "best", not {which!r}')
-        file = self.directory / ("model.safetensors" if which == "last" else "checkpoints/best.safetensors")
-        if not file.exists():
-            raise DirectoryError(f"there is no {which} model in {self.directory}: the run was never evaluated")
+        if which not in _MODELS:
+            raise UsageError(f"which must be one of {', '.join(map(repr, _MODELS))}, not {which!r}")
+        name, missing = _MODELS[which]
+        if not (file := self.directory / name).exists():
+            raise DirectoryError(f"there is no {which} model in {self.directory}: {missing}")
         return load_file(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
@@ -132,7 +140,9 @@ class Run:
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        return f"Run({str(self.directory)!r}: {self.summary['examples']:,} examples{', ' if metrics else ''}{metrics})"
+        refused = refusals(self.summary["account"]["refused"], self.summary["train_loss"])
+        parts = [f"{self.summary['examples']:,} examples", *filter(None, [metrics, refused])]
+        return f"Run({str(self.directory)!r}: {', '.join(parts)})"
 
 
 def load(directory: str | Path, task: Task | None = None) -> Run:

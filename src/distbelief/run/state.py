@@ -1,16 +1,16 @@
 """The state of a run: what a checkpoint holds beside its tensors, as typed values, and how its tensors are named.
 
 1.  Every key of a checkpoint is here: those of its JSON are the fields of `RunState`, in `FORMAT`.
-2.  "parameters/NAME" is a trained parameter and "VECTOR/NAME" its part of a vector of the rule, both in the dtype of
-    the parameter vector; "frozen/NAME" is a parameter that is not trained, and "buffers/NAME" a buffer, of `state_dict`
-    or not, each in its own dtype. Complex ones are pairs of real numbers.
+2.  "parameters/NAME" is a trained parameter, "VECTOR/NAME" its part of a vector of the rule and "average/NAME" of the
+    average, all in the dtype of the parameter vector; "frozen/NAME" is a parameter that is not trained, and
+    "buffers/NAME" a buffer, of `state_dict` or not, each in its own dtype. Complex ones are pairs of real numbers.
 3.  Whatever is read and is not exactly as it was written raises `ValueError` with a sentence.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.downpour.ledger_state import LedgerState
+from distbelief.server.block import AVERAGE
 from distbelief.server.layout import Layout
-from distbelief.server.rules import Rule
 
 FORMAT = 3
 PARAMETERS, FROZEN, BUFFERS = KINDS = ("parameters", "frozen", "buffers")
@@ -126,10 +126,10 @@ def check_tensors(state: RunState, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError("one of its parameters is both trained and not")
 
 
-def vectors_like(layout: Layout, rule: Rule) -> dict[str, Tensor]:
-    """Parameters and rule state by key, without contents, independent of where the vector is cut."""
+def vectors_like(layout: Layout, kept: Iterable[str]) -> dict[str, Tensor]:
+    """Parameters and the vectors kept beside them by key, without contents, independent of where they are cut."""
     flat = torch.empty(layout.length, dtype=layout.dtype, device="meta")
-    vectors = (PARAMETERS, *rule.state)
+    vectors = (PARAMETERS, *kept)
     return {key(vector, name): view for vector in vectors for name, view in layout.named(flat).items()}
 
 
@@ -147,17 +147,27 @@ def module_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def parameters_into_(vector: Tensor, layout: Layout, tensors: Mapping[str, Tensor], kind: str = PARAMETERS) -> None:
     """Copy the trained parameters of a checkpoint into a flat vector; what was not trained then stays as it is there.
 
-    Not by way of the module, whose parameters may be of a narrower type than the vector. `kind`: a vector of the rule
-    in their place.
+    Not by way of the module, whose parameters may be of a narrower type than the vector. `kind`: another vector in
+    their place.
     """
     for name, view in layout.named(vector).items():
         if (tensor := tensors.get(key(kind, name))) is not None:
             view.copy_(tensor)
 
 
-def flat_state(layout: Layout, tensors: Mapping[str, Tensor], rule: Rule) -> dict[str, Tensor]:
-    """The rule's vectors, gathered from a checkpoint; what it does not hold begins as the rule says."""
-    flat = {name: torch.full((layout.length,), fill, dtype=layout.dtype) for name, fill in rule.state.items()}
+def flat_state(
+    layout: Layout, tensors: Mapping[str, Tensor], kept: Mapping[str, float | None], parameters: Tensor
+) -> dict[str, Tensor]:
+    """The vectors kept beside the parameters, gathered from a checkpoint.
+
+    What it does not hold begins with the number that `kept` has for it; None: with the parameters, a flat vector.
+    """
+    flat = {
+        name: parameters.to("cpu", copy=True)
+        if fill is None
+        else torch.full((layout.length,), fill, dtype=layout.dtype)
+        for name, fill in kept.items()
+    }
     for name, vector in flat.items():
         parameters_into_(vector, layout, tensors, name)
     return flat
@@ -167,7 +177,7 @@ class Changes(NamedTuple):
     """What is not as it was when a checkpoint was written."""
 
     fresh_state: list[str]
-    """Vectors of the rule that the checkpoint does not hold: they begin anew."""
+    """Vectors that the checkpoint does not hold: they begin anew."""
     newly_frozen: list[str]
     """Parameters that were trained and are not any more: they keep their values."""
     newly_trained: list[str]
@@ -176,15 +186,17 @@ class Changes(NamedTuple):
     @property
     def fresh(self) -> bool:
         """Whether any state of the rule begins anew."""
-        return bool(self.fresh_state or self.newly_trained)
+        return bool({*self.fresh_state} - {AVERAGE} or self.newly_trained)
 
 
-def changes(trained_before: tuple[str, ...], tensors: Mapping[str, Tensor], layout: Layout, rule: Rule) -> Changes:
+def changes(
+    trained_before: tuple[str, ...], tensors: Mapping[str, Tensor], layout: Layout, kept: Iterable[str]
+) -> Changes:
     """What differs between a checkpoint and the run that goes on from it."""
     trained_now = [entry.name for entry in layout.entries]
     found = {name.partition("/")[0] for name in tensors}
     return Changes(
-        sorted(rule.state.keys() - found),
+        sorted({*kept} - found),
         [name for name in trained_before if name not in trained_now],
         [name for name in trained_now if name not in trained_before],
     )

@@ -1,6 +1,6 @@
 """The block of memory that is a shard: what lies where, and what can be read from a copy of it.
 
-header | histogram of staleness | replica slots | parameters | rule state … | sum of the open round
+header | histogram of staleness | replica slots | parameters | rule state … | average | sum of the open round
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 
 from distbelief.ports import PushRecord, Snapshot, Verdict, Work
 from distbelief.server.admission import Admission
+from distbelief.server.groups import Group
 from distbelief.server.rules import Rule
 
 # Header fields.
@@ -29,6 +30,8 @@ NEVER = 1 << 62
 """What no fetch waits for: the clock of the slowest where no replica lives."""
 SLOT = RECORDS + 2 * RECORD
 PAGE = 4096
+AVERAGE, ROUND = OWN_VECTORS = ("average", "round")
+"""Vectors of the shard's own, beside those of its rule."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class ShardSpec:
     admission: Admission
     replicas: int
     """Number of replica slots, fixed for the life of the shard."""
+    groups: tuple[Group, ...] = ()
+    """The rules of its elements, where there are several."""
+    average: float | None = None
+    """The decay of the average of the parameters; None: none is kept."""
 
     @property
     def vectors(self) -> dict[str, float]:
         """The vectors a shard holds, and what fills them at first."""
-        held = {"round": 0.0} if self.admission.round > 1 else {}
-        return {"parameters": 0.0, **self.rule.state, **held}
+        own = {AVERAGE: self.average is not None, ROUND: self.admission.round > 1}
+        return {"parameters": 0.0, **self.rule.state, **{name: 0.0 for name, held in own.items() if held}}
 
     @property
     def numbers(self) -> int:

@@ -23,6 +23,8 @@ class FrozenGradient(NamedTuple):
     finite: bool
     weight: float = 0.0
     """Of the sum that it is; 0: of means."""
+    norm: float | None = None
+    """2-norm of its mean before it was clipped, where that was read."""
 
 
 @dataclass
@@ -45,10 +47,12 @@ class HandOver:
     _weight_read: float = 0.0
     _size: float | None = None
     """2-norm of what is accrued or, where nothing is clipped, the sum of its elements; None until it is read."""
+    _norm: float | None = None
+    """2-norm of what is accrued, where it was read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient. Owns its tensors from here on."""
-        self._size = None
+        self._size = self._norm = None
         self.batches += 1
         if not self.tensors:
             self.tensors, self.versions, self._weight = gradient.tensors, versions, gradient.weight
@@ -61,24 +65,24 @@ class HandOver:
             torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
         self.tensors = [new if mine is None else mine for mine, new in both]
 
-    def read(self, *scalars: Tensor) -> list[float]:
+    def read(self, *scalars: Tensor, norm: bool = False) -> list[float]:
         """The values of scalars; the size of what is accrued is read with them, once for each gradient accrued.
 
-        On a GPU this is the one time that a step waits for it.
+        On a GPU this is the one time that a step waits for it. `norm`: read the 2-norm too, where nothing is clipped.
         """
         if self._size is not None:
             return values(scalars)
-        present = _present(self.tensors)
-        if self.clip_norm is None or not present:
-            # Not norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
-            sizes = [tensor.sum() for tensor in present]
-        else:
-            sizes = [torch.stack(torch._foreach_norm(present)).norm()]
+        present, clipped = _present(self.tensors), self.clip_norm is not None
+        norms = [torch.stack(torch._foreach_norm(present)).norm()] if present and (clipped or norm) else []
+        # Not always norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+        sizes = [] if clipped else [tensor.sum() for tensor in present]
         weights = [] if self._weight is None else [self._weight]
-        read = values((*scalars, *weights, *sizes))
-        self._weight_read = sum(read[len(scalars) : len(scalars) + len(weights)])
-        self._size = sum(read[len(scalars) + len(weights) :])
-        return read[: len(scalars)]
+        read = values((*scalars, *weights, *norms, *sizes))
+        found, read = read[: len(scalars)], read[len(scalars) :]
+        self._weight_read = sum(read[: len(weights)])
+        self._norm = read[len(weights)] if norms else None
+        self._size = sum(read[len(weights) :] if clipped else read[len(weights) + len(norms) :])
+        return found
 
     @property
     def finite(self) -> bool:
@@ -100,14 +104,17 @@ class HandOver:
 
         It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
         """
-        finite, size, weight, batches = self.finite, self._size, self._weight_read, self.batches
+        finite, size, weight = self.finite, self._size, self._weight_read
+        # Of the mean: what will be left of a sum once it has been divided.
+        divisor = weight / self.batches if weight else 1.0
+        norm = self._norm if self.clip_norm is None else size
+        norm = norm / divisor if norm is not None and math.isfinite(norm) else None
         tensors, self.tensors, self._size, self._weight_read, self.batches = self.tensors, [], None, 0.0, 0
         if finite and self.clip_norm is not None and size is not None:
-            # Of the mean: what will be left of a sum once it has been divided.
-            most = self.clip_norm * (weight / batches if weight else 1.0)
+            most = self.clip_norm * divisor
             if size > most:
                 torch._foreach_mul_(_present(tensors), most / size)
-        return FrozenGradient(tensors, self.versions, finite, weight)
+        return FrozenGradient(tensors, self.versions, finite, weight, norm)
 
 
 def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:

@@ -4,17 +4,19 @@ Each is one multi-tensor fused kernel, in place, and equals the torch optimizer 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, Protocol, final, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from distbelief.errors import UsageError
-from distbelief.server.schedules import Schedule, check_rate
+from distbelief.server.schedules import Schedule, check_rate, lr_over, rate
 
 Vectors = Sequence[Tensor]
+Groups = Mapping[str, Mapping[str, Any]]
+"""Options in the place of a rule's own, by patterns of the names of the parameters that they are for."""
 
 
 @runtime_checkable
@@ -44,16 +46,65 @@ class Rule(Protocol):
 
 def _check(lr: float | Schedule, weight_decay: float, **fractions: float) -> None:
     check_rate(lr)
-    if not weight_decay >= 0:
+    if not (isinstance(weight_decay, int | float) and weight_decay >= 0):
         raise UsageError(f"weight_decay must not be negative, but is {weight_decay!r}")
     for name, value in fractions.items():
-        if not 0 <= value < 1:
+        if not (isinstance(value, int | float) and 0 <= value < 1):
             raise UsageError(f"{name} must lie in [0, 1), but is {value!r}")
+
+
+class _Grouped(ABC):
+    """A rule with parameter groups: `groups={"*.bias": {"weight_decay": 0, "lr": 0.1}}`.
+
+    Keys are shell patterns of parameter names, and the first that fits a name wins; values are options of the rule in
+    the place of its own. Equal to the parameter groups of torch's optimizer.
+    """
+
+    groups: Groups
+
+    def __post_init__(self) -> None:
+        self._check()
+        groups = _options(type(self).__name__, self.groups, [name for name in vars(self) if name != "groups"])
+        # A copy, since the rule is a value.
+        object.__setattr__(self, "groups", groups)
+        _ = self.variants
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise `UsageError` for options that cannot work."""
+
+    @property
+    def variants(self) -> dict[str, Self]:
+        """The rule of each group, by its pattern."""
+        found = {}
+        for pattern, options in self.groups.items():
+            try:
+                found[pattern] = replace(self, groups={}, **options)  # type: ignore[type-var]
+            except UsageError as error:
+                raise UsageError(f"in the group {pattern!r}: {error}") from error
+        return found
+
+
+def _options(rule: str, groups: object, known: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A copy of a rule's groups. Raises `UsageError` for what are no groups of options that it has."""
+    example = 'such as {"*.bias": {"weight_decay": 0}}'
+    if not isinstance(groups, Mapping):
+        raise UsageError(f"groups must be options by patterns of parameter names, {example}, not {groups!r}")
+    for pattern, options in groups.items():
+        if not isinstance(pattern, str) or not isinstance(options, Mapping):
+            raise UsageError(f"a group is a pattern and its options, {example}, not {pattern!r}: {options!r}")
+        if alien := [name for name in options if name not in known]:
+            raise UsageError(f"{rule} has no option {alien[0]!r}, in the group {pattern!r}: it has {', '.join(known)}")
+    # JSON has no tuples.
+    return {
+        pattern: {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        for pattern, options in groups.items()
+    }
 
 
 @final
 @dataclass(frozen=True)
-class SGD:
+class SGD(_Grouped):
     """Stochastic gradient descent, with momentum if asked for: `torch.optim.SGD(fused=True)`."""
 
     lr: float | Schedule
@@ -61,16 +112,17 @@ class SGD:
     _: KW_ONLY
     nesterov: bool = False
     weight_decay: float = 0.0
+    groups: Groups = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check(self.lr, self.weight_decay, momentum=self.momentum)
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs a momentum above 0")
 
     @property
     def state(self) -> dict[str, float]:
-        """A velocity, where there is momentum."""
-        return {"momentum": 0.0} if self.momentum else {}
+        """A velocity, where there is momentum in any group."""
+        return {"momentum": 0.0} if self.momentum or any(rule.momentum for rule in self.variants.values()) else {}
 
     def update_(
         self, parameters: Vectors, gradients: Vectors, state: Sequence[Vectors], step: Tensor, rate: float
@@ -79,7 +131,7 @@ class SGD:
         torch._fused_sgd_(
             list(parameters),
             list(gradients),
-            list(state[0]) if state else [],
+            list(state[0]) if self.momentum else [],
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             lr=rate,
@@ -93,7 +145,7 @@ class SGD:
 
 @final
 @dataclass(frozen=True)
-class Adagrad:
+class Adagrad(_Grouped):
     """Adagrad as in section 4.1: rate_i = lr / sqrt(Σ g_i²), the present gradient included and no epsilon.
 
     The sum begins at 2⁻¹²⁶, the smallest normal float32: too small to be seen beside any gradient worth a step, so a
@@ -107,8 +159,9 @@ class Adagrad:
     lr: float | Schedule
     _: KW_ONLY
     weight_decay: float = 0.0
+    groups: Groups = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _check(self.lr, self.weight_decay)
 
     @property
@@ -134,7 +187,7 @@ class Adagrad:
 
 
 @dataclass(frozen=True)
-class _Moments(ABC):
+class _Moments(_Grouped):
     """What Adam and AdamW have in common: means of the gradient and of its square. It counts the shard's updates."""
 
     lr: float | Schedule
@@ -142,9 +195,14 @@ class _Moments(ABC):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    groups: Groups = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise UsageError(f"betas must be two numbers, such as (0.9, 0.999), not {self.betas!r}")
         _check(self.lr, self.weight_decay, beta1=self.betas[0], beta2=self.betas[1])
+        if not (isinstance(self.eps, int | float) and self.eps >= 0):
+            raise UsageError(f"eps must not be negative, but is {self.eps!r}")
 
     @property
     @abstractmethod
@@ -196,3 +254,19 @@ class AdamW(_Moments):
     @property
     def _kernel(self) -> Callable[..., None]:
         return torch._fused_adamw_
+
+
+def rule_over(rule: Rule, examples: int | None) -> Rule:
+    """A rule for a run that ends after so many examples, its schedules and those of its groups in numbers.
+
+    One of the user's own stays as it is. Raises `UsageError` where a schedule needs an end that the run does not have.
+    """
+    if not isinstance(rule, _Grouped):
+        # What cannot be put in numbers here is refused before it reaches a shard.
+        rate(rule.lr, 0)
+        return rule
+    groups = {
+        pattern: {name: lr_over(value, examples) if name == "lr" else value for name, value in options.items()}
+        for pattern, options in rule.groups.items()
+    }
+    return replace(rule, lr=lr_over(rule.lr, examples), groups=groups)  # type: ignore[type-var]

@@ -16,7 +16,7 @@ So a death leaves no push of which it is unknown whether it began, and none is e
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -40,12 +40,22 @@ from distbelief.ports import (
 from distbelief.server import block
 from distbelief.server.admission import Decision
 from distbelief.server.block import ShardSpec
+from distbelief.server.groups import Cut, Group, cut
 from distbelief.server.register import Register
 from distbelief.server.schedules import rate
 
 # Sets of slices whose views are kept: one, but for models that leave out parameters by turns.
 _CUTS = 64
 _OTHER_TERM = Decision(Verdict.TOO_OLD, "computed in another term of the shard")
+
+
+class _Views(NamedTuple):
+    """The part of an update that one rule makes: views of the shard's vectors, in the order of the cut's slices."""
+
+    cut: Cut
+    parameters: list[Tensor]
+    state: list[list[Tensor]]
+    average: list[Tensor]
 
 
 @final
@@ -64,7 +74,7 @@ class Shard:
         self.parameters = self.vectors["parameters"]
         self._full = max(1, min(spec.admission.round, spec.replicas))
         self._reached = block.VERSION if spec.admission.lead is None else block.SLOWEST
-        self._state = tuple(self.vectors[name] for name in spec.rule.state)
+        self._groups = spec.groups or (Group(spec.rule),)
         self._step = torch.zeros((), dtype=torch.float32)
         self._obey: dict[type, Callable[[Any], Any]] = {
             Push: self._push,
@@ -73,7 +83,7 @@ class Shard:
             Capture: self._capture,
             Restore: self._restore,
         }
-        self._cut: dict[tuple[Slice, ...], tuple[list[Tensor], ...]] = {}
+        self._views: dict[tuple[Slice, ...], list[_Views]] = {}
 
     def initialise_(
         self,
@@ -84,12 +94,14 @@ class Shard:
         examples: int = 0,
         term: int = 0,
     ) -> None:
-        """Fill a new shard: parameters and rule state (flat, copied), fresh where not given.
+        """Fill a new shard: parameters, rule state and average (flat, copied), fresh where not given.
 
         `updates` and `examples` are what it had reached when these were taken, for schedules and for Adam's step.
         """
         for name, value in self.spec.vectors.items():
             self.vectors[name].fill_(value)
+        if block.AVERAGE in self.vectors:
+            self.vectors[block.AVERAGE].copy_(parameters)
         for name, vector in state.items():
             self.vectors[name].copy_(vector)
         self.parameters.copy_(parameters)
@@ -106,6 +118,11 @@ class Shard:
     def reached(self) -> Version:
         """What fetches wait for: the version; where a policy paces them, the steps of the slowest living replica."""
         return Version(self._header[block.TERM], self._header[self._reached])
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update, by the rule of the parameters that are in no group."""
+        return rate(self.spec.rule.lr, self._header[block.EXAMPLES])
 
     @property
     def pushes(self) -> int:
@@ -153,7 +170,7 @@ class Shard:
         """End what the last holder of the lock died in."""
         if self._register.opens_round:
             # It may have died before it had cleared the sum of the round before.
-            self.vectors["round"].zero_()
+            self.vectors[block.ROUND].zero_()
         self._register.recover()
 
     def _push(self, push: Push) -> Reply:
@@ -180,7 +197,7 @@ class Shard:
         return Reply(verdict, reason, staleness, register.version, register.at_least(slot, verdict, count))
 
     def _hold(self, slices: Sequence[Slice], gradients: Sequence[Tensor]) -> None:
-        total = self.vectors["round"]
+        total = self.vectors[block.ROUND]
         if self._header[block.HELD] == 0:
             total.zero_()
         if slices:
@@ -192,22 +209,46 @@ class Shard:
         # and the few pushes that are left at the end of a run do no harm.
         # The one who makes a warm start is a whole of its own.
         pushes = 1 if self._header[block.ALONE] else self._full
-        mean = self.vectors["round"].div_(pushes * self._register.round_divisor(push))
+        mean = self.vectors[block.ROUND].div_(pushes * self._register.round_divisor(push))
         self._update((Slice(0, self.spec.elements),), (mean,), 1.0, 1.0)
 
     def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float, divisor: float) -> None:
-        """The one path by which parameters change: the rule's kernel on the slices that the gradients are for."""
-        if slices not in self._cut:
-            if len(self._cut) == _CUTS:
-                self._cut.clear()
-            self._cut[slices] = tuple([v[s.start : s.stop] for s in slices] for v in (self.parameters, *self._state))
-        parameters, *state = self._cut[slices]
+        """The one path by which parameters change: each group's kernel on the slices that the gradients are for.
+
+        The average takes a step towards the parameters there, and there only: one that gets no gradient has not moved,
+        and its average stands still with it until it moves again.
+        """
+        if (views := self._views.get(slices)) is None:
+            views = self._view(slices)
         if divisor != 1.0:
             # The pusher's tensors stay as they are, since a push may be sent again.
             gradients = torch._foreach_div(list(gradients), divisor)
         self._step.fill_(self._header[block.VERSION] + 1)
-        lr = rate(self.spec.rule.lr, self._header[block.EXAMPLES])
-        self.spec.rule.update_(parameters, gradients, state, self._step, scale * lr)
+        for part, parameters, state, average in views:
+            lr = rate(part.rule.lr, self._header[block.EXAMPLES])
+            part.rule.update_(parameters, part.pick(gradients), state, self._step, scale * lr)
+            if self.spec.average is not None:
+                torch._foreach_lerp_(average, parameters, 1 - self.spec.average)
+
+    def _view(self, slices: tuple[Slice, ...]) -> list[_Views]:
+        """The views that a gradient of these slices changes, which are kept."""
+        if len(self._views) == _CUTS:
+            self._views.clear()
+
+        def views(name: str, part: Cut) -> list[Tensor]:
+            return [self.vectors[name][s.start : s.stop] for s in part.slices]
+
+        averaged = [] if self.spec.average is None else [block.AVERAGE]
+        self._views[slices] = found = [
+            _Views(
+                part,
+                views("parameters", part),
+                [views(name, part) for name in self.spec.rule.state],
+                [view for name in averaged for view in views(name, part)],
+            )
+            for part in cut(self._groups, slices)
+        ]
+        return found
 
     def _set_living(self, command: SetLiving) -> None:
         if self._register.set_living(command):

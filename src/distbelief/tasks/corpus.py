@@ -97,7 +97,7 @@ def _release_of_voices() -> str:
     try:
         return importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError as error:
-        raise TaskError('synthetic speech needs the espeak-ng library: pip install "distbelief[speech]"') from error
+        raise TaskError("synthetic speech needs the espeak-ng library: pip install espeakng-loader") from error
 
 
 def _make(recipe: Recipe, words: list[str], done: Callable[[float], None], folder: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The voice: espeak-ng in a process of its own, which speaks text and tells when each phoneme starts.
 
-espeak-ng is GPL, and an optional extra: `pip install "distbelief[speech]"` brings its library and voices in the wheel
-`espeakng-loader`. It is loaded at run time, and only by the child, which runs this very file as a script. The child is
-also what makes a corpus exact: the library carries hidden state from one utterance to the next, so the same text sounds
-the same to the bit only when a fresh process has spoken the same texts before.
+espeak-ng is GPL, and optional: `pip install espeakng-loader` brings its library and voices. It is loaded at run time,
+and only by the child, which runs this very file as a script. The child is also what makes a corpus exact: the library
+carries hidden state from one utterance to the next, so the same text sounds the same to the bit only when a fresh
+process has spoken the same texts before.
 
 1. The child says hello with a JSON line: `{"rate": samples per second}`.
 2. It reads one request a line: the fields of `Utterance` as JSON.

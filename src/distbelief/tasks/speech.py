@@ -30,7 +30,7 @@ def speech(hours: float = 2, *, seed: int = 0, width: int = 512, layers: int = 4
     made `corpus`.
 
     The corpus is kept in the user's cache (`XDG_CACHE_HOME`). It is made with espeak-ng, which is GPL, runs in a
-    process of its own, and comes with `pip install "distbelief[speech]"`. Raises `TaskError` without it, and
+    process of its own, and comes with `pip install espeakng-loader`. Raises `TaskError` without it, and
     `DataError` where the cache cannot be written.
     """
     for name, value in (("width", width), ("layers", layers)):

@@ -100,5 +100,5 @@ def test_where_there_is_no_run_nothing_is_written(tmp_path: Path) -> None:
 
 def test_without_matplotlib_it_says_what_to_install(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"pip install 'distbelief\[report\]'"):
+    with pytest.raises(UsageError, match=r"pip install matplotlib jinja2"):
         write_report([small])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from distbelief.observe.report import picture
-from distbelief.observe.report.log import AXES, Floats, Point, of_test, thinned
+from distbelief.observe.report.log import AXES, OF_TRAINING, Floats, Point, of_test, thinned
 from distbelief.observe.report.picture import Picture
 from distbelief.observe.report.record import Record
 
@@ -49,7 +49,7 @@ def curves_of(record: Record) -> tuple[list[Picture], list[str]]:
     metrics = sorted(_metrics([*points, *losses]), key=lambda name: name != "loss")
     pictures = []
     for name in metrics[:MOST]:
-        curves = [_curve("training batches", losses, name, None)] if name == "loss" else []
+        curves = [_curve("training batches", losses, name, None)] if name in OF_TRAINING else []
         curves += [_curve(record.chosen_by, points, name, 0), _curve("test", points, f"test_{name}", 1)]
         pictures += _thrice(name, curves, record.tag, columns=3)
     return pictures, metrics[MOST:]

@@ -24,6 +24,8 @@ Event = dict[str, Any]
 Floats = NDArray[np.float64]
 AXES = ("seconds", "examples", "updates")
 """What a curve is drawn against."""
+OF_TRAINING = ("loss", "learning_rate", "gradient_norm")
+"""What is told of training from one evaluation to the next."""
 _LARGEST = 1e100
 """Float32 ends far below; far above, the arithmetic of axes overflows."""
 _MOST = 1 << 31
@@ -182,7 +184,7 @@ class Log:
         self.beats = [beat for beat in self.beats if counts((beat.seconds, beat.examples))]
 
     def _progress(self, event: Event, seconds: float) -> None:
-        _append(self.losses, event, {"loss": event.get("loss")})
+        _append(self.losses, event, {name: event.get(name) for name in OF_TRAINING})
         rows = event.get("replicas")
         if told := [found for row in (rows if isinstance(rows, list) else []) if (found := _row(row))]:
             self.beats.append(Beat(seconds, number(event.get("examples")) or 0.0, np.array(told)))

@@ -26,7 +26,7 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
         from distbelief.observe.report import page as pages
         from distbelief.observe.report.picture import style
     except ImportError as error:
-        raise UsageError("a report needs matplotlib: pip install 'distbelief[report]'") from error
+        raise UsageError("a report needs matplotlib and jinja2: pip install matplotlib jinja2") from error
     records = read_records(directories)
     page = output or (directories[0] if len(directories) == 1 else Path()) / "report.html"
     folder = page.with_suffix("")

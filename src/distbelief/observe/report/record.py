@@ -55,7 +55,10 @@ class Record:
         if self.summary:
             return self.summary
         told: Fields = {"deaths": sum(len(life.deaths) for life in self.log.lives)}
-        evaluated, trained = self.log.evaluations[-1:], self.log.losses[-1:]
+        evaluated, trained = (
+            self.log.evaluations[-1:],
+            [point for point in self.log.losses if "loss" in point.values][-1:],
+        )
         if evaluated or trained:
             seconds, examples, updates = max(point.at for point in evaluated + trained)
             told |= {"examples": int(examples), "updates": int(updates), "seconds": seconds}
