@@ -432,3 +432,16 @@ def test_equal_seeds_give_equal_runs_and_others_differ() -> None:
     first, second, other = (run_together(3, Asynchronous(), overlap=1, seed=seed)[2] for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_what_refused_batches_left_in_the_model_is_put_back() -> None:
+    """All batches of a push that is refused, and no other's."""
+    layout = flat_layout(4)
+    recording = run_replica(
+        Downpour(replicas=1, batch_size=BATCH, n_push=2, n_fetch=2, optimizer=SGD(0.1)),
+        Portions((0, 7)),
+        lambda vector, epoch, batch: [vector * 0 + (float("nan") if batch == 2 else 1.0)],
+        layout=layout,
+    )
+    # Pushed are batch 0, 1 and 2, 3 and 4, and so on.
+    assert [event.step for event in recording.of("undo")] == [3]

@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -138,6 +139,39 @@ def test_what_no_data_or_no_other_replica_make_use_of_is_said() -> None:
     assert not prepared(problems.task(validation=problems.points(64)), replicas=2, warmstart=100).remarks
 
 
+def test_a_model_that_is_another_each_time_is_refused_by_name() -> None:
+    def model() -> nn.Module:
+        net = problems.network()
+        net.register_buffer("noise", torch.from_numpy(np.random.default_rng().normal(size=8)))
+        return net
+
+    with pytest.raises(TaskError, match="does not always begin with the same noise"):
+        prepared(problems.task(model=model))
+
+
+def test_a_model_that_is_the_same_object_each_time_is_refused() -> None:
+    net = problems.network()
+    with pytest.raises(TaskError, match=r"the same 0\.weight each time .* give the module itself"):
+        prepared(problems.task(model=lambda: net))
+    assert prepared(problems.task(model=net)).module is not net
+
+
+def test_a_parameter_of_the_first_batch_is_refused_by_name() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "scale"):
+                self.scale = nn.Parameter(torch.ones(4))
+            result: torch.Tensor = self.net(x) * self.scale
+            return result
+
+    with pytest.raises(TaskError, match=r"the first batch makes parameter scale, .* make it in model\(\)"):
+        prepared(problems.task(model=Late))
+
+
 # What no setting says without effect
 
 
@@ -178,7 +212,8 @@ def test_a_group_that_fits_no_parameter_is_refused_with_the_names() -> None:
             asked(until, **given)
     frozen = problems.network()
     frozen.get_submodule("0").requires_grad_(False)
-    (line,) = asked(until, problems.task(model=frozen), optimizer=db.SGD(0.1, groups={"0.*": {"lr": 1.0}})).remarks
+    task = problems.task(model=frozen, test=problems.points())
+    (line,) = asked(until, task, optimizer=db.SGD(0.1, groups={"0.*": {"lr": 1.0}})).remarks
     assert line == "the group '0.*' has no effect: what it fits is not trained"
 
 

@@ -92,6 +92,7 @@ def main() -> None:
 )
 @click.option("--local-lr", type=float, help="Its learning rate.")
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
+@click.option("--tolerate", type=int, help="Batches at which replicas die that may be set aside.  [default: 0]")
 @click.option(
     "--overlap", type=click.Choice(["0", "1"]), help="Batches that fetches and pushes may lag behind.  [default: 0]"
 )

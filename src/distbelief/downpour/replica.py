@@ -82,6 +82,8 @@ class DownpourReplica:
             # It may have waited until the run was stopped: what it would compute now is in nobody's round.
             if self.stopping():
                 break
+            if not self._account.open:
+                self.source.keep()
             gradient = await self.source.gradient(lease.epoch, batch)
             self._hand_over.accrue(gradient, self._versions)
             self._account.accrued(batch, gradient.examples)
@@ -159,6 +161,7 @@ class DownpourReplica:
         self.progress.staleness = max(reply.staleness for reply in replies)
 
     def _refuse(self, work: Work) -> None:
+        self.source.undo()
         self._account.settle(work, Verdict.NOT_FINITE)
         self.progress.rejected += 1
         self._refusals += 1
@@ -186,7 +189,7 @@ class LocalStep:
             [view.view(-1) for view in layout.views(torch.full_like(parameters, value))]
             for value in rule.state.values()
         ]
-        self._step = torch.zeros((), device=parameters.device)
+        self._step = torch.zeros((), dtype=torch.float32, device=parameters.device)
 
     def __call__(self, gradient: Gradient, examples: int) -> None:
         """Apply a batch's finite gradient to the replica's own parameters; `examples`: the run's, for schedules."""

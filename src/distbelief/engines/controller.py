@@ -24,7 +24,7 @@ from distbelief.engines.due import Due
 from distbelief.engines.outstanding import Outstanding
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
-from distbelief.engines.supervision import Ending, Failure, Supervisor
+from distbelief.engines.supervision import Death, Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError
 from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
 from distbelief.run.until import Every
@@ -54,6 +54,7 @@ class Controller:
         counts_living: bool,
         evaluate_every: Every | None,
         checkpoint_every: Every,
+        supervisor: Supervisor | None = None,
         evaluates: bool = True,
         seconds_limit: float | None = None,
         seconds_before: float = 0.0,
@@ -67,8 +68,7 @@ class Controller:
         self._limit = seconds_limit
         self._due = Due(evaluate_every, checkpoint_every, evaluates=evaluates)
         self._leases = LeaseServer(allocator, counts_living=counts_living)
-        self._supervisor = Supervisor()
-        self._used = 0
+        self._supervisor = supervisor or Supervisor()
         self._kill_at = math.inf
         self._outstanding = Outstanding()
         self._actions: list[actions.Action] = []
@@ -196,9 +196,7 @@ class Controller:
 
     def tick(self, now: float, examples: int, steps: Sequence[int]) -> None:
         """Time has passed; `examples` have been used over the run's life, and each replica has done so many `steps`."""
-        if examples > self._used:
-            self._used = examples
-            self._supervisor.worked()
+        self._supervisor.look(examples)
         for slot, done in zip(self.slots, steps, strict=True):
             slot.look(now, done)
             if now >= min(self._kill_at, slot.kill_at):
@@ -242,7 +240,10 @@ class Controller:
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, ending.status, error, account, records, torn))
         if self._goes_on:
-            if (pointless := self._supervisor.died(died_at, ending.how, failure)) is None:
+            death = Death(died_at, ending, failure, last, killed=slot.killed)
+            aside, pointless = self._supervisor.judge(death, self.allocator)
+            self._actions += aside
+            if pointless is None:
                 self._start(now, slot)
             else:
                 self.fail(now, pointless)

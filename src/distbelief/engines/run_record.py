@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Progress
-from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
+from distbelief.engines.actions import Action, Evaluate, Left, Lost, SetAside, WriteCheckpoint
 from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
 from distbelief.engines.progress_table import ProgressTable, total
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.shard_set import Shards
 from distbelief.engines.signals import Requests
 from distbelief.engines.speeds import Speeds
+from distbelief.engines.supervision import Supervisor
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
 from distbelief.ports import Capture, Fence, Snapshot
@@ -33,7 +34,7 @@ from distbelief.run.directory import RunDirectory
 from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result, summary_of, trimmed
-from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
+from distbelief.run.state import BUFFERS, FROZEN, Totals, key, parameters_into_
 from distbelief.server.block import AVERAGE, examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 from distbelief.task.tensors import put_, tensors_of
@@ -63,6 +64,7 @@ def controller_of(prepared: Prepared) -> Controller:
         counts_living=method.admission.round > 1 or method.admission.lead is not None,
         evaluate_every=prepared.evaluate_every,
         checkpoint_every=prepared.checkpoint_every,
+        supervisor=Supervisor(method.tolerate, prepared.name_batch),
         evaluates=bool(prepared.sets),
         seconds_limit=until.seconds,
         seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
@@ -172,6 +174,9 @@ class RunRecord:
                 self._left(replica)
             case Lost():
                 self._lost(action)
+            case SetAside(epoch, batch, error):
+                indices = self.prepared.examples_of(epoch, batch)
+                self.tell("poisoned", epoch=epoch, batch=batch, examples=indices, error=error)
             case Evaluate():
                 self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
@@ -220,9 +225,8 @@ class RunRecord:
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
-        row = self.table.read(replica)
+        row = self.table.retire(replica)
         self._retired = total((self._retired, row))
-        self.table.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 
@@ -342,7 +346,8 @@ class RunRecord:
 
     def _write(self, draft: Draft) -> None:
         for name, buffer in self.flat.named_buffers(self._buffers()).items():
-            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
+            held = self._image.tensors
+            held[key(BUFFERS if key(BUFFERS, name) in held else FROZEN, name)].copy_(buffer)
         self._checkpoints.begin(draft)
 
     def _write_last(self) -> None:

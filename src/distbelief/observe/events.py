@@ -9,6 +9,7 @@ it), and:
                  remarks: a sentence a setting that has no effect, or another one than it may seem
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
+    poisoned     epoch, batch, examples: their indices, error     a batch was set aside: replicas died or failed at it
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is
                                                                   dead (there is false), or back
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}],

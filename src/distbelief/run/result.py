@@ -54,6 +54,7 @@ def summary_of(
         "staleness_histogram": [trimmed(shard) for shard in staleness],
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
+        "poisoned": account.poisoned,
         "account": vars(account),
         "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
         "epochs": round(used / prepared.examples, 3),

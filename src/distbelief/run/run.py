@@ -19,6 +19,7 @@ from distbelief.task.data import ArrayRows, rows_of
 from distbelief.task.nested import shapes
 from distbelief.task.order import Order, digest_of
 from distbelief.task.task import Task, predict
+from distbelief.task.tensors import make_room_
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
@@ -58,7 +59,9 @@ class Run:
         where the method kept one, with the buffers of the last.
         """
         module = self._task.build(self.summary["seed"])
-        module.load_state_dict(self.state_dict(which))
+        state = self.state_dict(which)
+        make_room_(module, state)
+        module.load_state_dict(state)
         return module.eval()
 
     def state_dict(self, which: Literal["last", "best", "average"] = "last") -> dict[str, Tensor]:
@@ -176,6 +179,8 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
         task = taskfile.find(spec, origin["arguments"])
     module = task.build(summary["seed"])
+    if (model := directory / "model.safetensors").is_file():
+        make_room_(module, load_file(model))
     if differences := change(origin, module):
         raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)

@@ -29,6 +29,7 @@ from distbelief.observe.events import how_ended
 from distbelief.ports import Command, Outcome, Verdict
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
+from distbelief.task.settings import Settings
 
 _TICK_S = 0.1
 _PROGRESS_S = 1.0
@@ -50,10 +51,13 @@ class LocalDriver(Carrier):
         count, buffers = prepared.replicas, len(flat.buffers())
         # First, since it may be refused: nothing has to be given back by then.
         self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
+        # By itself, since it is to be in force when the task is unpacked.
+        self._settings = pack(Settings.of_this_process())
         try:
             self._try_job(shared["received"])
         except BaseException:
             self._job.close()
+            self._settings.close()
             raise
         self._mapped = MappedShards(prepared, self._watch_holder)
         self._table_memory = SharedMemory.create(ProgressTable.nbytes(count, buffers), "progress")
@@ -68,7 +72,7 @@ class LocalDriver(Carrier):
     def _try_job(self, received: Requests) -> None:
         """Have a process receive the task before anything is begun. Raises `TaskError` where it cannot."""
         process, message = self._workers.take(), None
-        process.channel.send("try", path=list(map(str, sys.path)), fds=(self._job.fd,))
+        process.channel.send("try", path=list(map(str, sys.path)), fds=(self._settings.fd, self._job.fd))
         try:
             # If it dies of it, the others will, and that is told.
             while message is None and not process.ended:
@@ -115,6 +119,7 @@ class LocalDriver(Carrier):
         self._mapped.close()
         self._table_memory.close()
         self._job.close()
+        self._settings.close()
 
     # To the controller
 
@@ -149,10 +154,10 @@ class LocalDriver(Carrier):
     def _reap(self, process: WorkerProcess) -> None:
         self._forget(process.channel)
         self._forget(process.pidfd)
-        status = process.reap()
+        status, batch = process.reap(), self._table.batch(process.who[0])
         del self._processes[process.who[0]]
         how = f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
-        self._controller.ended(time.monotonic(), *process.who, Ending(status, how))
+        self._controller.ended(time.monotonic(), *process.who, Ending(status, how, batch=batch))
 
     def _forget(self, end: Channel | int) -> None:
         if end in self._selector.get_map():
@@ -192,7 +197,7 @@ class LocalDriver(Carrier):
         self._processes[replica] = process
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
-        fds = self._job.fd, self._mapped.memory.fd, self._table_memory.fd
+        fds = self._settings.fd, self._job.fd, self._mapped.memory.fd, self._table_memory.fd
         process.channel.send("job", replica=replica, incarnation=incarnation, path=list(map(str, sys.path)), fds=fds)
         self.record.started(replica, incarnation, process.pid)
 

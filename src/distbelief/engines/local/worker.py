@@ -7,6 +7,7 @@ import asyncio
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from distbelief.engines.assembly import assemble, failure_of
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
+from distbelief.engines.local.worker_process import ENVIRONMENT
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.shipping import unpack
 from distbelief.links.forks import children_end_too
@@ -26,6 +28,7 @@ from distbelief.links.staged import StagedLink
 from distbelief.ports import ShardLink
 from distbelief.run.prepare import Prepared
 from distbelief.task.gradients import FlatModule, ModuleGradients
+from distbelief.task.settings import Settings
 
 _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
@@ -60,7 +63,10 @@ def _try(channel: Channel, message: dict[str, Any]) -> None:
 
 def _job(message: dict[str, Any]) -> Job:
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
-    job: Job = unpack(message["fds"][0])
+    settings: Settings = unpack(message["fds"][0])
+    # This process may have been started before the task changed anything.
+    settings.apply(own=(*ENVIRONMENT, "PYTHONPATH"))
+    job: Job = unpack(message["fds"][1])
     return job
 
 
@@ -76,7 +82,7 @@ def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
     replica, incarnation = message["replica"], message["incarnation"]
-    _, shards_fd, table_fd = message["fds"]
+    *_, shards_fd, table_fd = message["fds"]
     job = _job(message)
     run = job.run
     torch.set_num_threads(job.threads)
@@ -122,7 +128,13 @@ async def _run(
         replica,
         life,
         source=ModuleGradients(
-            run.task.placed(flat.device), flat, batches, seed=run.seed, precision=run.precision, beside=beside
+            run.task.placed(flat.device),
+            flat,
+            batches,
+            seed=run.seed,
+            precision=run.precision,
+            begin=partial(table.begin, replica),
+            beside=beside,
         ),
         work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
         parameters=flat.vector,

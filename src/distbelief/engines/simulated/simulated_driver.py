@@ -182,6 +182,8 @@ class SimulatedDriver(Carrier):
                 self._trace.note("stop", self._controller.stopped_by or "")
             case actions.Lost(replica, incarnation):
                 self._trace.fenced(replica, incarnation)
+            case actions.SetAside(epoch, batch):
+                self._trace.note("set aside", epoch, batch)
             case actions.WriteCheckpoint(snapshots, total):
                 self._trace.captured(snapshots, total)
             case actions.RestoreShard(shard):
@@ -242,7 +244,8 @@ class SimulatedDriver(Carrier):
         if not process.over:
             process.over = True
             self._trace.note("end", *process.who)
-            self._ended(process, Ending(status, f"ended with exit code {status}"))
+            batch = self._table.batch(process.replica)
+            self._ended(process, Ending(status, f"ended with exit code {status}", batch=batch))
             self._carry()
 
     def _watch(self, process: SimulatedProcess, progress: Progress) -> None:
@@ -287,7 +290,7 @@ class SimulatedDriver(Carrier):
         """End a replica; that will be known in a moment."""
         process.end()
         when = self._clock() if self._wire.is_calm else self._plan.awake(CONTROLLER, self._clock() + _NOTICE_S)
-        self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause))
+        self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause=cause))
 
     def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
         self._controller.ended(self._clock(), *process.who, ending)
@@ -299,7 +302,7 @@ class SimulatedDriver(Carrier):
             process.over = True
             self._abandoned.append(process)
             self._end_when_reached(process)
-            self._ended(process, Ending(None, "was out of reach", "out of reach"))
+            self._ended(process, Ending(None, "was out of reach", cause="out of reach"))
 
     def _end_when_reached(self, process: SimulatedProcess) -> None:
         if self._plan.out_of_reach(process.machine, CONTROLLER, self._clock()):
