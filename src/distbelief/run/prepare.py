@@ -159,7 +159,7 @@ class Prepared(Asked):
 
     def examples_of(self, epoch: int, batch: int) -> list[int]:
         """Which examples are in a batch."""
-        indices: list[int] = order(self.seed, epoch, len(self.rows)).tolist()
+        indices: list[int] = self.order(epoch).tolist()
         return indices[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def name_batch(self, epoch: int, batch: int) -> str:
@@ -246,19 +246,30 @@ def prepare(
         sets=sets,
     )
     _check_decided(prepared)
-    with seeded(asked.seed):
+    return _tried(prepared, start, check_model, device)
+
+
+def _tried(
+    prepared: Prepared,
+    start: Mapping[str, Tensor] | None,
+    check_model: Callable[[nn.Module], None],
+    device: torch.device,
+) -> Prepared:
+    """The same, once a batch has gone through; its module and task begin as the run does, or goes on."""
+    task, module, seed, resumed = prepared.task, prepared.module, prepared.seed, prepared.resumed
+    with seeded(seed):
         batch = prepared.batches()(0, 0)
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
-    trial = _again(task, module, asked.seed).to(device)
+    trial = _again(task, module, seed).to(device)
     made, mutable_buffers, growing = _try_one_batch(prepared, trial, moved(batch, device))
     advice = tuple(try_evaluations(prepared, task.placed(device), trial))
     put_(module, made)
     check_model(module)
     origin = task.with_values(made) if start is None else _started(task, module, start)
-    if asked.resumed is not None:
-        _restore_(module, asked.resumed)
-    begun = start is not None or asked.resumed is not None
+    if resumed is not None:
+        _restore_(module, resumed)
     # Replicas begin with what is not trained, and fetch the rest.
+    begun = start is not None or resumed is not None
     task = origin.with_values(_copies(module, trained=False)) if begun else origin
     return dataclasses.replace(
         prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, growing=growing, advice=advice
