@@ -17,7 +17,7 @@ CODE_BUDGET = {
     "engines/simulated": 1275,
     "links": 120,
     "observe": 295,
-    "observe/report": 845,
+    "observe/report": 850,
     "run": 1275,
     "server": 1195,
     "task": 625,
