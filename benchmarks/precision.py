@@ -89,7 +89,7 @@ def accuracy(examples: int, precision: Precision | None) -> float:
     if emulated(CPU, precision):
         task, precision = with_rounding(task), None
     run = _train(task, method, db.Until(examples=examples), precision)
-    return 100 * run.metrics["test_accuracy"]
+    return float(100 * run.metrics["test_accuracy"])
 
 
 def _train(task: db.Task, method: db.Downpour, until: db.Until, precision: Precision | None) -> db.Run:

@@ -27,7 +27,8 @@ import distbelief as db
 from benchmarks.networks import NETWORKS, RATE, Network
 from benchmarks.slowing import Law, slowed
 from distbelief.run.evaluation import evaluate
-from distbelief.task.data import moved, rows_of
+from distbelief.task.data import rows_of
+from distbelief.task.nested import moved
 
 Name = Literal["plain", "ddp", "torchft"]
 _TIMEOUT_S = 120

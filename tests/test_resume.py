@@ -594,6 +594,69 @@ def test_a_buffer_that_cannot_be_written_is_refused_before_training(buffer: Tens
         db.train(problems.task(model=module), progress=False)
 
 
+# Other batches, weights and metrics
+
+
+def test_a_run_goes_on_with_batches_of_another_size(begun: Path) -> None:
+    """At the end of an epoch any size will do, and the data are said to be what they were."""
+    run = train(begun, 2, resume=True, batch_size=50)
+    assert run.summary["account"]["used"] == 2 * EXAMPLES
+    assert run.summary["batch_size"] == 50
+    run = train(begun, 3, resume=True, batch_size=7)
+    assert run.summary["account"]["used"] == 3 * EXAMPLES
+    assert [said["other_data"] for said in resumptions(begun)] == [False, False]
+
+
+def test_inside_an_epoch_only_sizes_that_cut_no_batch_go_on(begun: Path) -> None:
+    db.train(
+        problems.task(test=problems.points()),
+        db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+        until=db.Until(examples=EXAMPLES + 160),
+        directory=begun,
+        resume=True,
+        progress=False,
+    )
+    with pytest.raises(UsageError, match=r"batches of 48 examples: it stopped inside an epoch .* that divides 160$"):
+        train(begun, 2, resume=True, batch_size=48)
+    run = train(begun, 2, resume=True, batch_size=40)
+    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+
+
+def test_weights_draw_the_same_examples_after_a_resumption(tmp_path: Path) -> None:
+    weights = torch.rand(EXAMPLES, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for name, lives in (("whole", (4,)), ("parts", (1, 4))):
+        for life in lives:
+            run = db.train(
+                problems.task(weights=weights),
+                db.Downpour(replicas=1, batch_size=16, optimizer=db.Adagrad(0.05)),
+                until=db.Until(epochs=life),
+                directory=tmp_path / name,
+                resume=True,
+                progress=False,
+            )
+        runs.append(run)
+    assert same(*runs)
+
+
+@pytest.mark.parametrize(
+    "until", [db.Until(epochs=3, patience=1), db.Until(epochs=3, target={"accuracy": 2.0})], ids=["patience", "target"]
+)
+def test_a_run_goes_on_with_other_metrics(begun: Path, until: db.Until) -> None:
+    x, y = problems.points()
+    task = problems.task(
+        test=(x, y), metrics={"accuracy": db.accuracy, "error": db.Metric(lambda p, t: 1 - db.accuracy(p, t), "min")}
+    )
+    bare = db.train(
+        problems.task(test=(x, y), metrics={}), until=db.Until(epochs=2), directory=begun, resume=True, progress=False
+    )
+    assert "accuracy" not in bare.metrics
+    run = db.train(task, until=until, directory=begun, resume=True, progress=False)
+    assert run.summary["epochs"] == 3
+    assert run.metrics["error"] == pytest.approx(1 - run.metrics["accuracy"])
+    assert "error" not in run.history[0]
+
+
 # Schedules, groups and metrics over several lives
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import distbelief as db
-from distbelief.errors import UsageError
+from distbelief.errors import DirectoryError, TaskError, UsageError
 from tests import problems
 from tests.lives import complete
 
@@ -367,3 +368,178 @@ def test_a_metric_that_is_no_number_is_never_best_and_counts_neither_for_nor_aga
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
     rows = [event for line in lines if (event := json.loads(line))["event"] == "evaluation"]
     assert [row["best"] for row in rows][:9] == [False, True, True, False, True, False, False, False, False]
+
+
+# Which examples
+
+
+def drawn_from(run: db.Run, seen: Path) -> None:
+    """Check that the batches that were trained on are those of the run's order."""
+    size, used = run.summary["batch_size"], run.summary["examples_per_epoch"]
+    # What was tried before is no part of the run: the first batch, and one that is smaller.
+    tried = 2 if used % size else 1
+    batches = [[int(i) for i in line.split()] for line in seen.read_text().splitlines()[tried:]]
+    expected = []
+    for epoch in range(2):
+        order = run.order(epoch).tolist()
+        assert len(order) == used
+        expected += [order[start : start + size] for start in range(0, used, size)]
+    assert sorted(batches) == sorted(expected)
+
+
+@pytest.mark.parametrize("engine", [None, db.Simulated()], ids=["local", "simulated"])
+@pytest.mark.parametrize("how", ["weighted", "dropped", "sequential"])
+def test_each_epoch_uses_the_examples_of_its_order(tmp_path: Path, engine: Any, how: str) -> None:
+    numbers, seen = torch.arange(203), tmp_path / "seen"
+    x = torch.ones(203, 1)
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        numbers, x = batch
+        with seen.open("a") as file:
+            file.write(" ".join(map(str, numbers.tolist())) + "\n")
+        return torch.as_tensor(model(x).square().mean())
+
+    data = TensorDataset(numbers, x)
+    options: dict[str, dict[str, Any]] = {
+        "weighted": {"train": data, "weights": [0.0] * 100 + [1.0] * 103},
+        "dropped": {"train": DataLoader(data, batch_size=10, shuffle=True, drop_last=True)},
+        "sequential": {"train": DataLoader(data, batch_size=10)},
+    }
+    task = db.Task(lambda: nn.Linear(1, 1), step=step, **options[how])
+    run = db.train(
+        task,
+        db.Downpour(replicas=2, batch_size=10),
+        engine=engine,
+        until=db.Until(epochs=2),
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    examples = 200 if how == "dropped" else 203
+    assert run.summary["account"] == {"used": 2 * examples, "refused": 0, "dropped": 0, "partial": 0}
+    assert (run.summary["examples_per_epoch"], run.summary["training_examples"]) == (examples, 203)
+    assert run.summary["epochs"] == 2
+    assert run.summary["order"] == {"dropped": "shuffled"}.get(how, how)
+    drawn_from(run, seen)
+    if how == "weighted":
+        assert int(run.order(0).min()) >= 100
+        assert torch.equal(db.load(run.directory, task).order(1), run.order(1))
+        for other in (None, [1.0] * 203):
+            with pytest.raises(TaskError, match="by weights that this task does not have"):
+                db.load(run.directory, db.Task(task.model, step=step, train=data, weights=other)).order(0)
+
+
+class Table(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Rows of a database, opened where the Dataset is made."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path)
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        row = self.connection.execute("select x, y from rows where rowid = ?", (index + 1,)).fetchone()
+        return torch.tensor(row[:1]), torch.tensor(row[1:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_handle_is_opened_by_each_process_that_uses_it(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "rows"
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table rows (x real, y real)")
+        connection.executemany("insert into rows values (?, ?)", [(i / 50 - 1, i / 50 - 1) for i in range(100)])
+
+    def given(data: Any) -> db.Task:
+        return db.Task(lambda: nn.Linear(1, 1), nn.MSELoss(), train=data, validation=data, num_workers=workers)
+
+    method = db.Downpour(replicas=2, batch_size=8, optimizer=db.SGD(0.3))
+    with pytest.raises(TaskError, match=r"cannot pickle 'sqlite3.Connection' object.*: give a function that opens it"):
+        db.train(given(Table(path)), method, directory=tmp_path / "refused", progress=False)
+    assert not (tmp_path / "refused").exists()
+    run = db.train(
+        given(lambda: Table(path)), method, until=db.Until(epochs=5), directory=tmp_path / "run", progress=False
+    )
+    assert run.summary["account"]["used"] == 500
+    assert run.metrics["loss"] < 0.05
+
+
+# What is judged
+
+
+def test_a_metric_of_the_set_and_what_a_step_shows_are_in_every_row(tmp_path: Path) -> None:
+    x, y = problems.points()
+    task = problems.task(
+        validation=(x, y), metrics={"spread": db.Metric(lambda p, t: p.argmax(1).unique().numel(), over="set")}
+    )
+    method = db.Downpour(replicas=1, batch_size=16)
+    run = db.train(task, method, until=db.Until(epochs=2), directory=tmp_path / "set", progress=False)
+    assert [row["spread"] for row in run.history][-1] == run.predict(x).argmax(1).unique().numel()
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        return loss, {"half": loss / 2}
+
+    task = problems.task(loss=None, step=step, test=(x, y), metrics={})
+    run = db.train(task, method, until=db.Until(epochs=2), directory=tmp_path / "shown", progress=False)
+    for row in run.history:
+        assert row["half"] == pytest.approx(row["loss"] / 2)
+    assert run.metrics["test_half"] == run.metrics["half"]
+
+
+def test_a_run_without_any_finite_metric_ends_as_it_was_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = problems.task(metrics={"f1": lambda prediction, target: math.nan}, validation=problems.points(32))
+    until = db.Until(epochs=3, patience=1, target={"f1": 0.5})
+    run = db.train(task, db.Downpour(replicas=1), until=until, directory=tmp_path / "run")
+    assert run.summary["stopped_by"] == "epochs"
+    assert {row["f1"] for row in run.history} == {None}
+    assert run.metrics["f1"] is None
+    assert "f1 not finite" in repr(run)
+    said = capsys.readouterr().err
+    assert "the metric f1 is nan on the first examples of validation: if it is no mean over examples, give" in said
+    assert "f1 not finite" in said
+    with pytest.raises(DirectoryError, match="what it is judged by was never a finite number"):
+        run.model("best")
+
+
+BY_NAME = """
+import functools, sys
+import torch
+import distbelief as db
+from tests import problems
+
+class Table:
+    def __reduce__(self):
+        return "TABLE"
+
+TABLE = Table()
+
+@functools.cache
+def scale(n):
+    return torch.linspace(0.5, 1.5, n)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.linear(x * scale(16))
+
+def loss(prediction, target, table=TABLE if sys.argv[2] == "refused" else None):
+    return torch.nn.functional.cross_entropy(prediction, target)
+
+db.train(problems.task(model=Model, loss=loss), db.Downpour(replicas=1),
+         until=db.Until(epochs=1), directory=sys.argv[1], progress=False)
+"""
+
+
+def test_what_other_processes_cannot_receive_is_said_before_anything_begins(tmp_path: Path) -> None:
+    done = complete(["-c", BY_NAME, str(tmp_path / "run"), "fine"])
+    assert done.returncode == 0, done.stderr
+    done = complete(["-c", BY_NAME, str(tmp_path / "refused"), "refused"])
+    assert done.returncode == 1
+    assert "TaskError: the task cannot be received by other processes" in done.stderr
+    assert "'TABLE'" in done.stderr
+    assert not (tmp_path / "refused").exists()

@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 475,
+    ".": 480,
     "cli": 640,
-    "downpour": 670,
-    "engines": 1325,
+    "downpour": 690,
+    "engines": 1355,
     "engines/local": 505,
     "engines/simulated": 1275,
     "links": 120,
-    "observe": 295,
+    "observe": 300,
     "observe/report": 850,
-    "run": 1275,
+    "run": 1445,
     "server": 1195,
-    "task": 625,
+    "task": 915,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

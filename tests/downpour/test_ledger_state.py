@@ -87,3 +87,35 @@ STATE = LedgerState(25, 10, 5, 1, 2, 1, (Portion(1, 1, 2),), Account(used=30, dr
 def test_what_no_ledger_can_be(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(STATE, **wrong)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 10])
+def test_a_ledger_goes_on_in_batches_of_another_size(batch_size: int) -> None:
+    """It stands at example 20 of 25, and the examples from 10 to 20 are to be leased again."""
+    state = halfway().state().recut(batch_size)
+    assert state.batch_size == batch_size
+    other = Ledger(examples=25, batch_size=batch_size, epochs=4)
+    other.restore_(state)
+    other.check()
+    while not other.finished:
+        used(other)
+    other.check()
+    assert other.total == Account(used=100)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 20, 25])
+def test_a_batch_is_never_used_in_parts(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=r"inside an epoch .* in batches of 10; choose that again, or .* divides 10$"):
+        halfway().state().recut(batch_size)
+
+
+def test_between_epochs_any_size_will_do() -> None:
+    ledger = Ledger(examples=25, batch_size=10, epochs=2)
+    for _ in range(3):
+        used(ledger)
+    for batch_size in (1, 7, 25, 99):
+        other = Ledger(examples=25, batch_size=batch_size, epochs=2)
+        other.restore_(ledger.state().recut(batch_size))
+        while not other.finished:
+            used(other)
+        assert other.total == Account(used=50)

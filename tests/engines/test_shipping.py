@@ -1,5 +1,6 @@
 """A task's way to a worker: arrays are shared, not copied, and files are mapped again."""
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from distbelief.engines.shipping import pack, unpack
-from distbelief.errors import TaskError, UsageError
+from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.task.data import ArrayRows
 from tests import problems
 
@@ -18,6 +19,18 @@ from tests import problems
 def there_and_back(thing: Any) -> Any:
     memory = pack(thing)
     return unpack(os.dup(memory.fd))
+
+
+def test_what_is_cached_goes_with_what_it_calls() -> None:
+    """By its name, as it would go by itself, no other process finds it."""
+
+    @functools.lru_cache(maxsize=7)
+    def power(n: int) -> int:
+        return 2 * power(n - 1) if n else 1
+
+    received = there_and_back(power)
+    assert received(10) == 1024
+    assert received.cache_parameters()["maxsize"] == 7
 
 
 def test_any_kind_of_array_arrives_as_it_was() -> None:
@@ -101,6 +114,37 @@ def test_memory_mapped_files_are_mapped_again(tmp_path: Path) -> None:
     assert isinstance(whole, np.memmap)
     assert np.array_equal(whole, mapped)
     assert np.array_equal(part, mapped[10:20])
+
+
+def test_a_mapped_file_that_was_replaced_is_noticed_where_it_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    for replace in (lambda: (tmp_path / "y.npy").replace(path), path.unlink, lambda: path.rename(tmp_path / "z.npy")):
+        np.save(path, np.zeros(5000))
+        np.save(tmp_path / "y.npy", np.ones(5000))
+        mapped = np.load(path, mmap_mode="r")
+        replace()
+        with pytest.raises(DataError, match=r"x.npy was replaced or removed after it was opened: open it again"):
+            pack([mapped])
+
+
+def test_a_mapped_file_that_was_replaced_is_noticed_where_it_is_received(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros(5000))
+    memory = pack(np.load(path, mmap_mode="r"))
+    assert np.array_equal(unpack(os.dup(memory.fd)), np.zeros(5000))
+    np.save(tmp_path / "y.npy", np.zeros(5000))
+    (tmp_path / "y.npy").replace(path)
+    with pytest.raises(DataError, match=r"x.npy was replaced while the run was at work"):
+        unpack(os.dup(memory.fd))
+
+
+def test_whatever_an_object_raises_there_is_a_way_out() -> None:
+    class Handle:
+        def __reduce__(self) -> Any:
+            raise ValueError("handles cannot be copied")
+
+    with pytest.raises(TaskError, match=r"handles cannot be copied. What is open, .*: give a function that opens it"):
+        pack(Handle())
 
 
 def test_arrays_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

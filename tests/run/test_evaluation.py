@@ -1,5 +1,6 @@
 """Evaluation adds up over batches of unequal size and weight."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 import distbelief as db
 from distbelief.errors import TaskError
-from distbelief.run.evaluation import evaluate
+from distbelief.run.evaluation import WithoutGradients, evaluate
 from distbelief.task.data import rows_of
 from tests import problems
 
@@ -70,3 +71,160 @@ def test_the_module_is_in_eval_mode_and_gradients_are_off() -> None:
     model = task.build(0).train()
     evaluate(task, model, rows_of((x, y), "test")[0])
     assert seen == [(False, False)]
+
+
+# Metrics of the set
+
+
+def auc(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    score = prediction[:, 1]
+    above = score[target == 1][:, None] > score[target != 1][None]
+    return above.double().mean()
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 1000])
+def test_a_metric_over_the_set_is_of_all_at_once(batch_size: int) -> None:
+    x, y = problems.points(300)
+    x, y = x[y.argsort()], y.sort().values
+    task = problems.task(metrics={"auc": db.Metric(auc, over="set"), "accuracy": db.accuracy})
+    model = task.build(0)
+    found = evaluate(task, model, rows_of((x, y), "test")[0], batch_size)
+    with torch.no_grad():
+        assert found["auc"] == pytest.approx(float(auc(model(x), y)))
+    assert list(found) == ["loss", "auc", "accuracy"]
+
+
+def test_what_cannot_be_joined_is_said() -> None:
+    def ragged(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return prediction.sum()
+
+    class Ragged(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, : len(x)]
+
+    task = problems.task(
+        model=lambda: Ragged(16, 4), loss=lambda p, t: p.sum(), metrics={"odd": db.Metric(ragged, over="set")}
+    )
+    with pytest.raises(TaskError, match=r'the metric odd is over="set", and .* cannot be joined: .*over="batch"'):
+        evaluate(task, task.build(0), rows_of(problems.points(10), "test")[0], 4 - 1)
+    task = problems.task(metrics={"odd": db.Metric(lambda p, t: None, over="set")})  # type: ignore[arg-type, return-value]
+    with pytest.raises(TaskError, match="the metric odd must return one number, but returned None"):
+        evaluate(task, task.build(0), rows_of(problems.points(10), "test")[0])
+
+
+def test_predictions_of_any_structure_are_joined() -> None:
+    class Both(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"y": super().forward(x), "x": (x, x)}
+
+    def shape(prediction: Any, target: torch.Tensor) -> float:
+        return float(len(prediction["y"]) + len(prediction["x"][1]) + len(target))
+
+    task = problems.task(
+        model=lambda: Both(16, 4),
+        loss=lambda p, t: nn.functional.cross_entropy(p["y"], t),
+        metrics={"rows": db.Metric(shape, over="set")},
+    )
+    assert evaluate(task, task.build(0), rows_of(problems.points(10), "test")[0], 3)["rows"] == 30
+
+
+def test_what_is_not_defined_is_not_a_number_and_stops_nothing() -> None:
+    values = iter([1.0, float("nan"), 1.0])
+    task = problems.task(metrics={"odd": lambda p, t: next(values)}, loss=lambda p, t: (p.sum() * 0, 0))
+    found = evaluate(task, task.build(0), rows_of(problems.points(9), "test")[0], 3)
+    assert all(np.isnan(value) for value in found.values())
+
+
+# What a step shows
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda ce, n: (ce / n, {"half": ce / n / 2}),
+        lambda ce, n: (ce, n, {"half": ce / 2}),
+        lambda ce, n: ((ce, n), {"half": ce.detach() / 2}),
+        lambda ce, n: (ce, torch.tensor(n), {"half": float(ce) / 2}),
+    ],
+    ids=["mean", "sum", "pair", "numbers"],
+)
+def test_what_a_step_shows_is_averaged_as_the_loss(result: Any) -> None:
+    def step(model: nn.Module, batch: Any) -> Any:
+        x, y = batch
+        return result(nn.functional.cross_entropy(model(x), y, reduction="sum"), len(y))
+
+    task = problems.task(loss=None, step=step, metrics={})
+    found = evaluate(task, task.build(0), rows_of(problems.points(100), "test")[0], 7)
+    assert list(found) == ["loss", "half"]
+    assert found["half"] == pytest.approx(found["loss"] / 2)
+    whole = evaluate(task, task.build(0), rows_of(problems.points(100), "test")[0], 100)
+    assert found == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("shown", "complaint"),
+    [
+        (
+            {"kl": torch.ones(2)},
+            r"step must return one number as kl, but returned Tensor of torch.float32 and shape \(2,\)",
+        ),
+        ({"best": 1.0}, 'the value of step "best" is always there'),
+        ({"test_a": 1.0}, 'the value of step "test_a" is called as if'),
+        ({"accuracy": 1.0}, "step returns a value called accuracy, and so is a metric"),
+    ],
+)
+def test_what_a_step_cannot_show_is_said(shown: Any, complaint: str) -> None:
+    task = problems.task(
+        loss=None, step=lambda model, batch: (model(batch[0]).sum(), shown), metrics={"accuracy": lambda m, b: 1.0}
+    )
+    with pytest.raises(TaskError, match=complaint):
+        evaluate(task, task.build(0), rows_of(problems.points(10), "test")[0])
+
+
+# Code that differentiates
+
+
+class Slope(nn.Module):
+    """The derivative of what it has learnt."""
+
+    def __init__(self, *, enables: bool) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.enables = enables
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad() if self.enables else nullcontext():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("enables", [True, False])
+def test_a_model_may_differentiate(enables: bool) -> None:
+    x, _ = problems.points(50)
+    graphs = []
+
+    def metric(prediction: torch.Tensor, target: torch.Tensor) -> float:
+        graphs.append((prediction.requires_grad, prediction.is_inference()))
+        return 1.0
+
+    task = problems.task(
+        model=lambda: Slope(enables=enables), loss=nn.MSELoss(), train=(x, x), metrics={"seen": metric}
+    )
+    model = task.build(0)
+    found = evaluate(task, model, rows_of((x, x), "test")[0], 20)
+    assert found["loss"] == pytest.approx(nn.functional.mse_loss(model(x), x).item())
+    assert {inference for _, inference in graphs} == {False}
+    if not enables:
+        assert not any(graph for graph, _ in graphs)
+
+
+def test_other_errors_of_the_users_are_raised_once() -> None:
+    calls = []
+
+    def fails() -> None:
+        calls.append(torch.is_grad_enabled())
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        WithoutGradients()(fails)
+    assert calls == [False]

@@ -88,6 +88,56 @@ def test_a_weight_that_cannot_be_is_refused_on_the_first_batch(weight: float) ->
         prepared(problems.task(loss=loss))
 
 
+@pytest.mark.parametrize(("drop_last", "used"), [(True, 640 - 640 % 50), (False, 640)])
+def test_a_loader_may_drop_the_last_batch_of_an_epoch(drop_last: bool, used: int) -> None:
+    loader = DataLoader(TensorDataset(*problems.points()), batch_size=50, shuffle=True, drop_last=drop_last)
+    found = prepared(problems.task(train=loader))
+    assert (found.examples, len(found.order(0)), len(found.rows)) == (used, used, 640)
+
+
+def test_an_epoch_without_any_batch_is_refused() -> None:
+    loader = DataLoader(TensorDataset(*problems.points(20)), batch_size=50, drop_last=True)
+    with pytest.raises(
+        DataError, match=r"train has 20 examples, which are less than a batch of 50, .* a smaller batch_s"
+    ):
+        prepared(problems.task(train=loader))
+
+
+def test_a_loader_that_does_not_shuffle_is_gone_through_in_order() -> None:
+    loader = DataLoader(TensorDataset(*problems.points()), batch_size=50)
+    assert prepared(problems.task(train=loader)).order(3).tolist() == list(range(640))
+    assert prepared(problems.task()).order(3).tolist() != list(range(640))
+
+
+def test_weights_need_one_for_each_example() -> None:
+    with pytest.raises(DataError, match="there are 3 weights for 640 training examples"):
+        prepared(problems.task(weights=[1, 2, 3]))
+
+
+def test_a_loader_says_how_many_are_evaluated_at_once_and_leaves_none_out() -> None:
+    data = TensorDataset(*problems.points(64))
+    task = problems.task(validation=DataLoader(data, batch_size=7), test=data)
+    assert [found.batch_size for found in prepared(task, batch_size=5).sets.values()] == [7, 20]
+    with pytest.raises(DataError, match=r"^validation: its loader's drop_last=True cannot be kept, .*: leave it out$"):
+        prepared(problems.task(validation=DataLoader(data, batch_size=7, drop_last=True)))
+
+
+# What has no effect
+
+
+def test_what_no_data_or_no_other_replica_make_use_of_is_said() -> None:
+    assert prepared(problems.task(metrics={})).remarks == []
+    (said,) = prepared(problems.task()).remarks
+    assert said == "metrics (accuracy) has no effect, since there is neither validation nor test data to evaluate"
+    often = Asked(until=db.Until(epochs=1), evaluate_every=db.Every(seconds=1))
+    task = problems.task(metrics={}, collate_fn=list)
+    method = db.Downpour(local_optimizer=db.SGD(0.1), warmstart=100)
+    said = "\n".join(prepare(task, method, often, replicas=lambda: 1).remarks)
+    for name in ("evaluate_every", "collate_fn", "local_optimizer", "warmstart"):
+        assert f"{name} has no effect" in said
+    assert not prepared(problems.task(validation=problems.points(64)), replicas=2, warmstart=100).remarks
+
+
 # What no setting says without effect
 
 

@@ -1,8 +1,12 @@
+import pickle
 import random
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cloudpickle
 import numpy as np
 import pytest
 import scipy.sparse
@@ -12,20 +16,21 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
 
 from distbelief.errors import DataError, InvariantViolated
-from distbelief.task.data import ArrayRows, Batches, SampleRows, fingerprint, rows_of, shapes
+from distbelief.task.data import ArrayRows, Batches, SampleRows, rows_of
+from distbelief.task.loader import Loading
+from distbelief.task.nested import shapes
 
 ROWS = 25
 X = torch.arange(ROWS * 3.0).reshape(ROWS, 3)
 Y = torch.arange(ROWS)
 PICK = np.array([3, 24, 0], np.int64)
+ONE, TWO = {"num_workers": 1}, {"num_workers": 2}
 
 
 def rows(data: Any, **options: Any) -> Any:
@@ -236,10 +241,10 @@ def test_a_loader_gives_its_data_batch_size_workers_and_collation() -> None:
         return len(samples)
 
     loader = DataLoader(Squares(), batch_size=7, shuffle=True, num_workers=2, collate_fn=collate)
-    found, batch_size, workers = rows_of(loader, "train")
-    assert (len(found), batch_size, workers) == (ROWS, 7, 2)
+    found, loading = rows_of(loader, "train")
+    assert (len(found), loading.batch_size, loading.workers["num_workers"]) == (ROWS, 7, 2)
     assert found.batch(PICK) == 3
-    assert rows_of(Squares(), "train")[1:] == (None, 0)
+    assert rows_of(Squares(), "train").loading == Loading()
 
 
 @pytest.mark.parametrize("data", [TensorDataset(X, Y), Subset(TensorDataset(X, Y), range(ROWS))])
@@ -261,22 +266,6 @@ def test_a_loader_of_a_list_loads_the_samples_in_it() -> None:
 def test_a_loaders_collation_counts_also_for_arrays() -> None:
     loader: Any = DataLoader(X, batch_size=4, collate_fn=lambda samples: torch.stack(samples) * 2)  # type: ignore[arg-type]
     assert torch.equal(rows(loader).batch(PICK), X[PICK] * 2)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: DataLoader(Squares(), sampler=SubsetRandomSampler([1, 2, 3])),
-        lambda: DataLoader(Squares(), sampler=RandomSampler(Squares(), num_samples=3)),
-        lambda: DataLoader(Squares(), sampler=list(range(ROWS))),
-        lambda: DataLoader(Squares(), batch_sampler=[[1, 2], [3]]),
-        lambda: DataLoader(Squares(), batch_size=None),
-    ],
-    ids=["subset", "fewer", "listed", "batches", "no batches"],
-)
-def test_a_sampler_of_the_users_own_is_refused(make: Callable[[], DataLoader[Any]]) -> None:
-    with pytest.raises(DataError, match=r"^train: the loader's own sampler cannot be used; replicas are given"):
-        rows(make())
 
 
 class Stream(IterableDataset[int]):
@@ -306,7 +295,10 @@ def test_a_stream_is_refused_with_its_reason(data: Any) -> None:
         ((X, torch.tensor(1.0)), "a single number; its first dimension must be the examples"),
         ((X, [1, 2, 3]), "must be made of tensors, arrays or SciPy CSR matrices, and holds int"),
         ((X, scipy.sparse.csc_matrix(np.eye(ROWS))), "and holds csc_matrix"),
-        (7, "^train must be .input, target. of tensors or arrays, a map-style Dataset or a DataLoader, not int$"),
+        (
+            7,
+            "^train must be .input, target. of tensors or arrays, a map-style Dataset .* a function .* not int$",
+        ),
         ("data.npz", "^train must be .* not str$"),
         (iter(range(3)), "^train must be .* not range_iterator$"),
     ],
@@ -359,7 +351,7 @@ def test_augmentation_is_keyed_by_seed_epoch_and_batch() -> None:
 
 
 def test_batches_made_ahead_by_processes_are_the_same_batches() -> None:
-    here, ahead = (Batches(SampleRows(Noisy(), None), 4, 5, workers) for workers in (0, 2))
+    here, ahead = (Batches(SampleRows(Noisy(), None), 4, 5, workers=workers) for workers in (None, TWO))
     for epoch, start, stop in ((0, 0, 5), (1, 2, 4), (0, 5, 7)):
         ahead.expect(epoch, start, stop)
         for batch in range(start, stop):
@@ -369,7 +361,7 @@ def test_batches_made_ahead_by_processes_are_the_same_batches() -> None:
 
 def test_sparse_batches_made_ahead_by_processes_are_the_same_batches() -> None:
     matrix, _ = csr()
-    here, ahead = (Batches(rows((matrix, Y), sparse=True), 4, 5, workers) for workers in (0, 1))
+    here, ahead = (Batches(rows((matrix, Y), sparse=True), 4, 5, workers=workers) for workers in (None, ONE))
     ahead.expect(0, 0, 3)
     for batch in range(3):
         (x, y), (expected, target) = ahead(0, batch), here(0, batch)
@@ -379,7 +371,7 @@ def test_sparse_batches_made_ahead_by_processes_are_the_same_batches() -> None:
 
 
 def test_a_portion_that_was_given_up_half_way_leaves_nothing_behind() -> None:
-    here, ahead = (Batches(SampleRows(Noisy(), None), 4, 5, workers) for workers in (0, 1))
+    here, ahead = (Batches(SampleRows(Noisy(), None), 4, 5, workers=workers) for workers in (None, ONE))
     ahead.expect(0, 0, 7)
     ahead(0, 0)
     ahead.expect(1, 3, 5)
@@ -389,37 +381,120 @@ def test_a_portion_that_was_given_up_half_way_leaves_nothing_behind() -> None:
         ahead(1, 6)
 
 
-def test_a_fingerprint_is_of_what_the_tensors_hold() -> None:
-    x = torch.arange(6.0).view(2, 3)
-    same = [{"x": x.clone()}, [torch.tensor([1, 2]), "text"]], [{"x": x}, [torch.tensor([1, 2]), None]]
-    assert fingerprint(same[0]) == fingerprint(same[1])
-    assert len({fingerprint(batch) for batch in (x, x + 1, x.double(), (x, x), x.bool(), torch.tensor(1.0))}) == 6
-
-
-@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
-def test_a_fingerprint_of_sparse_tensors_is_of_indices_and_values(layout: torch.layout) -> None:
-    x = torch.eye(4)
-    moved = x[[1, 0, 2, 3]]
-    made = [tensor.to_sparse(layout=layout) for tensor in (x, x.clone(), moved, x * 2)]
-    first, same, *others = map(fingerprint, made)
-    assert first == same
-    assert len({first, *others}) == 3
-    # What would never fit the memory if it were dense.
-    one = torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1)
-    assert fingerprint(torch.sparse_csr_tensor(*one, size=(1, 1 << 60), check_invariants=False))
-
-
-def test_a_fingerprint_of_csr_does_not_depend_on_the_kind_of_its_indices() -> None:
-    start, column = torch.tensor([0, 1]), torch.tensor([0])
-    long = torch.sparse_csr_tensor(start, column, torch.ones(1), (1, 3), check_invariants=False)
-    short = torch.sparse_csr_tensor(start.int(), column.int(), torch.ones(1), (1, 3), check_invariants=False)
-    assert fingerprint(short) == fingerprint(long)
-
-
-def test_a_batch_is_told_of_as_nested_as_it_is() -> None:
-    batch = {"a": torch.zeros(5, 3), "b": (torch.zeros(5).long(), "text")}
-    assert shapes(batch) == "{a: float32 (5, 3), b: (int64 (5,), str)}"
-    assert shapes(batch, of_each=True) == "{a: float32 (3,), b: (int64 (), str)}"
+def test_a_sparse_batch_is_told_of_as_such() -> None:
     sparse = rows(csr()[0], sparse=True).batch(PICK)
     assert shapes(sparse) == "sparse_csr float32 (3, 7)"
     assert shapes(sparse, of_each=True) == "sparse_csr float32 (7,)"
+
+
+# Functions
+
+
+class Table(Dataset[tuple[Tensor, int]]):
+    """Rows of a database, which no other process can be given."""
+
+    def __init__(self, path: Path, scale: float = 1.0) -> None:
+        self.connection = sqlite3.connect(path)
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return int(self.connection.execute("select count(*) from rows").fetchone()[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        (value,) = self.connection.execute("select x from rows where rowid = ?", (index + 1,)).fetchone()
+        return torch.tensor(value * self.scale), index
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    with sqlite3.connect(tmp_path / "rows") as connection:
+        connection.execute("create table rows (x real)")
+        connection.executemany("insert into rows values (?)", [(float(i),) for i in range(ROWS)])
+    return tmp_path / "rows"
+
+
+def sent(thing: Any) -> Any:
+    return pickle.loads(cloudpickle.dumps(thing))
+
+
+def test_what_a_function_opens_is_opened_where_it_is_used_and_never_sent(table: Path) -> None:
+    calls = []
+
+    def opened() -> Table:
+        calls.append(1)
+        return Table(table)
+
+    found = rows(opened)
+    found.batch(PICK)
+    assert len(calls) == 1
+    there = sent(found)
+    assert len(there) == ROWS
+    assert there.batch(PICK)[0].tolist() == there.batch(PICK)[1].tolist() == PICK.tolist()
+    assert there.source.rows is not found.source.rows
+
+
+def test_processes_that_load_ahead_open_it_too(table: Path) -> None:
+    """A connection that another process has opened must not be used."""
+    found = rows(lambda: DataLoader(Table(table), batch_size=4, shuffle=True))
+    here, ahead = (Batches(found, 4, 5, workers=workers) for workers in (None, ONE))
+    ahead.expect(0, 0, 3)
+    for batch in range(3):
+        assert torch.equal(ahead(0, batch)[0], here(0, batch)[0])
+
+
+def test_one_thread_opens_and_reads_it_whatever_thread_asks(table: Path) -> None:
+    """A connection of SQLite can be used by the thread alone that made it; evaluations have a thread of their own."""
+    found = rows(lambda: Table(table))
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(found.batch, PICK).result()[1].tolist() == found.batch(PICK)[1].tolist() == PICK.tolist()
+
+
+def test_arrays_from_a_function_are_arrays() -> None:
+    assert isinstance(rows(lambda: (X, Y)), ArrayRows)
+
+
+def test_a_function_may_draw_but_not_give_other_data_each_time(table: Path) -> None:
+    drawn = rows(lambda: TensorDataset(torch.rand(ROWS), torch.from_numpy(np.random.rand(ROWS))))
+    for part, same in zip(drawn.batch(PICK), sent(drawn).batch(PICK), strict=True):
+        assert torch.equal(part, same)
+    lengths = iter([ROWS, ROWS - 1])
+    # cloudpickle sends a copy of the iterator.
+    shorter = rows(lambda: Subset(Squares(), range(next(lengths))))
+    scales = iter([1.0, 2.0])
+    other = rows(lambda: TensorDataset(X * next(scales), Y))
+    for changed in (shorter, other):
+        changed._process = None
+        with pytest.raises(
+            DataError, match=r"^the function that gives train gives other data in each process: .* seed"
+        ):
+            changed.batch(PICK)
+
+
+def test_samples_may_hold_anything() -> None:
+    class Mixed(Squares):
+        def __getitem__(self, index: int) -> Any:
+            number = torch.eye(2).to_sparse(), np.float16(index), np.longdouble(1), 1 << 70, np.str_("a"), object
+            return {"x": torch.tensor(index), "more": (*number, np.array(["a", None]), torch.tensor(True))}
+
+    assert sent(rows(Mixed, collate_fn=len)).batch(PICK) == 3
+
+
+def test_samples_that_differ_each_time_are_no_other_data() -> None:
+    chance = np.random.default_rng()
+
+    class Augmented(Squares):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.tensor(chance.random()), index
+
+    assert len(sent(rows(Augmented)).batch(PICK)[0]) == 3
+
+
+def test_a_function_that_fails_says_of_what_it_is() -> None:
+    def broken() -> Any:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError) as error:
+        rows(broken)
+    assert error.value.__notes__ == ["in the function that gives train"]
+    with pytest.raises(DataError, match=r"^the function that gives train returned a function: give that one$"):
+        rows(lambda: broken)

@@ -60,6 +60,24 @@ def test_a_module_is_copied_and_never_changed() -> None:
         ({"num_workers": 1.5}, "num_workers must be a whole number of 0 or more, not 1.5"),
         ({"train": None}, "train must be data, not None"),
         ({"metrics": {"loss": accuracy}}, 'the metric "loss" is always there'),
+        ({"metrics": {"best": accuracy}}, 'the metric "best" is always there and cannot be given: choose another name'),
+        ({"metrics": {"examples": accuracy}}, 'the metric "examples" is always there'),
+        (
+            {"metrics": {"test_a": accuracy}},
+            'the metric "test_a" is called as if it were of the test set: choose a name',
+        ),
+        ({"metrics": {3: accuracy}}, "the metric must have a text as its name, not 3"),
+        (
+            {"metrics": {"a": lambda p: 1.0}},
+            r"the metric a must take two arguments, .prediction, target., but takes .p.$",
+        ),
+        ({"loss": lambda p: p}, r"loss must take two arguments, .prediction, target., but takes .p.$"),
+        ({"loss": None, "step": lambda m: m}, r"step must take two arguments, .model, batch., but takes .m.$"),
+        (
+            {"loss": None, "step": lambda m, b: m, "metrics": {"auc": Metric(accuracy, over="set")}},
+            'the metric auc is over="set", which needs predictions and targets, and with step= .*: give loss=, or',
+        ),
+        ({"weights": [1, -1]}, "weights must be finite and 0 or more"),
     ],
 )
 def test_a_task_that_cannot_work_is_refused_in_one_sentence(changes: dict[str, Any], complaint: str) -> None:

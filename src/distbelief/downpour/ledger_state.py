@@ -3,7 +3,8 @@
 A ledger that is written down has no leases outstanding: what was leased has been accounted for, or released.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from distbelief.allocation import Account
 
@@ -60,6 +61,29 @@ class LedgerState:
                 raise ValueError(f"the ledger does not add up in epoch {epoch}")
         if self.total.total != self.epochs_ended * self.examples + sum(map(self._spent, self.accounts)):
             raise ValueError("the ledger's total is not the sum of its epochs")
+
+    def recut(self, batch_size: int) -> "LedgerState":
+        """The same place in the data, told in batches of another size.
+
+        Raises `ValueError` where such a batch would hold both what has been accounted for and what has not.
+        """
+        places = [self.next_batch, *(place for portion in self.released for place in (portion.start, portion.stop))]
+        inside = math.gcd(*(place * self.batch_size for place in places if place * self.batch_size < self.examples))
+        if inside % batch_size:
+            raise ValueError(
+                f"it stopped inside an epoch that it had begun in batches of {self.batch_size}; choose that "
+                f"again, or another size that divides {inside:,}"
+            )
+
+        def moved(place: int) -> int:
+            return -(-min(place * self.batch_size, self.examples) // batch_size)
+
+        return replace(
+            self,
+            batch_size=batch_size,
+            next_batch=moved(self.next_batch),
+            released=tuple(Portion(p.epoch, moved(p.start), moved(p.stop)) for p in self.released),
+        )
 
     def _size(self, start: int, stop: int) -> int:
         return min(stop * self.batch_size, self.examples) - start * self.batch_size

@@ -101,7 +101,10 @@ class Downpour:
         """Settings that have no effect in a run of these parameters that ends after so many examples, in sentences."""
         unused = "local_optimizer has no effect with n_fetch=1: a fetch replaces the parameters after each step"
         found = [line for rule in self._rules for line in remarks(rule, trained, end)]
-        return [*dict.fromkeys(found), *([unused] if self.local_optimizer and self.local_rule is None else [])]
+        found += [unused] if self.local_optimizer and self.local_rule is None else []
+        if self.warmstart and self.replicas == 1:
+            found.append("warmstart has no effect with one replica, which works alone in any case")
+        return list(dict.fromkeys(found))
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
         """The same with these numbers in the place of "auto" and None."""

@@ -43,7 +43,7 @@ def assemble(
     )
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """What a replica says of an error before it ends: its kind, its sentence, and the frames of the user's own code."""
     frames = user_frames(error)[-_LONGEST_FRAMES:]
     if isinstance(error, Diverged):

@@ -13,7 +13,7 @@ messages, time and deaths to it, and its actions to where they belong; nothing e
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
@@ -182,6 +182,13 @@ class Controller:
         self._actions.append(actions.StopWork())
         self._outstanding.when_still(self._grant, now)
 
+    def abandon(self, now: float, why: str, fence: Callable[[int, int], Sequence[Answer]]) -> None:
+        """The run is over, and no replica lives: account for each by what `fence` has the shards say of it."""
+        self.stop(now, why, 0.0)
+        for slot in (slot for slot in self.slots if slot.alive or slot.fencing):
+            slot.alive, slot.state, who = False, "dead", (slot.replica, slot.incarnation)
+            self._fenced(slot, Ending(None, "", cause="ended with the run"), now, now, fence(*who))
+
     def fail(self, now: float, error: DistBeliefError) -> None:
         """End the run at once because of an error."""
         self.error = self.error or error
@@ -223,13 +230,6 @@ class Controller:
             slot.killed = True
             self._actions.append(actions.Kill(slot.replica, slot.incarnation))
 
-    def _dismiss_latecomers(self) -> None:
-        """End replicas that are still starting when there is no more work: no person is to wait for them."""
-        for slot in self.slots:
-            if slot.state == "starting":
-                self._kill(slot)
-                slot.state = "done"
-
     def _fenced(self, slot: ReplicaSlot, ending: Ending, died_at: float, now: float, answers: Sequence[Answer]) -> None:
         """No shard takes anything more from a dead replica: account for it, and replace it."""
         slot.fencing = False
@@ -263,11 +263,13 @@ class Controller:
     def _grant(self, now: float) -> None:
         """Answer all requests that can be answered now."""
         if (command := self._leases.settle()) is not None:
-            known = partial(self._living_known, command.number)
-            self._actions.append(self._outstanding.execute(command, known))
+            self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:
-            self._dismiss_latecomers()
+            # No person is to wait for replicas that are still starting.
+            for slot in (slot for slot in self.slots if slot.state == "starting"):
+                self._kill(slot)
+                slot.state = "done"
 
     def _living_known(self, number: int, now: float, answers: Sequence[Answer]) -> None:
         self._leases.obeyed(number)
@@ -291,8 +293,7 @@ class Controller:
         allocator = copy.deepcopy(self.allocator)
         taken = [snapshot for snapshot in snapshots if isinstance(snapshot, Snapshot)]
         for slot in self.slots:
-            records = [record_of(snapshot, slot.replica, slot.incarnation) for snapshot in taken]
-            allocator.died(slot.replica, last_push(records))
+            allocator.died(slot.replica, last_push([record_of(s, slot.replica, slot.incarnation) for s in taken]))
         if allocator.total.total > self.allocator.total.total:
             self.watch.work(now)
         self._actions.append(actions.WriteCheckpoint(snapshots, allocator.total, allocator.state()))

@@ -5,7 +5,8 @@ The controller decides; what it wants kept arrives here.
 
 import functools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,10 +20,11 @@ from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
 from distbelief.engines.progress_table import ProgressTable, total
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.shard_set import Shards
+from distbelief.engines.signals import Requests
 from distbelief.engines.speeds import Speeds
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
-from distbelief.ports import Capture, Snapshot
+from distbelief.ports import Capture, Fence, Snapshot
 from distbelief.run.callbacks import Callback, Callbacks, LiveRun
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.checkpointing import Checkpoints
@@ -50,7 +52,7 @@ def flat_at_start(prepared: Prepared, device: torch.device) -> FlatModule:
 def controller_of(prepared: Prepared) -> Controller:
     """The controller of a run: at its beginning, or where the run that is resumed stood."""
     method, until, resumed = prepared.method, prepared.until, prepared.resumed
-    allocator = method.allocator(len(prepared.rows), epochs=until.epochs, limit=until.examples)
+    allocator = method.allocator(prepared.examples, epochs=until.epochs, limit=until.examples)
     if resumed is not None:
         allocator.restore_(resumed.state.method)
     return Controller(
@@ -83,7 +85,7 @@ class RunRecord:
     observer: Observer
     files: RunDirectory
     callbacks: Sequence[Callback]
-    received: list[signal.Signals]
+    received: Requests
     clock: Callable[[], float]
     beside: bool
 
@@ -117,6 +119,8 @@ class RunRecord:
         self._born = self.clock()
         self._next_progress = 0.0
         self._heeded = 0
+        self._errors: list[BaseException] = []
+        """What has escaped from the run, and what was raised while it was written."""
 
     def close(self) -> None:
         """End the threads."""
@@ -138,7 +142,7 @@ class RunRecord:
             shards=prepared.layout.shards,
             parameters=prepared.layout.parameters,
             batch_size=prepared.batch_size,
-            examples_per_epoch=len(prepared.rows),
+            examples_per_epoch=prepared.examples,
             chosen_by=prepared.chosen_by,
             epochs=until.epochs,
             examples=until.examples,
@@ -226,14 +230,44 @@ class RunRecord:
 
         What metrics, data and callbacks of the user's raise ends the run.
         """
+        self.received.turn()
         try:
             self._look()
         except UserCodeError as error:
             self.controller.fail(self.clock(), error)
         if len(self.received) > self._heeded:
             self._heeded = len(self.received)
-            why = "interrupted" if self.received[0] == signal.SIGINT else "terminated"
+            why = self._requested or ""
             self.controller.stop(self.clock(), why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
+
+    def abandon(self, error: BaseException) -> None:
+        """The run is over by what has escaped from it, and no replica lives: account for what was reached."""
+        self._errors.append(error)
+        why = self._requested or ("interrupted" if isinstance(error, KeyboardInterrupt) else "failure")
+        shards = range(self.prepared.layout.shards)
+        with self._kept():
+            self.controller.abandon(
+                self.clock(), why, lambda *who: self.shards.execute_each([Fence(*who) for _ in shards])
+            )
+            for action in self.controller.take():
+                if isinstance(action, Lost):
+                    self.keep(action)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keep what a block raises, and go on: what comes after it is to be written all the same."""
+        try:
+            yield
+        # Whatever it is. It is raised in the end.
+        except BaseException as error:  # noqa: BLE001
+            self._errors.append(error)
+
+    @property
+    def _requested(self) -> str | None:
+        """Why the run is to end, where that was asked for."""
+        if not self.received:
+            return None
+        return "interrupted" if self.received[0] == signal.SIGINT else "terminated"
 
     def tick(self) -> None:
         """Tell the controller that time has passed."""
@@ -440,30 +474,30 @@ class RunRecord:
     def result(self) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
         controller, allocator = self.controller, self.controller.allocator
-        account, totals, error = allocator.total, self._totals(), controller.error
-        used = account.used + account.partial
-        limit = self.prepared.until.examples
+        account, totals = allocator.total, self._totals()
+        used, limit = account.used + account.partial, self.prepared.until.examples
         stopped_by = controller.stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
         stamp = {"epoch": round(used / allocator.examples, 3), "examples": used}
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
-        if error is None and not self.shards.finite:
-            error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
-        wanted = error is None and not self.received
-        if wanted and self.prepared.sets:
-            self.tell("evaluating", seconds=stamp["seconds"])
-        try:
+        if controller.error is None and not self.shards.finite:
+            controller.error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
+        wanted = controller.error is None and not self._errors and not self.received
+        with self._kept():
+            if wanted and self.prepared.sets:
+                self.tell("evaluating", seconds=stamp["seconds"])
             self._evaluations.finish(stamp if wanted else None, impatient=lambda: bool(self.received))
-        except UserCodeError as failure:
-            error = error or failure
-        self._write_last()
+        with self._kept():
+            self._write_last()
         if self.prepared.method.average is not None:
-            self._write_average()
-        self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=self._speeds.loss())
-        try:
+            with self._kept():
+                self._write_average()
+        with self._kept():
+            loss = self._speeds.loss()
+            self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=loss)
+        with self._kept(), self.received.interruptible():
             self._callbacks.call()
-        except UserCodeError as failure:
-            error = error or failure
-        self._check()
+        with self._kept():
+            self._check()
         summary = summary_of(
             self.prepared,
             account,
@@ -475,7 +509,7 @@ class RunRecord:
             setup_seconds=round((controller.watch.began or self._born) - self._born, 3),
             evaluation_seconds=round(self._evaluations.seconds, 3),
         )
-        return Result(summary, error)
+        return Result(summary, next((error for error in (controller.error, *self._errors) if error), None))
 
     def _check(self) -> None:
         allocator = self.controller.allocator

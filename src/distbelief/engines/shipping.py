@@ -3,12 +3,16 @@
 The pickle never touches a file: it lies in anonymous memory that only the worker is handed.
 """
 
+import functools
 import io
 import mmap
+import os
 import pickle
 import struct
 import sys
+from contextlib import suppress
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distbelief.engines.memory import available, require
-from distbelief.errors import TaskError
+from distbelief.errors import DataError, DistBeliefError, TaskError
 from distbelief.links.mapped import SharedMemory
 from distbelief.task.task import FILE_MODULE
 
@@ -47,7 +51,23 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
             if type(obj) is np.memmap or not (obj.flags.c_contiguous or obj.flags.f_contiguous):
                 # numpy would leave it in the pickle.
                 return np.asarray, (np.ascontiguousarray(obj),)
+        elif type(obj) is _Cached and _is_the_scripts(obj):
+            # It would go by its name, which another process does not have.
+            return _cached, (obj.__wrapped__, obj.cache_parameters())
         return super().reducer_override(obj)
+
+
+_Cached = type(functools.cache(len))
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _is_the_scripts(function: Any) -> bool:
+    """Whether a function was defined where no other process can import it from."""
+    module = function.__module__
+    return module == "__main__" or module.startswith(FILE_MODULE) or "<locals>" in function.__qualname__
 
 
 def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:
@@ -64,8 +84,38 @@ def _mapped(array: np.ndarray) -> tuple[Any, ...] | None:
     if root.mode == "c":
         # Written to in memory alone: the file holds something else.
         return None
-    offset = root.offset + array.ctypes.data - root.ctypes.data
-    return np.memmap, (str(root.filename), array.dtype, "r", offset, array.shape)
+    path, offset = str(root.filename), root.offset + array.ctypes.data - root.ctypes.data
+    if not _still_there(path, root.ctypes.data):
+        raise DataError(f"{path} was replaced or removed after it was opened: open it again, before the run begins")
+    return _map_again, (path, _identity(Path(path).stat()), array.dtype, offset, array.shape)
+
+
+def _still_there(path: str, address: int) -> bool:
+    """Whether the file that is mapped at an address is the one that has the path now."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, inode, *name = line.split(maxsplit=5)
+        low, high = (int(end, 16) for end in span.split("-"))
+        if low <= address < high:
+            (known,) = name or [""]
+            # Of the two, some file systems tell another number than that of `stat`, and some containers another path.
+            with suppress(FileNotFoundError):
+                same = int(inode) == Path(path).stat().st_ino or known == os.path.realpath(path)
+                return same and not known.endswith(" (deleted)")
+    return False
+
+
+def _identity(file: os.stat_result) -> tuple[int, int, int]:
+    return file.st_dev, file.st_ino, file.st_size
+
+
+def _map_again(path: str, identity: tuple[int, int, int], dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> Any:
+    """Map a part of a file. Raises `DataError` where it is another file by now, which others do not see."""
+    with Path(path).open("rb") as file:
+        if _identity(os.fstat(file.fileno())) != identity:
+            raise DataError(
+                f"{path} was replaced while the run was at work, which began with another file: put it back"
+            )
+        return np.memmap(file, dtype, "r", offset, shape)
 
 
 def pack(thing: object) -> SharedMemory:
@@ -88,8 +138,15 @@ def pack(thing: object) -> SharedMemory:
 
     try:
         _Packer(file, protocol=5, buffer_callback=stays).dump(thing)
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise TaskError(f"the task cannot be sent to other processes: {error}") from error
+    except DistBeliefError:
+        raise
+    # Whatever the user's objects raise.
+    except Exception as error:
+        raise TaskError(
+            f"the task cannot be sent to other processes: {error}. What is open, such as a file, a connection or a "
+            "lock, must be opened where it is used: give a function that opens it, such as train=lambda: "
+            "MyDataset(path) or model=lambda: MyModel()"
+        ) from error
     sizes = [raw.nbytes for raw in buffers]
     body = pickle.dumps((sizes, file.getvalue()))
     *starts, end = accumulate(map(_aligned, sizes), initial=_aligned(_HEAD.size + len(body)))

@@ -18,7 +18,7 @@ class Failure(NamedTuple):
     frames: str
     """The frames of the user's own code."""
     kind_of: Literal["diverged", "user"]
-    cause: Exception | None = None
+    cause: BaseException | None = None
     """The error itself, where it was raised in this process."""
 
 

@@ -20,6 +20,7 @@ it), and:
                  newly_frozen, newly_trained: names of parameters that were trained and are not any more, or vice versa,
                  other_data: whether the first batch is not the one that the run began with,
                  earlier: where the files of a run without a checkpoint were moved, or None
+    renewed      name: of a file that another program had removed, and that is there again; once for each
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
     evaluating   training has ended, the last evaluation begins
     stopped      stopped_by, epoch, examples, updates, refused: examples whose gradients were not finite, train_loss

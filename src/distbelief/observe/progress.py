@@ -1,10 +1,11 @@
 """Progress for the eye: a live table on a terminal, plain lines elsewhere, on standard error."""
 
 import io
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast, final
 
@@ -14,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distbelief.observe.events import Observer, ReplicaStatus, Status, died_of
+from distbelief.observe.events import STAMP, Observer, ReplicaStatus, Status, died_of
 from distbelief.run.result import refusals
 
 _LINE_S = 5.0
@@ -159,10 +160,12 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"the checkpoint could not be written: {content['error']}"
         case "unwritten" if content["name"] != "the last checkpoint":
             return f"{content['name']} could not be written: {content['error']}; the run goes on"
+        case "renewed":
+            return f"another program has removed {content['name']}: it is there again, and the run goes on"
         case "evaluating":
             return "training has ended; evaluating what was reached"
         case "evaluation":
-            numbers = {k: v for k, v in content.items() if isinstance(v, float) and k not in ("epoch", "seconds")}
+            numbers = {k: v for k, v in content.items() if k not in STAMP}
             return f"evaluated after {content['examples']:,} examples: {told(numbers)}"
         case "died":
             why = died_of(content)
@@ -214,10 +217,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {count(rest, 'other')}" if rest > 0 else "")
 
 
-def told(metrics: dict[str, float]) -> str:
+def told(metrics: Mapping[str, float | None]) -> str:
     """Metrics in a line; the test set's are left out where they are those of the set that chooses."""
-    repeated = {f"test_{name}" for name, value in metrics.items() if metrics.get(f"test_{name}") == value}
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name not in repeated)
+    repeated = {f"test_{name}" for name, value in metrics.items() if metrics.get(f"test_{name}", math.nan) == value}
+    return "  ".join(
+        f"{name} {'not finite' if value is None else f'{value:.4f}'}"
+        for name, value in metrics.items()
+        if name not in repeated
+    )
 
 
 def count(number: int, noun: str) -> str:

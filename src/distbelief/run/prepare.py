@@ -2,10 +2,9 @@
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,17 @@ from torch import Tensor, nn
 from distbelief.allocation import Method
 from distbelief.errors import DataError, TaskError, UsageError
 from distbelief.run.checkpoint import Checkpoint, savable, storable
-from distbelief.run.evaluation import evaluate
+from distbelief.run.evaluation import EVALUATED_AT_ONCE
 from distbelief.run.state import KINDS, Changes, RunState, changes, module_values
+from distbelief.run.trial import train_on, try_evaluations, try_last
 from distbelief.run.until import Every, Until
 from distbelief.server.block import OWN_VECTORS
 from distbelief.server.layout import Layout
-from distbelief.task.data import Batches, Head, Rows, fingerprint, moved, rows_of, seeded, shapes
-from distbelief.task.gradients import CPU, Precision, autocast
+from distbelief.task.data import ArrayRows, Batches, Rows, rows_of, seeded
+from distbelief.task.gradients import CPU, Precision
+from distbelief.task.loader import Loading
+from distbelief.task.nested import fingerprint, moved, shapes
+from distbelief.task.order import Kind, Order
 from distbelief.task.task import Task, trainable
 from distbelief.task.tensors import put_, tensors_of
 from distbelief.task.tracebacks import noted
@@ -47,6 +50,13 @@ class Asked:
     """What the run goes on from."""
 
 
+class EvaluationSet(NamedTuple):
+    """Examples that are evaluated, and how many of them at once."""
+
+    rows: Rows
+    batch_size: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Asked):
     """A run that has been checked and whose numbers are all decided."""
@@ -66,18 +76,27 @@ class Prepared(Asked):
     """The model as the run begins, or goes on; the run owns it."""
     layout: Layout
     rows: Rows
-    workers: int
-    sets: dict[tuple[str, ...], Rows]
+    order: Order
+    """Which of them an epoch uses, one after the other."""
+    workers: Mapping[str, Any]
+    """Arguments of a DataLoader whose processes make a replica's batches; none where it makes them itself."""
+    sets: dict[tuple[str, ...], EvaluationSet]
     """What is evaluated, by the prefixes of its metrics: "" for the set that chooses, "test_" for the test set."""
+    advice: tuple[str, ...] = ()
+    """What was seen in the first evaluations, in sentences."""
     mutable_buffers: tuple[str, ...] = ()
     """The buffers that training changes, by name."""
     data: str = ""
     """The fingerprint of the first batch."""
 
     @property
-    def evaluation_batch(self) -> int:
-        """Examples a batch of an evaluation: it keeps no activations, so that more fit than in training."""
-        return max(self.batch_size, min(512, 4 * self.batch_size))
+    def examples(self) -> int:
+        """Examples that an epoch uses."""
+        return self.order.used
+
+    def batches(self, *, workers: Mapping[str, Any] | None = None, epochs: int = 1) -> Batches:
+        """The batches to train on."""
+        return Batches(self.rows, self.batch_size, self.seed, self.order, workers=workers, epochs=epochs)
 
     @property
     def judge(self) -> tuple[str, Literal["min", "max"]]:
@@ -98,7 +117,17 @@ class Prepared(Asked):
         """Settings that have no effect, in sentences."""
         until, trained = self.until, [entry.name for entry in self.layout.entries]
         unused = [] if until.patience or not until.min_delta else ["min_delta has no effect without patience"]
-        return [*self.method.remarks(trained, until.in_examples(len(self.rows))), *unused]
+        if not self.sets:
+            asked = {
+                "evaluate_every": self.evaluate_every,
+                f"metrics ({', '.join(self.task.metrics)})": self.task.metrics,
+            }
+            without = "since there is neither validation nor test data to evaluate"
+            unused += [f"{name} has no effect, {without}" for name, value in asked.items() if value]
+        used = [self.rows, *(found.rows for found in self.sets.values())]
+        if self.task.collate_fn is not None and all(isinstance(rows, ArrayRows) for rows in used):
+            unused.append("collate_fn has no effect, since all data are arrays: rows are taken from them as they are")
+        return [*self.method.remarks(trained, until.in_examples(self.examples)), *unused, *self.advice]
 
     @property
     def chosen_by(self) -> str | None:
@@ -166,8 +195,9 @@ def prepare(
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
-    rows, loader_batch, loader_workers = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
-    sets = _sets(task)
+    rows, loading = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
+    batch_size = method.batch_size or loading.batch_size or _DEFAULT_BATCH
+    order, sets = _order(task, loading, len(rows), batch_size, asked.seed), _sets(task, batch_size)
     _check_judges(task, asked.until, bool(sets), averaged=method.average is not None)
     module, resumed = task.build(asked.seed), asked.resumed
     check_model(module)
@@ -184,28 +214,31 @@ def prepare(
     method.check_names([name for name, _ in module.named_parameters()])
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
-    batch_size = method.batch_size or loader_batch or _DEFAULT_BATCH
     chosen = method.decided(replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         **vars(asked),
         task=task,
         origin=origin,
-        method=chosen.over(asked.until.in_examples(len(rows))),
+        method=chosen.over(asked.until.in_examples(order.used)),
         chosen=chosen,
         replicas=count,
         batch_size=batch_size,
         module=module,
         layout=Layout.of(parameters, shards),
         rows=rows,
-        workers=task.num_workers or loader_workers,
+        order=order,
+        workers={**loading.workers, **({"num_workers": task.num_workers} if task.num_workers else {})},
         sets=sets,
     )
     _check_decided(prepared)
     with seeded(asked.seed):
-        batch = Batches(rows, batch_size, asked.seed)(0, 0)
+        batch = prepared.batches()(0, 0)
+    prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
-    return dataclasses.replace(prepared, mutable_buffers=mutable_buffers, data=fingerprint(batch))
+    return dataclasses.replace(
+        prepared, mutable_buffers=mutable_buffers, advice=tuple(try_evaluations(prepared, task.placed(device), trial))
+    )
 
 
 def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
@@ -214,7 +247,7 @@ def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
     if resumed is not None:
         _restore_(prepared.module, resumed)
     task = prepared.task.with_values(_copies(prepared.module, trained=False))
-    return dataclasses.replace(prepared, task=task, resumed=resumed)
+    return _recut(dataclasses.replace(prepared, task=task, resumed=resumed))
 
 
 def _started(task: Task, module: nn.Module, start: Mapping[str, Tensor]) -> Task:
@@ -261,22 +294,58 @@ def _check_decided(prepared: Prepared) -> None:
     precision, resumed = prepared.precision, prepared.resumed
     if precision is not None and prepared.layout.dtype != torch.float32:
         raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
-    if resumed is None:
-        return
-    ledger, examples, batch_size = resumed.state.method, len(prepared.rows), prepared.batch_size
-    if ledger.batch_size != batch_size:
-        raise UsageError(f"the run has batches of {ledger.batch_size} examples, and cannot go on with {batch_size}")
-    if ledger.examples != examples:
-        raise DataError(f"the run has {ledger.examples:,} examples to train on, and cannot go on with {examples:,}")
+    if resumed is not None and resumed.state.method.examples != prepared.examples:
+        dropped = "; with drop_last=True their number depends on the batch size, which must stay"
+        raise DataError(
+            f"the run has {resumed.state.method.examples:,} examples to train on, and cannot go on with "
+            f"{prepared.examples:,}{dropped if prepared.examples < len(prepared.rows) else ''}"
+        )
 
 
-def _sets(task: Task) -> dict[tuple[str, ...], Rows]:
-    sets: dict[tuple[str, ...], Rows] = {}
+def _recut(prepared: Prepared) -> Prepared:
+    """The same, going on in batches of its own size from a checkpoint of a run that may have had others."""
+    resumed = prepared.resumed
+    if resumed is None or resumed.state.method.batch_size == prepared.batch_size:
+        return prepared
+    state, earlier = resumed.state, resumed.state.method.batch_size
+    try:
+        ledger = state.method.recut(prepared.batch_size)
+    except ValueError as error:
+        raise UsageError(f"the run cannot go on with batches of {prepared.batch_size} examples: {error}") from error
+    with seeded(prepared.seed):
+        first = fingerprint(Batches(prepared.rows, earlier, prepared.seed, prepared.order)(0, 0))
+    # The first batch is another one for its size alone.
+    data = prepared.data if first == state.data else state.data
+    changed = dataclasses.replace(state, method=ledger, data=data)
+    return dataclasses.replace(prepared, resumed=dataclasses.replace(resumed, state=changed))
+
+
+def _order(task: Task, loading: Loading, examples: int, batch_size: int, seed: int) -> Order:
+    """Which examples an epoch uses: with drop_last, as many as whole batches hold."""
+    used = examples - examples % batch_size if loading.drop_last else examples
+    if not used:
+        raise DataError(
+            f"train has {examples:,} examples, which are less than a batch of {batch_size:,}, and with drop_last=True "
+            "none is left: choose a smaller batch_size, or leave drop_last out"
+        )
+    kind: Kind = "weighted" if task.weights is not None else "shuffled" if loading.shuffle else "sequential"
+    return Order.of(seed, kind, examples, used, task.weights)
+
+
+def _sets(task: Task, batch_size: int) -> dict[tuple[str, ...], EvaluationSet]:
+    # An evaluation keeps no activations, so that more fit than in training.
+    at_once = max(batch_size, min(EVALUATED_AT_ONCE, 4 * batch_size))
+
+    def given(name: str, data: Any) -> EvaluationSet:
+        source = rows_of(data, name, task.collate_fn, sparse=task.sparse)
+        source.check_whole(name)
+        return EvaluationSet(source.rows, source.loading.batch_size or at_once)
+
+    sets: dict[tuple[str, ...], EvaluationSet] = {}
     if task.validation is not None:
-        sets[("",)] = rows_of(task.validation, "validation", task.collate_fn, sparse=task.sparse)[0]
+        sets[("",)] = given("validation", task.validation)
     if task.test is not None:
-        rows = rows_of(task.test, "test", task.collate_fn, sparse=task.sparse)[0]
-        sets[("test_",) if sets else ("", "test_")] = rows
+        sets[("test_",) if sets else ("", "test_")] = given("test", task.test)
     return sets
 
 
@@ -295,7 +364,7 @@ def _check_judges(task: Task, until: Until, evaluated: bool, *, averaged: bool) 
 
 
 def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
-    """Run the first batch through model and loss: what does not fit is said at once, in the user's own frames.
+    """Run the first batch, and a smaller last one, through model and loss: what does not fit is said at once.
 
     Returns the names of the buffers that a batch in training changes.
     """
@@ -305,21 +374,10 @@ def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[s
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    note = f"on the first batch of train: {shapes(batch)}"
-    with noted(note), seeded(prepared.seed), autocast(device, prepared.precision):
-        found = task.forward(module, batch)
-    if not found.loss.requires_grad:
-        raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
-    if found.weight is not None and not 0 <= float(found.weight) < math.inf:
-        raise TaskError(
-            f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"
-        )
+    with noted(f"on the first batch of train: {shapes(batch)}"):
+        train_on(prepared, task, module, batch)
+    try_last(prepared, task, module)
     mutable_buffers = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
     for name, buffer in module.named_buffers():
         buffer.copy_(kept[name])
-    for prefixes, rows in prepared.sets.items():
-        name = "test" if "test_" in prefixes else "validation"
-        # A few examples, metrics and all.
-        with noted(f"on the first examples of {name}"), seeded(prepared.seed):
-            evaluate(task, module, Head(rows, min(len(rows), prepared.batch_size)))
     return mutable_buffers

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from distbelief.allocation import Account
-from distbelief.errors import DistBeliefError
 from distbelief.run.prepare import Prepared
 from distbelief.run.state import Totals
+from distbelief.task.order import digest_of
 
 STAMP = ("epoch", "examples", "updates", "seconds")
 """When an evaluation was made."""
@@ -20,7 +20,7 @@ class Result(NamedTuple):
     """A run that has ended; its module holds the server's parameters."""
 
     summary: dict[str, Any]
-    error: DistBeliefError | None
+    error: BaseException | None
     """What ended the run early."""
 
 
@@ -56,8 +56,11 @@ def summary_of(
         "rejected": totals.rejected,
         "account": vars(account),
         "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
-        "epochs": round(used / len(prepared.rows), 3),
-        "examples_per_epoch": len(prepared.rows),
+        "epochs": round(used / prepared.examples, 3),
+        "examples_per_epoch": prepared.examples,
+        "training_examples": len(prepared.rows),
+        "order": prepared.order.kind,
+        "weights": digest_of(prepared.task.weights),
         "batch_size": prepared.batch_size,
         "parameters": prepared.layout.parameters,
         "replicas": prepared.replicas,

@@ -11,24 +11,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distbelief import chance
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
-from distbelief.run.evaluation import evaluate
+from distbelief.run.evaluation import EVALUATED_AT_ONCE, WithoutGradients, evaluate
 from distbelief.run.result import refusals
 from distbelief.task import taskfile
-from distbelief.task.data import ArrayRows, rows_of, shapes
+from distbelief.task.data import ArrayRows, rows_of
+from distbelief.task.nested import shapes
+from distbelief.task.order import Order, digest_of
 from distbelief.task.task import Task, predict
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
 _MODELS = {
     "last": ("model.safetensors", "the file has been removed"),
-    "best": ("checkpoints/best.safetensors", "the run was never evaluated"),
+    "best": (
+        "checkpoints/best.safetensors",
+        "the run was never evaluated, or what it is judged by was never a finite number",
+    ),
     "average": ("model-average.safetensors", "the run kept none; ask for it with Downpour(average=0.999)"),
 }
 """The file of each model, and why it may not be there."""
-_PREDICTED = 512
-"""Rows that are predicted from at once."""
 _TOLD = 3
 """Differences between two models that are told of."""
 
@@ -38,14 +40,15 @@ class Run:
     """A run that has ended.
 
     `summary`, `history` (one dict an evaluation) and `directory` are as written; `metrics` are those of the last
-    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…".
+    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…". One
+    that was not a finite number is None.
     """
 
     def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
         self.directory = directory
         self.summary = summary
         self.history: list[dict[str, Any]] = summary["history"]
-        self.metrics: dict[str, float] = summary["metrics"]
+        self.metrics: dict[str, Any] = summary["metrics"]
         self._task = task
 
     def model(self, which: Literal["last", "best", "average"] = "last") -> nn.Module:
@@ -78,8 +81,11 @@ class Run:
             if name not in _SETS or getattr(self._task, name) is None:
                 raise DataError(f"the task has no {name} data: it has {', '.join(self._sets)}")
             data = getattr(self._task, name)
-        rows = rows_of(data, "data", self._task.collate_fn, sparse=self._task.sparse)[0]
-        return evaluate(self._task, self.model(), rows)
+            source = rows_of(data, name, self._task.collate_fn, sparse=self._task.sparse)
+        else:
+            source = rows_of(data, "data", self._task.collate_fn, sparse=self._task.sparse)
+            source.check_whole("data")
+        return evaluate(self._task, self.model(), source.rows, source.loading.batch_size or EVALUATED_AT_ONCE)
 
     @property
     def judged_by(self) -> str:
@@ -101,13 +107,12 @@ class Run:
         rows = ArrayRows(x, "x", sparse=self._task.sparse)
         if not len(rows):
             raise DataError("x holds no rows to predict from")
-        model = self.model()
+        model, call = self.model(), WithoutGradients()
         try:
-            with torch.inference_mode():
-                parts = [
-                    predict(model, rows.batch(indices))
-                    for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // _PREDICTED))
-                ]
+            parts = [
+                call(predict, model, rows.batch(indices))
+                for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // EVALUATED_AT_ONCE))
+            ]
         except Exception as error:
             if (why := self._unlike(rows)) is not None:
                 raise DataError(why) from error
@@ -132,11 +137,20 @@ class Run:
         )
 
     def order(self, epoch: int) -> Tensor:
-        """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`."""
-        return chance.order(self.summary["seed"], epoch, self.summary["examples_per_epoch"])
+        """The order in which an epoch used its examples: batch b is `order[b * batch_size : (b + 1) * batch_size]`.
+
+        Raises `TaskError` where they were drawn by weights that are not those of the task at hand.
+        """
+        summary, weights = self.summary, self._task.weights
+        if summary.get("weights") != digest_of(weights):
+            raise TaskError("the run drew its examples by weights that this task does not have: load it with its own")
+        used = summary["examples_per_epoch"]
+        examples, kind = summary.get("training_examples", used), summary.get("order", "shuffled")
+        return Order.of(summary["seed"], kind, examples, used, weights)(epoch)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        told = {name: "not finite" if value is None else f"{value:.4g}" for name, value in self.metrics.items()}
+        metrics = ", ".join(f"{name} {value}" for name, value in told.items())
         refused = refusals(self.summary["account"]["refused"], self.summary["train_loss"])
         parts = [f"{self.summary['examples']:,} examples", *filter(None, [metrics, refused])]
         return f"Run({str(self.directory)!r}: {', '.join(parts)})"

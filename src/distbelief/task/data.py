@@ -1,21 +1,24 @@
 """Data as batches that are named by (epoch, batch): the same batch whoever asks for it, and however often."""
 
-import hashlib
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
-from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from distbelief.chance import derive, order
 from distbelief.errors import DataError, InvariantViolated
+from distbelief.task.loader import Loading, loading_of
+from distbelief.task.nested import leaves, mapped
+from distbelief.task.tracebacks import noted
 
 
 @runtime_checkable
@@ -39,19 +42,19 @@ class ArrayRows:
     def __init__(self, arrays: Any, name: str, *, sparse: bool = False) -> None:
         self.arrays = arrays
         self.sparse = sparse
-        leaves = _leaves(arrays)
-        if strange := [type(leaf).__name__ for leaf in leaves if not _is_array(leaf)]:
+        parts = leaves(arrays)
+        if strange := [type(leaf).__name__ for leaf in parts if not _is_array(leaf)]:
             raise DataError(f"data must be made of tensors, arrays or SciPy CSR matrices, and holds {strange[0]}")
-        if not all(leaf.shape for leaf in leaves):
+        if not all(leaf.shape for leaf in parts):
             raise DataError("an array of the data is a single number; its first dimension must be the examples")
-        lengths = {int(leaf.shape[0]) for leaf in leaves}
+        lengths = {int(leaf.shape[0]) for leaf in parts}
         if not lengths:
             raise DataError(f"{name} holds no arrays")
         if len(lengths) > 1:
             raise DataError(f"{name}: its arrays differ in length: {', '.join(map(str, sorted(lengths)))} rows")
         (self._length,) = lengths
         if sparse:
-            for leaf in filter(_is_csr, leaves):
+            for leaf in filter(_is_csr, parts):
                 _check_csr(leaf, name)
 
     def __len__(self) -> int:
@@ -74,9 +77,12 @@ class SampleRows:
 
     def batch(self, indices: np.ndarray) -> Any:
         """The samples at these indices, collated."""
+        return self.collate(self.samples(indices.tolist()))
+
+    def samples(self, indices: list[int]) -> Any:
+        """The samples at these indices, each by itself."""
         several = getattr(self.dataset, "__getitems__", None)
-        wanted = indices.tolist()
-        return self.collate(several(wanted) if several else [self.dataset[i] for i in wanted])
+        return several(indices) if several else [self.dataset[i] for i in indices]
 
 
 class Head:
@@ -100,23 +106,6 @@ def _is_array(data: object) -> bool:
 
 def _is_csr(data: object) -> bool:
     return getattr(data, "format", None) == "csr" and hasattr(data, "toarray")
-
-
-def _leaves(data: Any) -> list[Any]:
-    leaves: list[Any] = []
-    mapped(data, leaves.append)
-    return leaves
-
-
-def mapped(data: Any, fn: Callable[[Any], Any]) -> Any:
-    """What a function makes of each leaf of nested tuples, lists and dicts, nested as they are."""
-    if isinstance(data, dict):
-        return {key: mapped(value, fn) for key, value in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(mapped(value, fn) for value in data))
-    if isinstance(data, tuple | list):
-        return type(data)(mapped(value, fn) for value in data)
-    return fn(data)
 
 
 def _rows(leaf: Any, indices: np.ndarray, sparse: bool) -> Tensor:
@@ -156,70 +145,174 @@ def silence_csr() -> None:
         torch.sparse_csr_tensor([0], [], [], size=(0, 0), check_invariants=False)
 
 
+class Source(NamedTuple):
+    """Examples, and how the loader that they came in makes batches of them."""
+
+    rows: Rows
+    loading: Loading
+
+    def check_whole(self, name: str) -> None:
+        """Raise `DataError` where not all examples would be evaluated."""
+        if self.loading.drop_last:
+            raise DataError(
+                f"{name}: its loader's drop_last=True cannot be kept, since an evaluation is of every example: leave "
+                "it out"
+            )
+
+
 def rows_of(
     data: Any, name: str, collate_fn: Callable[[list[Any]], Any] | None = None, *, sparse: bool = False
-) -> tuple[Rows, int | None, int]:
-    """The examples of anything a Task takes as data, with the batch size and worker count of its loader, if it has one.
+) -> Source:
+    """The examples of anything a Task takes as data.
 
+    A function is called here; what it opens, other than arrays, is opened again in each process that uses it.
     Raises `DataError` with one sentence for what cannot be leased in portions, and for `sparse` without any CSR.
     """
-    if callable(data) and not isinstance(data, Dataset):
-        data = data()
+    if callable(data) and not isinstance(data, Dataset) and not hasattr(type(data), "__getitem__"):
+        opened = OpenedRows(data, name, collate_fn, sparse=sparse)
+        # Arrays are sent, and exist once on a machine.
+        return opened.source._replace(rows=opened) if opened.first is not None else opened.source
     loader = data if isinstance(data, DataLoader) else None
     data = data if loader is None else loader.dataset
     if isinstance(data, IterableDataset):
         raise DataError(f"{name} is an IterableDataset, which cannot be leased in portions; give a map-style Dataset")
-    if loader is not None:
-        _check_sampler(loader, name)
-        collate_fn = loader.collate_fn
+    loading = Loading() if loader is None else loading_of(loader, name)
+    if loading.collate_fn is not None and collate_fn not in (None, loading.collate_fn):
+        raise DataError(f"{name}: its loader has a collate_fn, and the task has another: leave one of them out")
+    collate = loading.collate_fn or collate_fn
     # What a loader loads are samples, also where it is given a list of them.
-    if loader is None and (isinstance(data, tuple | list | dict) or _is_array(data)):
+    if loader is None and (isinstance(data, tuple | list | Mapping) or _is_array(data)):
         rows: Rows = ArrayRows(data, name, sparse=sparse)
-    elif isinstance(data, Dataset) and isinstance(data, Rows) and collate_fn in (None, default_collate):
+    elif isinstance(data, Dataset) and isinstance(data, Rows) and collate in (None, default_collate):
         rows = data
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
-        rows = SampleRows(data, collate_fn)
+        rows = SampleRows(data, collate)
     else:
         raise DataError(
-            f"{name} must be (input, target) of tensors or arrays, a map-style Dataset or a DataLoader, "
-            f"not {type(data).__name__}"
+            f"{name} must be (input, target) of tensors or arrays, a map-style Dataset or a DataLoader, or a function "
+            f"that returns one of these, not {type(data).__name__}"
         )
     if len(rows) == 0:
         raise DataError(f"{name} is empty")
-    if sparse and not (isinstance(rows, ArrayRows) and any(map(_is_csr, _leaves(rows.arrays)))):
+    if sparse and not (isinstance(rows, ArrayRows) and any(map(_is_csr, leaves(rows.arrays)))):
         raise DataError(
             f"{name} holds no SciPy CSR, which is what sparse=True is for: give (input, target) with an input such as "
             "scipy.sparse.csr_matrix(x), or leave sparse out"
         )
-    return (rows, None, 0) if loader is None else (rows, loader.batch_size, loader.num_workers)
+    return Source(rows, loading)
 
 
-def _check_sampler(loader: DataLoader[Any], name: str) -> None:
-    sampler = loader.sampler
-    if (
-        type(sampler) not in (RandomSampler, SequentialSampler)
-        or type(loader.batch_sampler) is not BatchSampler
-        or len(sampler) != len(loader.dataset)  # type: ignore[arg-type]
-        or getattr(sampler, "replacement", False)
-    ):
-        raise DataError(
-            f"{name}: the loader's own sampler cannot be used; replicas are given their examples by the run"
-        )
-    if loader.drop_last:
-        raise DataError(f"{name}: drop_last=True cannot be kept, since an epoch uses each example once")
+class OpenedRows:
+    """Examples of a Dataset that a function opens: in each process that uses them, and never sent once it is open.
+
+    One thread of its own opens and reads it, since evaluations have another thread than training, and a connection may
+    be of use in one alone. The function is called under one seed, so that what it draws is the same everywhere.
+    """
+
+    def __init__(
+        self, function: Callable[[], Any], name: str, collate_fn: Callable[[list[Any]], Any] | None, *, sparse: bool
+    ) -> None:
+        self._how = function, name, collate_fn, sparse
+        self._length = 0
+        self.first: list[Tensor] | None = None
+        """What the first example holds; nothing where that is another each time, and None of arrays."""
+        self._process: int | None = None
+        self._thread: ThreadPoolExecutor
+        self._source: Source
+        _ = self.source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_thread", "_source")} | {
+            "_process": None
+        }
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, indices: np.ndarray) -> Any:
+        """The examples at these indices."""
+        return self._in_thread(self.source.rows.batch, indices)
+
+    @property
+    def source(self) -> Source:
+        """What the function opened in this process. Raises `DataError` where that is other data than elsewhere."""
+        if self._process != os.getpid():
+            self._thread = ThreadPoolExecutor(1, "data", torch.set_num_threads, (torch.get_num_threads(),))
+            self._source = self._in_thread(self._open)
+            self._process = os.getpid()
+        return self._source
+
+    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._thread.submit(function, *arguments).result()
+
+    def _open(self) -> Source:
+        function, name, collate_fn, sparse = self._how
+        with noted(f"in the function that gives {name}"), seeded(0):
+            data = function()
+        if callable(data) and not isinstance(data, Dataset) and not hasattr(type(data), "__getitem__"):
+            raise DataError(f"the function that gives {name} returned a function: give that one")
+        source = rows_of(data, name, collate_fn, sparse=sparse)
+        length, first = len(source.rows), _first_example(source.rows)
+        if not self._length:
+            self._length, self.first = length, first
+        elif length != self._length or (self.first and not _alike(self.first, first or ())):
+            raise DataError(
+                f"the function that gives {name} gives other data in each process: have it open the same data each "
+                "time, and seed the generators that it makes itself"
+            )
+        return source
+
+
+def _first_example(rows: Rows) -> list[Tensor] | None:
+    """The numbers in the first example; none where they are others each time, and None of arrays."""
+    if isinstance(rows, ArrayRows):
+        return None
+    drawn = []
+    for _ in range(2):
+        with seeded(0):
+            example = rows.samples([0]) if isinstance(rows, SampleRows) else rows.batch(np.arange(1))
+        # Copies, since a part of a larger tensor would take all of that tensor along.
+        drawn.append([torch.as_tensor(leaf).detach().clone() for leaf in leaves(example) if _is_numbers(leaf)])
+    return drawn[0] if _alike(*drawn) else []
+
+
+def _is_numbers(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.layout is torch.strided
+    found = np.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic | float | int) else None
+    return found is not None and found.dtype.kind in "biuf" and found.itemsize <= torch.float64.itemsize
+
+
+def _alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether tensors are the same but for rounding."""
+    return [(a.shape, a.dtype) for a in one] == [(b.shape, b.dtype) for b in other] and all(
+        torch.allclose(a, b, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 class Batches(Dataset[Any]):
     """The batches of an epoch, in the run's own order.
 
-    All chance in making a batch is keyed by (seed, epoch, batch). With `workers` processes, the batches of a portion
-    are made ahead; each replica has its own. `epochs`: whose orders are kept, 8 bytes an example each.
+    All chance in making a batch is keyed by (seed, epoch, batch). `ordered` gives the examples of an epoch; None: all,
+    shuffled. `workers`: arguments of a DataLoader whose processes make the batches of a portion ahead; each replica has
+    its own. `epochs`: whose orders are kept, 8 bytes an example each.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, workers: int = 0, *, epochs: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        ordered: Callable[[int], Tensor] | None = None,
+        *,
+        workers: Mapping[str, Any] | None = None,
+        epochs: int = 1,
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self._ordered = ordered or partial(order, seed, examples=len(rows))
         self._epochs = epochs
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
         self._seeded = not isinstance(rows, ArrayRows)
@@ -249,7 +342,7 @@ class Batches(Dataset[Any]):
         if epoch not in self._orders:
             if len(self._orders) == self._epochs:
                 del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = order(self.seed, epoch, len(self.rows)).numpy()
+            self._orders[epoch] = self._ordered(epoch).numpy()
         if self._seeded:
             seed_everything(derive(self.seed, "batch", epoch, batch))
         start = batch * self.batch_size
@@ -269,60 +362,6 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(kept[2])
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch on a device: tensors in tuples, lists and dicts of any depth; whatever else is in it stays."""
-
-    def move(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.to(device, non_blocking=True)
-        return leaf.to(device) if hasattr(leaf, "to") else leaf
-
-    return batch if device.type == "cpu" else mapped(batch, move)
-
-
-def shapes(batch: Any, *, of_each: bool = False) -> str:
-    """A batch's kinds and shapes, as nested as it; `of_each`: those of one example, without the first dimension."""
-    if isinstance(batch, torch.Tensor):
-        kind = batch.dtype if batch.layout is torch.strided else f"{batch.layout} {batch.dtype}"
-        return f"{str(kind).replace('torch.', '')} {tuple(batch.shape[of_each:])}"
-    if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key}: {shapes(value, of_each=of_each)}" for key, value in batch.items()) + "}"
-    if isinstance(batch, tuple | list):
-        return "(" + ", ".join(shapes(value, of_each=of_each) for value in batch) + ")"
-    return type(batch).__name__
-
-
-def fingerprint(batch: Any) -> str:
-    """What is in a batch's tensors, as a short name."""
-    digest = hashlib.blake2b(digest_size=8)
-    waiting = [batch]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, torch.Tensor):
-            for stored in _stored(part.detach().cpu()):
-                digest.update(stored.contiguous().view(-1).view(torch.uint8).numpy().data)
-        elif isinstance(part, Mapping):
-            waiting.extend(part.values())
-        elif isinstance(part, tuple | list):
-            waiting.extend(part)
-    return digest.hexdigest()
-
-
-def _stored(tensor: Tensor) -> Sequence[Tensor]:
-    """What a tensor is made of. A sparse one is never made dense: its zeros may fill the memory many times over.
-
-    Compressed indices are of the kind that SciPy chooses by their number, and compared as int64.
-    """
-    if tensor.layout is torch.sparse_coo:
-        tensor = tensor.coalesce()
-        return tensor.indices(), tensor.values()
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return tensor.crow_indices().long(), tensor.col_indices().long(), tensor.values()
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return tensor.ccol_indices().long(), tensor.row_indices().long(), tensor.values()
-    return (tensor.to_dense(),)
-
-
 def seed_everything(seed: int) -> None:
     """Seed what user code draws from without being handed a generator."""
     torch.default_generator.manual_seed(seed)
@@ -332,14 +371,25 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class _Ahead:
     """Batches made ahead by the worker processes of one kept DataLoader."""
 
-    def __init__(self, batches: Batches, workers: int) -> None:
+    def __init__(self, batches: Batches, workers: Mapping[str, Any]) -> None:
         self._wanted: list[tuple[int, int]] = []
         # The list is the sampler: it is gone through anew for each portion.
         self._loader = DataLoader(
-            batches, sampler=self._wanted, batch_size=None, num_workers=workers, persistent_workers=True
+            batches,
+            sampler=self._wanted,
+            batch_size=None,
+            # Torch's own would make lists of tuples and tensors of arrays.
+            collate_fn=_as_it_is,
+            persistent_workers=True,
+            # Another way to start them would import what a user's script defines, and cannot.
+            **{**workers, "multiprocessing_context": workers.get("multiprocessing_context") or "fork"},
         )
         self._iterator: Iterator[Any] = iter(())
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distbelief.chance import derive
 from distbelief.ports import Gradient
 from distbelief.server.layout import Layout
-from distbelief.task.data import Batches, moved, seed_everything
+from distbelief.task.data import Batches, seed_everything
+from distbelief.task.nested import moved
 from distbelief.task.task import Task, trainable
 
 CPU = torch.device("cpu")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from distbelief.chance import derive
 from distbelief.checks import check_whole
 from distbelief.errors import TaskError, UsageError
 from distbelief.task.data import seeded
+from distbelief.task.order import checked_weights
 from distbelief.task.tensors import put_
 
 if TYPE_CHECKING:
@@ -25,21 +27,31 @@ FILE_MODULE = "distbelief_task_"
 """How the names of modules begin that were made from task files."""
 
 
+RESERVED = ("event", "epoch", "examples", "updates", "seconds", "best", "loss")
+"""What a row of the history and an event of an evaluation hold beside metrics."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A judgement of a batch: its mean, and whether less or more of it is better.
+    """A judgement of what the model says, and whether less or more of it is better.
 
     `fn(prediction, target)` with a loss, `fn(model, batch)` with a step; it returns a number or a scalar tensor.
+    `over`: "batch", and it returns the mean over a batch; the mean over all examples is taken. "set", where it is no
+    mean, as AUC or F1: it is given all predictions and targets of the set at once, on the CPU. A value that is not
+    finite is never the best.
     """
 
     fn: Callable[[Any, Any], float | Tensor]
     mode: Literal["min", "max"] = "max"
+    over: Literal["batch", "set"] = "batch"
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise UsageError(f"a metric must be a function, not {self.fn!r}")
         if self.mode not in ("min", "max"):
             raise UsageError(f'the mode of a metric must be "min" or "max", not {self.mode!r}')
+        if self.over not in ("batch", "set"):
+            raise UsageError(f'a metric is over="batch" or over="set", not {self.over!r}')
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -53,11 +65,14 @@ class Task:
 
     `model`: a function that builds the module, called under the seed; or a module, which is copied and never changed.
     Exactly one of `loss(prediction, target)` and `step(model, batch)`; either returns the mean over the batch, or
-    (sum, weight) so that batches of unequal weight add up rightly.
+    (sum, weight) so that batches of unequal weight add up rightly. A step may add a dict of numbers to show beside the
+    loss, (loss, {"kl": …}) or (sum, weight, {…}): they are averaged as the loss is, of which they may be parts.
     `train`, `validation`, `test`: (input, target) of tensors, arrays, memory-mapped arrays or SciPy CSR; input may be a
     tuple (`model(*x)`) or a dict (`model(**x)`); a map-style Dataset; a DataLoader; or a function that returns any
-    of these. `metrics`: by name, functions or `Metric`s; "loss" is always there.
+    of these: what it opens is opened in each process that uses it. `metrics`: by name, functions or `Metric`s; "loss"
+    is always there.
     `collate_fn`, `num_workers`: as in `torch.utils.data.DataLoader`, for Datasets.
+    `weights`: one a training example, by which each epoch draws as many examples as there are, with replacement.
     `sparse`: SciPy CSR, wherever it stands in the data, arrives as `torch.sparse_csr` tensors and is never made dense;
     without it, each batch is made dense.
 
@@ -74,6 +89,7 @@ class Task:
     metrics: Mapping[str, Metric | Callable[[Any, Any], Any]] = field(default_factory=dict)
     collate_fn: Callable[[list[Any]], Any] | None = None
     num_workers: int = 0
+    weights: Any = None
     sparse: bool = False
     judges: dict[str, Metric] = field(init=False)
     """The metrics, all as such."""
@@ -88,7 +104,7 @@ class Task:
         model, loss, step = self.model, self.loss, self.step
         if not callable(model):
             raise TaskError(f"model must be a function that returns a module, or a module, not {model!r}")
-        if isinstance(model, type) and issubclass(model, nn.Module) and _needs_arguments(model):
+        if isinstance(model, type) and issubclass(model, nn.Module) and not takes(model, 0):
             raise TaskError(
                 f"model is the class {model.__name__}, whose constructor needs arguments: "
                 f"give a function such as lambda: {model.__name__}(…)"
@@ -102,9 +118,20 @@ class Task:
         check_whole("num_workers", self.num_workers, least=0, error=TaskError)
         if self.train is None:
             raise TaskError("train must be data, not None")
-        if "loss" in self.metrics:
-            raise TaskError('the metric "loss" is always there and cannot be given')
+        self.weights = None if self.weights is None else checked_weights(self.weights)
         self.judges = {name: m if isinstance(m, Metric) else Metric(m) for name, m in self.metrics.items()}
+        for name, metric in self.judges.items():
+            check_name("the metric", name)
+            if metric.over == "set" and step is not None:
+                raise TaskError(
+                    f'the metric {name} is over="set", which needs predictions and targets, and with step= there are '
+                    "none: give loss=, or compute it from run.model() when the run has ended"
+                )
+        given = {"loss": loss, "step": step, **{f"the metric {name}": m.fn for name, m in self.judges.items()}}
+        for name, function in given.items():
+            if function is not None and not takes(function, 2):
+                wanted = "(prediction, target)" if step is None else "(model, batch)"
+                raise TaskError(f"{name} must take two arguments, {wanted}, but takes {inspect.signature(function)}")
 
     def suggest(self, *, method: Downpour | None = None, until: Until | None = None) -> Self:
         """The same task with a method and an end of its own, used where `train` is given none."""
@@ -125,8 +152,8 @@ class Task:
         return self.judges[name].mode if name in self.judges else "min"
 
     def without_data(self) -> Self:
-        """The same task without references to its data, to be sent to where the data already are."""
-        return self._with(train=None, validation=None, test=None)
+        """The same task without data and metrics, to be sent to where it is trained and the data already are."""
+        return self._with(train=None, validation=None, test=None, weights=None, metrics={}, judges={})
 
     def _with(self, **changes: Any) -> Self:
         task = copy.copy(self)
@@ -167,34 +194,61 @@ class Forward(NamedTuple):
     prediction: Any
     loss: Tensor
     weight: float | Tensor | None
+    values: Mapping[str, Any] = {}
+    """What a step shows beside the loss: sums or means as it."""
 
 
 def _forward(prediction: Any, result: Any, name: str) -> Forward:
-    loss, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    parts = list(result) if isinstance(result, tuple) else [result]
+    values: Mapping[str, Any] = {}
+    if name == "step" and len(parts) > 1 and isinstance(parts[-1], Mapping):
+        values = parts.pop()
+        for shown in values:
+            check_name("the value of step", shown)
+        if len(parts) == 1 and isinstance(parts[0], tuple):
+            parts = list(parts[0])
+    loss, weight = parts if len(parts) == 2 else (parts[0] if len(parts) == 1 else result, None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        more = "; step may add a dict of values to show" if name == "step" else ""
         raise TaskError(
-            f"{name} must return a scalar tensor, the mean over the batch, or (sum, weight); it returned {shape}"
+            f"{name} must return a scalar tensor, the mean over the batch, or (sum, weight){more}; it returned {shape}"
         )
     # A reshape that changes nothing is a step of autograd's all the same.
-    return Forward(prediction, loss if loss.dim() == 0 else loss.reshape(()), weight)
+    return Forward(prediction, loss if loss.dim() == 0 else loss.reshape(()), weight, values)
 
 
 def predict(module: nn.Module, x: Any) -> Any:
-    """The module's output for an input: a tensor, a tuple (`module(*x)`) or a dict (`module(**x)`)."""
-    if isinstance(x, dict):
+    """The module's output for an input: a tuple or list is `module(*x)`, a mapping `module(**x)`, else `module(x)`."""
+    if isinstance(x, Mapping):
         return module(**x)
-    if isinstance(x, tuple | list):
+    # A packed sequence is a tuple by its making only.
+    if isinstance(x, tuple | list) and not isinstance(x, PackedSequence):
         return module(*x)
     return module(x)
 
 
-def _needs_arguments(cls: type[nn.Module]) -> bool:
+def takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether a function can be called with so many arguments; also where it does not say."""
     try:
-        inspect.signature(cls).bind()
-    except TypeError:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
         return True
-    return False
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise `TaskError` for a name that a number in a row of the history cannot have."""
+    if not isinstance(name, str) or not name:
+        raise TaskError(f"{what} must have a text as its name, not {name!r}")
+    if name in RESERVED:
+        raise TaskError(f'{what} "{name}" is always there and cannot be given: choose another name')
+    if name.startswith("test_"):
+        raise TaskError(f'{what} "{name}" is called as if it were of the test set: choose a name without test_')
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -215,7 +269,10 @@ def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
                 f"parameter {name} is lazy and has no shape yet: run one batch through the model in model()"
             )
         if not p.is_floating_point():
-            raise TaskError(f"parameter {name} is of {p.dtype}; only real floating-point parameters can be trained")
+            raise TaskError(
+                f"parameter {name} is of {p.dtype}; only real floating-point parameters can be trained: keep it as "
+                "pairs of reals, nn.Parameter(torch.view_as_real(…)), and use torch.view_as_complex of them in forward"
+            )
         if p.device.type != "cpu":
             raise TaskError(
                 f"parameter {name} is on {p.device}: build the model on the CPU, replicas place it themselves"

@@ -14,7 +14,6 @@ from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.simulated.world import World
 from distbelief.ports import Gradient, ShardLink, WorkSource
 from distbelief.run.prepare import Prepared
-from distbelief.task.data import Batches
 from distbelief.task.gradients import FlatModule, ModuleGradients
 
 Watch = Callable[[Progress], None]
@@ -33,7 +32,7 @@ class SharedModule:
         self.world = world
         self._table = table
         self._flat = FlatModule(prepared.task.build(prepared.seed).train(), prepared.layout, prepared.mutable_buffers)
-        batches = Batches(prepared.rows, prepared.batch_size, prepared.seed, epochs=_EPOCHS)
+        batches = prepared.batches(epochs=_EPOCHS)
         self._gradients = ModuleGradients(
             prepared.task, self._flat, batches, seed=prepared.seed, precision=prepared.precision
         )

@@ -89,7 +89,7 @@ class SimulatedDriver(Carrier):
                 self._shard_dies(shard_host, death)
         self._controller.begin(now)
         self._carry()
-        for planned in plan.deaths:
+        for planned in self._world.deaths:
             if planned.at >= now:
                 self._at(planned.at, self._die, planned)
         if plan.silences and now < plan.quiet_from:
@@ -234,7 +234,7 @@ class SimulatedDriver(Carrier):
             self.record.received.append(signal.SIGINT)
             self._controller.stop(self._clock(), "interrupted", 0.0)
         # Whatever the user's code raises is the controller's to judge.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             status = 1
             self._controller.failed(self._clock(), *process.who, failure_of(error)._replace(cause=error))
         finally:
@@ -251,15 +251,21 @@ class SimulatedDriver(Carrier):
             return
         self._table.write(process.replica, progress)
         self._steps += 1
-        # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
-        if self._steps % self._prepared.replicas == 0:
-            self.record.attend()
-            self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
-        self._carry()
+        try:
+            # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
+            if self._steps % self._prepared.replicas == 0:
+                self.record.attend()
+                self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
+            self._carry()
+        # It is no failure of the replica in whose step it comes up: it ends the life.
+        except BaseException as error:  # noqa: BLE001
+            if not self._over.done():
+                self._over.set_exception(error)
 
     # Deaths
 
     def _die(self, death: Death) -> None:
+        self._world.deaths.remove(death)
         kind, _, number = death.machine.partition(" ")
         if kind == CONTROLLER:
             self._over.set_result(death)
@@ -271,6 +277,11 @@ class SimulatedDriver(Carrier):
 
     def _kill(self, replica: int, incarnation: int) -> None:
         self._stop(self._processes[replica], "ended with the run")
+
+    def _end_processes(self) -> None:
+        # They were tasks of a loop that is over.
+        self._wire.close()
+        self._shards.close()
 
     def _stop(self, process: SimulatedProcess, cause: str) -> None:
         """End a replica; that will be known in a moment."""
