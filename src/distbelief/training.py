@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distbelief.checks import check_seed
 from distbelief.downpour.method import Downpour
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
@@ -22,6 +22,7 @@ from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskE
 from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
+from distbelief.run import written
 from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
@@ -74,7 +75,8 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        needed = {"task": Task, "seed": int}
+        check_seed(self.seed)
+        needed = {"task": Task}
         optional = {"method": Downpour, "until": Until, "evaluate_every": Every, "checkpoint_every": Every}
         for name, kind in {**needed, **optional}.items():
             value = getattr(self, name)
@@ -237,7 +239,7 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
     path = Path(start) / "model.safetensors"
     if not path.is_file():
         raise UsageError(f"there is no {path} to start from: give the directory of a run that has ended")
-    return load_file(path)
+    return written.tensors(path)
 
 
 def _finish(request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: Requests) -> Run:
