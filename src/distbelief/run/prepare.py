@@ -224,15 +224,22 @@ def prepare(
     made, mutable_buffers, growing = _try_one_batch(prepared, trial, moved(batch, device))
     put_(module, made)
     check_model(module)
-    origin = task.with_values(made) if start is None else _started(task, module, start)
-    if asked.resumed is not None:
-        _restore_(module, asked.resumed)
-    begun = start is not None or asked.resumed is not None
-    # Replicas begin with what is not trained, and fetch the rest.
-    task = origin.with_values(_copies(module, trained=False)) if begun else origin
-    return dataclasses.replace(
-        prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, growing=growing, data=fingerprint(batch)
+    tried = dataclasses.replace(
+        prepared, mutable_buffers=mutable_buffers, growing=growing, data=fingerprint(batch), task=task.with_values(made)
     )
+    return _begun(tried, start)
+
+
+def _begun(prepared: Prepared, start: Mapping[str, Tensor] | None) -> Prepared:
+    """The run with the values that it starts from, or goes on from."""
+    task, module, resumed = prepared.task, prepared.module, prepared.resumed
+    origin = task if start is None else _started(task, module, start)
+    if resumed is not None:
+        _restore_(module, resumed)
+    changed = start is not None or resumed is not None
+    # Replicas begin with what is not trained, and fetch the rest.
+    task = origin.with_values(_copies(module, trained=False)) if changed else origin
+    return dataclasses.replace(prepared, task=task, origin=origin)
 
 
 def _again(task: Task, module: nn.Module, seed: int) -> nn.Module:
