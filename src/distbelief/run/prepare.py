@@ -256,7 +256,7 @@ def _tried(
     device: torch.device,
 ) -> Prepared:
     """The same, once a batch has gone through; its module and task begin as the run does, or goes on."""
-    task, module, seed, resumed = prepared.task, prepared.module, prepared.seed, prepared.resumed
+    task, module, seed = prepared.task, prepared.module, prepared.seed
     with seeded(seed):
         batch = prepared.batches()(0, 0)
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
