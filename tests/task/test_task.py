@@ -235,3 +235,24 @@ def test_a_loss_with_tensors_is_placed_where_the_model_is() -> None:
     assert task.loss.weight is not None
     assert (placed.loss.weight.device.type, task.loss.weight.device.type) == ("meta", "cpu")
     assert task.placed(torch.device("cpu")) is task
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model_has_the_names_of_the_plain_one(whole: bool) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    def model() -> nn.Module:
+        net = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        if whole:
+            return torch.compile(net, backend=backend)  # type: ignore[return-value]
+        net[2] = torch.compile(net[2], backend=backend)  # type: ignore[assignment]
+        return net
+
+    module = task(model=model).build(0)
+    assert [*module.state_dict()] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    module(torch.ones(2, 16))
+    assert compiled

@@ -184,12 +184,12 @@ class Task:
 
     def _made(self, seed: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
-            return copy.deepcopy(self.model)
+            return unwrapped(copy.deepcopy(self.model))
         with seeded(derive(seed, "model")):
             module = self.model()
         if not isinstance(module, nn.Module):
-            raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module")
-        return module
+                raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module: return the module")
+        return unwrapped(module)
 
     def forward(self, module: nn.Module, batch: Any) -> Forward:
         """Run a batch through the module and its loss. With `step` there is no prediction, and None stands for it."""
@@ -239,6 +239,21 @@ def predict(module: nn.Module, x: Any) -> Any:
     if isinstance(x, tuple | list) and not isinstance(x, PackedSequence):
         return module(*x)
     return module(x)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """A module without the wrappers of `torch.compile`, compiled all the same.
+
+    So its parameters have the names that they have in the plain model, which the files of a run are read by.
+    """
+    for name, child in list(module.named_children()):
+        if (plain := unwrapped(child)) is not child:
+            setattr(module, name, plain)
+    if not isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        return module
+    # What `nn.Module.compile` does, with the options that the wrapper was made with.
+    inner._compiled_call_impl = module.dynamo_ctx(inner._call_impl)  # type: ignore[operator]
+    return inner
 
 
 def takes(function: Callable[..., Any], arguments: int) -> bool:
