@@ -251,8 +251,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
             setattr(module, name, plain)
     if not isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
         return module
-    # What `nn.Module.compile` does, with the options that the wrapper was made with.
-    inner._compiled_call_impl = module.dynamo_ctx(inner._call_impl)  # type: ignore[operator]
+    # By the options that the wrapper was made with.
+    inner.forward = module.dynamo_ctx(inner.forward)  # type: ignore[operator]
     return inner
 
 
