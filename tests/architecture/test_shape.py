@@ -9,8 +9,8 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 525,
-    "cli": 640,
+    ".": 530,
+    "cli": 650,
     "downpour": 710,
     "engines": 1545,
     "engines/local": 660,
@@ -18,7 +18,7 @@ CODE_BUDGET = {
     "links": 160,
     "observe": 305,
     "observe/report": 845,
-    "run": 1755,
+    "run": 1810,
     "server": 1195,
     "task": 1160,
     "tasks": 540,

@@ -256,7 +256,7 @@ def _tried(
     device: torch.device,
 ) -> Prepared:
     """The same, once a batch has gone through; its module and task begin as the run does, or goes on."""
-    task, module, seed, resumed = prepared.task, prepared.module, prepared.seed, prepared.resumed
+    task, module, seed = prepared.task, prepared.module, prepared.seed
     with seeded(seed):
         batch = prepared.batches()(0, 0)
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
@@ -265,15 +265,26 @@ def _tried(
     advice = tuple(try_evaluations(prepared, task.placed(device), trial))
     put_(module, made)
     check_model(module)
-    origin = task.with_values(made) if start is None else _started(task, module, start)
+    tried = dataclasses.replace(
+        prepared,
+        task=task.with_values(made),
+        mutable_buffers=mutable_buffers,
+        growing=growing,
+        advice=advice,
+    )
+    return _begun(tried, start)
+
+
+def _begun(prepared: Prepared, start: Mapping[str, Tensor] | None) -> Prepared:
+    """The run with the values that it starts from, or goes on from."""
+    task, module, resumed = prepared.task, prepared.module, prepared.resumed
+    origin = task if start is None else _started(task, module, start)
     if resumed is not None:
         _restore_(module, resumed)
+    changed = start is not None or resumed is not None
     # Replicas begin with what is not trained, and fetch the rest.
-    begun = start is not None or resumed is not None
-    task = origin.with_values(_copies(module, trained=False)) if begun else origin
-    return dataclasses.replace(
-        prepared, task=task, origin=origin, mutable_buffers=mutable_buffers, growing=growing, advice=advice
-    )
+    task = origin.with_values(_copies(module, trained=False)) if changed else origin
+    return dataclasses.replace(prepared, task=task, origin=origin)
 
 
 def _again(task: Task, module: nn.Module, seed: int) -> nn.Module:

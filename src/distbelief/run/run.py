@@ -182,7 +182,7 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         task = taskfile.find(*written.task_of(origin, directory))
     module = task.build(summary["seed"])
     if (model := directory / "model.safetensors").is_file():
-        make_room_(module, load_file(model))
+        make_room_(module, written.tensors(model))
     if differences := change(origin, module):
         raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)
