@@ -13,7 +13,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter, and the site"
 	@echo "make docs      build the documentation into site/"
 	@echo "make bench     measure training, the parameter server and checkpoints"
-	@echo "make kills     200 kills of real runs at random instants, every account checked (about half an hour)"
+	@echo "make kills     kill real runs at 200 random instants and at every operation on files; every account is checked"
 	@echo "make stress    random clusters and faults in virtual time, every rule checked; SEEDS=10000 takes half an hour"
 	@echo "make planted   plant bugs, one at a time, that random clusters must find (about half an hour)"
 	@echo "make clean     remove caches and builds; .venv stays"
@@ -59,6 +59,7 @@ bench: install
 
 kills: install
 	$(BIN)/python -m tests.stress.kills
+	$(BIN)/python -m tests.stress.operations
 
 SEEDS ?= 1000
 FIRST ?= $(shell date +%s)

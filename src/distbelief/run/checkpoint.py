@@ -135,8 +135,7 @@ def write(folder: Path, draft: Draft) -> Path:
     """Write a checkpoint under `folder`, and remove all but the newest few. Raises `OSError` where it cannot."""
     target = folder / f"{draft.examples:012}"
     partial, before = (folder / f"{_PARTIAL}-{target.name}{end}" for end in ("", "-before"))
-    # One process at a time writes here: what is half there is of one that was killed.
-    _clear(folder, keep=None if target.exists() else before)
+    clear(folder)
     partial.mkdir(parents=True)
     try:
         written = _written(folder)
@@ -157,15 +156,16 @@ def write(folder: Path, draft: Draft) -> Path:
     except OSError:
         _remove(partial)
         raise
-    _clear(folder)
+    clear(folder)
     _prune(folder)
     return target
 
 
-def _clear(folder: Path, *, keep: Path | None = None) -> None:
-    """Remove what is half written or was replaced."""
+def clear(folder: Path) -> None:
+    """Remove what a process that was killed has left half written, and what has been replaced."""
     for half in folder.glob(f"{_PARTIAL}-*"):
-        if half != keep:
+        replaced = half.name.removeprefix(f"{_PARTIAL}-").removesuffix("-before")
+        if not half.name.endswith("-before") or (folder / replaced).exists():
             _remove(half)
 
 

@@ -123,6 +123,7 @@ class RunDirectory:
                 # What a writer that was killed has left half written.
                 for file in (files.best, *(path / name for name in (*_FILES, _METHOD))):
                     _remove(_partial(file))
+                checkpoint.clear(files.checkpoints)
                 return files
             except BaseException:
                 lock.close()
