@@ -178,7 +178,8 @@ def test_a_group_that_fits_no_parameter_is_refused_with_the_names() -> None:
             asked(until, **given)
     frozen = problems.network()
     frozen.get_submodule("0").requires_grad_(False)
-    (line,) = asked(until, problems.task(model=frozen), optimizer=db.SGD(0.1, groups={"0.*": {"lr": 1.0}})).remarks
+    task = problems.task(model=frozen, test=problems.points())
+    (line,) = asked(until, task, optimizer=db.SGD(0.1, groups={"0.*": {"lr": 1.0}})).remarks
     assert line == "the group '0.*' has no effect: what it fits is not trained"
 
 

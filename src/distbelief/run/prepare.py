@@ -231,13 +231,21 @@ def prepare(
         sets=sets,
     )
     _check_decided(prepared)
-    with seeded(asked.seed):
+    return _tried(prepared, device)
+
+
+def _tried(prepared: Prepared, device: torch.device) -> Prepared:
+    """The same with what the first batches and evaluations have shown."""
+    module = prepared.module
+    with seeded(prepared.seed):
         batch = prepared.batches()(0, 0)
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
     trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
     mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
     return dataclasses.replace(
-        prepared, mutable_buffers=mutable_buffers, advice=tuple(try_evaluations(prepared, task.placed(device), trial))
+        prepared,
+        mutable_buffers=mutable_buffers,
+        advice=tuple(try_evaluations(prepared, prepared.task.placed(device), trial)),
     )
 
 
