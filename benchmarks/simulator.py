@@ -46,6 +46,12 @@ _INSTANT = db.Network(latency=0.0, bandwidth=float("inf"))
 class Nothing:
     """`GradientSource` of gradients in which no parameter takes part; a batch takes a second."""
 
+    def keep(self) -> None:
+        """There is nothing to keep."""
+
+    def undo(self) -> None:
+        """There is nothing to put back."""
+
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Wait, and compute nothing."""
         await asyncio.sleep(1.0)

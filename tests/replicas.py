@@ -112,6 +112,12 @@ class Computed:
         self._seconds = seconds
         self._note = note
 
+    def keep(self) -> None:
+        pass
+
+    def undo(self) -> None:
+        self._note("undo", None, 0)
+
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         seen = self._vector.clone()
         self._note("compute", seen, 0)

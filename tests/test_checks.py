@@ -2,7 +2,7 @@
 
 import pytest
 
-from distbelief.checks import check_whole
+from distbelief.checks import check_seed, check_whole
 from distbelief.errors import TaskError, UsageError
 
 
@@ -17,3 +17,11 @@ def test_the_least_and_the_kind_of_error_are_the_callers() -> None:
     check_whole("n", 10**30)
     with pytest.raises(TaskError):
         check_whole("n", 1, least=2, error=TaskError)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**40, 1.0, True, None])
+def test_what_is_no_seed(seed: object) -> None:
+    for good in (-(2**63), 0, 2**64 - 1):
+        check_seed(good)
+    with pytest.raises(UsageError, match=r"^seed must be a whole number from -2\*\*63 to 2\*\*64 - 1, not "):
+        check_seed(seed)

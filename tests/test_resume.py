@@ -103,7 +103,7 @@ def test_in_two_parts_it_is_the_same_run_bit_for_bit(tmp_path: Path, changes: di
 def test_other_numbers_of_replicas(tmp_path: Path) -> None:
     train(tmp_path / "run", 2, replicas=2)
     run = train(tmp_path / "run", 5, resume=True, replicas=3, shards=2)
-    assert run.summary["account"] == {"used": 5 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+    assert run.summary["account"] == {"used": 5 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0, "poisoned": 0}
     assert run.summary["updates"] == 5 * EXAMPLES / 16
 
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_that_takes_long_knows_of_all_that_ended_meanwhile(
         checkpoint_every=db.Every(examples=1),
         progress=False,
     )
-    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0, "poisoned": 0}
 
 
 def test_nothing_to_resume_begins_and_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import distbelief as db
 from distbelief.errors import DirectoryError, TaskError, UsageError
 from tests import problems
-from tests.lives import complete
+from tests.lives import complete, events
 
 
 def train(tmp_path: Path, task: db.Task, **changes: Any) -> db.Run:
@@ -501,3 +502,200 @@ def test_a_run_without_any_finite_metric_ends_as_it_was_asked_to(
     assert "f1 not finite" in said
     with pytest.raises(DirectoryError, match="what it is judged by was never a finite number"):
         run.model("best")
+
+
+BY_NAME = """
+import functools, sys
+import torch
+import distbelief as db
+from tests import problems
+
+class Table:
+    def __reduce__(self):
+        return "TABLE"
+
+TABLE = Table()
+
+@functools.cache
+def scale(n):
+    return torch.linspace(0.5, 1.5, n)
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.linear(x * scale(16))
+
+def loss(prediction, target, table=TABLE if sys.argv[2] == "refused" else None):
+    return torch.nn.functional.cross_entropy(prediction, target)
+
+db.train(problems.task(model=Model, loss=loss), db.Downpour(replicas=1),
+         until=db.Until(epochs=1), directory=sys.argv[1], progress=False)
+"""
+
+
+def test_what_other_processes_cannot_receive_is_said_before_anything_begins(tmp_path: Path) -> None:
+    done = complete(["-c", BY_NAME, str(tmp_path / "run"), "fine"])
+    assert done.returncode == 0, done.stderr
+    done = complete(["-c", BY_NAME, str(tmp_path / "refused"), "refused"])
+    assert done.returncode == 1
+    assert "TaskError: the task cannot be received by other processes" in done.stderr
+    assert "'TABLE'" in done.stderr
+    assert not (tmp_path / "refused").exists()
+
+
+# Models that change themselves
+
+
+def simulate(tmp_path: Path, model: Any, **changes: Any) -> db.Run:
+    """Train on points in virtual time, which is quick, with validation."""
+    x, y = problems.points(256)
+    given: dict[str, Any] = {"train": (x, y), "validation": (x[:64], y[:64])}
+    task = problems.task(model=model, **(given | changes))
+    method = db.Downpour(replicas=2, batch_size=16, optimizer=db.SGD(0.1))
+    engine, until = db.Simulated(), db.Until(epochs=3)
+    return db.train(task, method, engine=engine, until=until, directory=tmp_path / "run", progress=False)
+
+
+class MaxNorm(nn.Linear):
+    """A constraint as EEGNet writes it: it cuts the weight loose from any other view of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_a_constraint_in_forward_is_trained_and_evaluated_at_the_server_s_parameters(tmp_path: Path) -> None:
+    x, y = problems.points(256)
+    task = problems.task(
+        model=lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), MaxNorm(32, 4)), train=(x, y), validation=(x, y)
+    )
+    run = train(tmp_path, task, optimizer=db.SGD(0.3), batch_size=16, until=db.Until(epochs=6))
+    losses = [row["loss"] for row in run.history]
+    assert losses[-1] < 0.7 * losses[0]
+    tensors = load_file(max((run.directory / "checkpoints").glob("0*")) / "tensors.safetensors")
+    assert torch.equal(tensors["parameters/2.weight"], run.state_dict()["2.weight"])
+    assert run.evaluate((x, y))["loss"] == pytest.approx(losses[-1])
+
+
+def test_models_that_differ_from_process_to_process_are_refused_by_name(tmp_path: Path) -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            own = np.random.default_rng(os.getpid())
+            self.features = nn.Buffer(torch.from_numpy(own.normal(size=(16, 8))).float(), persistent=False)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(x @ self.features)
+            return result
+
+    with pytest.raises(TaskError, match=r"does not always begin with the same features.*fixed seed"):
+        train(tmp_path, problems.task(model=Features))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["examples"] == 0
+
+
+def test_buffers_of_the_first_forward_pass(tmp_path: Path) -> None:
+    """Filled, made, enlarged and lazy ones; the model that was trained is found again by its file."""
+
+    class Caches(nn.Module):
+        filled: Tensor | None
+        grown: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = problems.network()
+            self.register_buffer("filled", None)
+            self.register_buffer("grown", torch.ones(4))
+            self.norm = nn.LazyBatchNorm1d(affine=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.filled is None:
+                self.filled = torch.ones(x.shape[1])
+            if not hasattr(self, "made"):
+                self.register_buffer("made", torch.ones(x.shape[1]), persistent=False)
+            if len(self.grown) < x.shape[1]:
+                self.grown = torch.ones(x.shape[1])
+            result: Tensor = self.net(self.norm(x) * self.filled * self.made * self.grown)
+            return result
+
+    run = simulate(tmp_path, Caches)
+    assert run.state_dict()["norm.running_mean"].shape == (16,)
+    assert run.state_dict()["norm.num_batches_tracked"] > 0
+    x, y = problems.points(256)
+    again = db.load(tmp_path / "run", task=problems.task(model=Caches, validation=(x[:64], y[:64])))
+    assert again.evaluate("validation")["loss"] == pytest.approx(run.metrics["loss"])
+    go_on = problems.task(model=Caches, train=(x, y), validation=(x[:64], y[:64]))
+    method = db.Downpour(replicas=1, batch_size=16, optimizer=db.SGD(0.1))
+    until, engine = db.Until(epochs=4), db.Simulated()
+    resumed = db.train(go_on, method, engine=engine, until=until, directory=run.directory, resume=True, progress=False)
+    assert resumed.summary["examples"] == 4 * 256
+
+
+def test_a_buffer_whose_shape_follows_the_batch_harms_nothing(tmp_path: Path) -> None:
+    class Stateful(nn.Module):
+        state: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(16, 4)
+            self.register_buffer("state", torch.zeros(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            self.state = y.detach()
+            return y
+
+    x, y = problems.points(250)
+    assert simulate(tmp_path, Stateful, train=(x, y)).summary["examples"] == 750
+
+
+def test_a_buffer_that_grows_with_every_batch_is_said_to_be_left_out(tmp_path: Path) -> None:
+    class History(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(16, 4)
+            self.register_buffer("seen", torch.zeros(0), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = torch.cat([self.seen, x[:, 0]])
+            result: Tensor = self.net(x)
+            return result
+
+    assert simulate(tmp_path, History).summary["examples"] == 768
+    (started,) = [e for e in events(tmp_path / "run") if e["event"] == "started"]
+    assert started["remarks"][0].startswith("seen has another shape after each batch")
+
+
+def test_a_parameter_that_follows_the_trained_ones_is_in_the_model(tmp_path: Path) -> None:
+    """A teacher that is not trained, and moves all the same."""
+
+    class Taught(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = nn.Linear(16, 4)
+            self.teacher = nn.Linear(16, 4).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                    slow.data.lerp_(fast.data, 0.2)
+            result: Tensor = self.student(x)
+            return result
+
+    state = simulate(tmp_path, Taught).state_dict()
+    torch.testing.assert_close(state["teacher.weight"], state["student.weight"], rtol=0.2, atol=0.1)
+
+
+def test_a_refused_batch_leaves_nothing_behind_in_buffers(tmp_path: Path) -> None:
+    x, y = problems.points(256)
+    x[100, 3] = float("inf")
+    run = simulate(tmp_path, lambda: nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 4)), train=(x, y))
+    assert run.summary["rejected"] == 3
+    assert all(tensor.isfinite().all() for tensor in run.state_dict().values())
+    assert run.state_dict()["0.num_batches_tracked"] <= 3 * 15

@@ -26,11 +26,13 @@ class Account:
     refused: int = 0
     dropped: int = 0
     partial: int = 0
+    poisoned: int = 0
+    """In batches that were set aside, since replicas died or failed at them again and again."""
 
     @property
     def total(self) -> int:
         """Examples accounted for."""
-        return self.used + self.refused + self.dropped + self.partial
+        return self.used + self.refused + self.dropped + self.partial + self.poisoned
 
     def __add__(self, other: "Account") -> "Account":
         return Account(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -109,6 +111,12 @@ class Allocator(Protocol):
 
     def died(self, holder: int, last: LastPush | None) -> Account:
         """A holder is dead; returns what its last leases came to."""
+
+    def isolate(self, epoch: int, batch: int) -> bool:
+        """Give out a batch by itself from now on; False where it is not waiting to be given out."""
+
+    def set_aside(self, epoch: int, batch: int) -> None:
+        """Never give out a batch again."""
 
     def leave(self, holder: int) -> None:
         """Count no longer on a holder that has not come yet."""
@@ -206,6 +214,10 @@ class Method(Protocol):
     @property
     def admission(self) -> Any:
         """Their policy."""
+
+    @property
+    def tolerate(self) -> int:
+        """How many batches may be set aside at which replicas die or fail again and again."""
 
     @property
     def overlap(self) -> int | None:

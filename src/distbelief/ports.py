@@ -237,5 +237,11 @@ class WorkSource(Protocol):
 class GradientSource(Protocol):
     """The model over a batch: the one door by which gradients enter the vector."""
 
+    def keep(self) -> None:
+        """Keep what batches change in the model beside its parameters as it is now."""
+
+    def undo(self) -> None:
+        """Put it back: the batches since the last `keep` are refused."""
+
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """The gradient of the mean loss over a batch, at the parameters that the replica holds now."""

@@ -3,24 +3,26 @@
 import functools
 import gc
 import inspect
-import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distbelief.checks import check_seed
 from distbelief.downpour.method import Downpour
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
-from distbelief.engines.signals import requests_raise, requests_to_end
-from distbelief.errors import DirectoryError, NotWritten, TaskError, UsageError
+from distbelief.engines.signals import Requests, requests_raise, requests_to_end
+from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskError, UsageError, UserCodeError
+from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
+from distbelief.run import written
 from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest
 from distbelief.run.description import describe
@@ -31,8 +33,10 @@ from distbelief.run.run import FORMAT, Run, identity
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
+from distbelief.task.tracebacks import described, user_frames
 
 _DEFAULT_EPOCHS = 10
+_AT_WORK = threading.Lock()
 P = ParamSpec("P")
 
 
@@ -71,7 +75,8 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        needed = {"task": Task, "seed": int}
+        check_seed(self.seed)
+        needed = {"task": Task}
         optional = {"method": Downpour, "until": Until, "evaluate_every": Every, "checkpoint_every": Every}
         for name, kind in {**needed, **optional}.items():
             value = getattr(self, name)
@@ -117,15 +122,35 @@ def fulfil(request: Request, session: Session) -> Run:
     """Do what was asked, in a session of the engine that it asks for."""
     # Where the user's code runs in this process, it may want the terminal for a debugger.
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
-    if not request.resume:
-        prepared = _prepared(request, None, session)
-        with closing(RunDirectory.open(request.directory)) as files:
-            return _train(request, prepared, session, files, watch)
-    # The directory first: no other run is to write a checkpoint between our look at them and our own.
-    with closing(RunDirectory.open(request.directory, resume=True)) as files:
-        resumed, complaints = newest(files.checkpoints)
-        prepared = _prepared(request, resumed, session, files.check_model)
-        return _train(request, prepared, session, files, watch, complaints)
+    # Absolute before any of the user's code runs, which may change the working directory.
+    directory = None if request.directory is None else Path(request.directory).absolute()
+    with _alone(), children_end_too():
+        if not request.resume:
+            prepared = _prepared(request, None, session)
+            with closing(RunDirectory.open(directory)) as files:
+                return _train(request, prepared, session, files, watch)
+        # The directory first: no other run is to write a checkpoint between our look at them and our own.
+        with closing(RunDirectory.open(directory, resume=True)) as files:
+            resumed, complaints = newest(files.checkpoints)
+            prepared = _prepared(request, resumed, session, files.check_model)
+            return _train(request, prepared, session, files, watch, complaints)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time: models are made and data are ordered by the generators that a process has only one of.
+
+    Raises `UsageError` where another is at work.
+    """
+    if not _AT_WORK.acquire(blocking=False):
+        raise UsageError(
+            "another run is at work in this process, and each would change what the other draws by chance: begin this "
+            "one when that has ended, or in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
 
 
 def own_method(task: Task, resumed: str | Path | None) -> Downpour:
@@ -193,8 +218,8 @@ def _train(
         with closing(driver):
             earlier = files.set_aside() if request.resume and prepared.resumed is None else None
             files.begin(
-                {"format": FORMAT, **describe(prepared.chosen)},
-                {"format": FORMAT, **request.task.origin, **identity(prepared.module)},
+                describe(prepared.chosen),
+                {**request.task.origin, **identity(prepared.module)},
             )
             if request.resume:
                 driver.record.tell_resumed(complaints, earlier)
@@ -214,28 +239,47 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
     path = Path(start) / "model.safetensors"
     if not path.is_file():
         raise UsageError(f"there is no {path} to start from: give the directory of a run that has ended")
-    return load_file(path)
+    return written.tensors(path)
 
 
-def _finish(
-    request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: list[signal.Signals]
-) -> Run:
+def _finish(request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: Requests) -> Run:
     """Write what was reached, and only then say what went wrong."""
     method, engine = type(prepared.method).__name__, describe(request.on)
     summary = {"format": FORMAT, "method": method, "engine": engine, **result.summary}
-    files.write_model(prepared.module)
+    error = result.error
+    try:
+        files.write_model(prepared.module)
+    # What the user's `state_dict` raises, for one.
+    except BaseException as failure:  # noqa: BLE001
+        error = error or failure
     files.write_json("summary.json", summary)
     missing = files.missing()
-    if result.error is not None:
-        if missing:
-            result.error.add_note(missing)
-        raise result.error
-    if received:
+    reached = missing or f"what was reached is in {files.path}"
+    if isinstance(error, KeyboardInterrupt) or (received and error is None):
         # Also where it came when the run was ending by itself: the program around it is to end, too.
-        raise KeyboardInterrupt(f"{received[0].name}: {missing or f'what was reached is in {files.path}'}")
+        told = f"{received[0].name if received else 'an interruption'}: {reached}"
+        raise KeyboardInterrupt(f"{told}\n\n{'' if error is None else user_frames(error)}".rstrip()) from error
+    if error is not None:
+        raise _told(error, missing, reached)
     if missing:
         raise NotWritten(missing)
     return Run(files.path, prepared.task, summary)
+
+
+def _told(error: BaseException, missing: str, reached: str) -> BaseException:
+    """What has ended a run, as it is raised once everything is written."""
+    if isinstance(error, DistBeliefError):
+        if missing:
+            error.add_note(missing)
+        return error
+    frames = user_frames(error)
+    # An exit code that says that something is wrong stays; another would say that all is well.
+    if not error.code if isinstance(error, SystemExit) else frames:
+        ended = UserCodeError(f"the run was ended by {described(error)}; {reached}\n\n{frames}".rstrip())
+        ended.__cause__ = error
+        return ended
+    error.add_note(reached)
+    return error
 
 
 @final
@@ -246,6 +290,7 @@ class _Both:
         self._files = files
         self._seen = seen
         self._said: set[str] = set()
+        self._renewed: set[str] = set()
 
     def event(self, event: str, seconds: float, **content: Any) -> None:
         """Write it down and show it."""
@@ -255,6 +300,9 @@ class _Both:
         for name in unwritten.keys() - self._said:
             self._seen.event("unwritten", seconds, name=name, error=unwritten[name])
         self._said = set(unwritten)
+        for name in set(self._files.renewed) - self._renewed:
+            self._renewed.add(name)
+            self.event("renewed", seconds, name=name)
 
     def status(self, status: Status) -> None:
         """Show it."""

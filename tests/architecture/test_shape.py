@@ -9,18 +9,18 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 480,
-    "cli": 640,
-    "downpour": 690,
-    "engines": 1355,
-    "engines/local": 505,
-    "engines/simulated": 1275,
-    "links": 120,
-    "observe": 300,
+    ".": 530,
+    "cli": 650,
+    "downpour": 710,
+    "engines": 1545,
+    "engines/local": 660,
+    "engines/simulated": 1310,
+    "links": 160,
+    "observe": 305,
     "observe/report": 845,
-    "run": 1445,
+    "run": 1810,
     "server": 1195,
-    "task": 915,
+    "task": 1160,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its
@@ -32,6 +32,9 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/carrier.py": "the tests of each engine: it only lives in their drivers",
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/local_driver.py": "tests/engines/local/test_deaths.py and test_bad_days.py: it only lives in runs",
+    "engines/local/boot.py": "tests/engines/local/test_bad_days.py and test_descendants.py: a process before torch",
+    "links/forks.py": "tests/engines/local/test_descendants.py: what children may keep",
+    "run/lock.py": "tests/run/test_directory.py: a directory's lock",
     "engines/local/job.py": "the same: what a worker is told",
     "engines/local/session.py": "tests/test_training.py and tests/cli/test_commands.py: each run has one",
     "engines/local/worker.py": "tests/engines/local/test_deaths.py and test_process.py: it is a process",

@@ -490,3 +490,48 @@ class Holders(RuleBasedStateMachine):
 
 TestHolders = Holders.TestCase
 TestHolders.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+# What is set aside
+
+
+def test_a_batch_is_leased_by_itself_and_what_was_around_it_too() -> None:
+    ledger = ledger_of(100, epochs=1)
+    first = take(ledger)
+    ledger.died(0, last(first, first.start, first.start + 2))
+    assert ledger.isolate(0, 10)
+    assert [take(ledger)[1:] for _ in range(3)] == [(0, 2, 10), (0, 10, 11), (0, 11, 32)]
+    ledger.check()
+
+
+@pytest.mark.parametrize("batch", [1, 32, 99])
+def test_what_is_done_or_leased_is_not_isolated(batch: int) -> None:
+    ledger = ledger_of(100, epochs=1)
+    first = take(ledger)
+    ledger.died(0, last(first, first.start, first.start + 2))
+    assert not ledger.isolate(0, batch)
+    assert not ledger.isolate(1, 5)
+    with pytest.raises(InvariantViolated, match="cannot be set aside"):
+        ledger.set_aside(0, batch)
+
+
+def test_what_is_set_aside_is_accounted_for_and_never_leased_again() -> None:
+    ledger = ledger_of(5, epochs=1)
+    take(ledger)
+    ledger.died(0, None)
+    ledger.set_aside(0, 0)
+    leases = drain(ledger)
+    assert all((lease.epoch, lease.start) != (0, 0) for lease in leases)
+    assert ledger.total == Account(used=40, poisoned=10)
+    assert ledger.epochs_ended == 1
+    assert ledger.finished
+
+
+def test_what_is_set_aside_stays_so_in_a_run_that_goes_on() -> None:
+    ledger, other = ledger_of(5, epochs=1), ledger_of(5, epochs=1)
+    take(ledger)
+    ledger.died(0, None)
+    ledger.set_aside(0, 0)
+    other.restore_(ledger.state())
+    drain(other)
+    assert other.total == Account(used=40, poisoned=10)

@@ -182,16 +182,28 @@ def test_a_parameter_that_took_no_part_takes_no_local_step() -> None:
     layout = flat_layout(16)
     vector = torch.ones(16)
     step = LocalStep(SGD(0.1, momentum=0.9, weight_decay=0.5), layout, vector)
-    step(Gradient([None], torch.zeros(()), 8))
+    step(Gradient([None], torch.zeros(()), 8), 0)
     assert torch.equal(vector, torch.ones(16))
+
+
+def test_a_local_step_takes_its_schedule_by_the_examples_of_the_run() -> None:
+    """Not by those of its own replica, of which there may be many."""
+    asked: list[int] = []
+
+    def lr(examples: int) -> float:
+        asked.append(examples)
+        return 0.1
+
+    record(Portions((0, 6)), n_fetch=3, n_push=3, local_optimizer=SGD(lr))
+    assert asked == [0, 0, 0, 3 * BATCH, 3 * BATCH, 3 * BATCH]
 
 
 def test_a_local_step_has_the_groups_of_its_rule() -> None:
     layout = Layout.of([(name, torch.zeros(16)) for name in ("0.weight", "0.bias", "1.weight")])
     vector = torch.ones(48)
     step = LocalStep(SGD(0.1, groups={"*.bias": {"lr": 1.0}}), layout, vector)
-    step(Gradient([torch.ones(16), torch.ones(16), None], torch.zeros(()), 8))
-    step(Gradient([torch.ones(16), None, None], torch.zeros(()), 8))
+    step(Gradient([torch.ones(16), torch.ones(16), None], torch.zeros(()), 8), 0)
+    step(Gradient([torch.ones(16), None, None], torch.zeros(()), 8), 0)
     assert [round(view[0].item(), 6) for view in layout.views(vector)] == [0.8, 0.0, 1.0]
 
 
@@ -420,3 +432,16 @@ def test_equal_seeds_give_equal_runs_and_others_differ() -> None:
     first, second, other = (run_together(3, Asynchronous(), overlap=1, seed=seed)[2] for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_what_refused_batches_left_in_the_model_is_put_back() -> None:
+    """All batches of a push that is refused, and no other's."""
+    layout = flat_layout(4)
+    recording = run_replica(
+        Downpour(replicas=1, batch_size=BATCH, n_push=2, n_fetch=2, optimizer=SGD(0.1)),
+        Portions((0, 7)),
+        lambda vector, epoch, batch: [vector * 0 + (float("nan") if batch == 2 else 1.0)],
+        layout=layout,
+    )
+    # Pushed are batch 0, 1 and 2, 3 and 4, and so on.
+    assert [event.step for event in recording.of("undo")] == [3]

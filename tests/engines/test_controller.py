@@ -1031,7 +1031,7 @@ class Anarchy:
             self.tell(lambda: controller.ended(cluster.now, replica, incarnation, Ending(-9, "was killed")))
         else:
             # Anything counts as progress here: it is not the number of deaths that is looked at.
-            cluster.tick(examples=self.cluster.controller._used + 1)
+            cluster.tick(examples=self.cluster.controller._supervisor._used + 1)
             self.carry(cluster.take())
         cluster.ledger.check()
 

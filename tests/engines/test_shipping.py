@@ -1,5 +1,6 @@
 """A task's way to a worker: arrays are shared, not copied, and files are mapped again."""
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -18,6 +19,18 @@ from tests import problems
 def there_and_back(thing: Any) -> Any:
     memory = pack(thing)
     return unpack(os.dup(memory.fd))
+
+
+def test_what_is_cached_goes_with_what_it_calls() -> None:
+    """By its name, as it would go by itself, no other process finds it."""
+
+    @functools.lru_cache(maxsize=7)
+    def power(n: int) -> int:
+        return 2 * power(n - 1) if n else 1
+
+    received = there_and_back(power)
+    assert received(10) == 1024
+    assert received.cache_parameters()["maxsize"] == 7
 
 
 def test_any_kind_of_array_arrives_as_it_was() -> None:

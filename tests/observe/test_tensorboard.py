@@ -17,6 +17,8 @@ PROGRESS = {
     "seconds": 1.0,
     "updates": 2,
     "loss": 0.5,
+    "learning_rate": 0.25,
+    "gradient_norm": 4.0,
     "examples_per_second": 30.0,
     "replicas": [
         {"replica": 0, "examples_per_second": 10.0, "staleness": 1},
@@ -73,6 +75,8 @@ def test_progress_of_each_replica_and_deaths(tmp_path: Path) -> None:
     tell(db.TensorBoard(tmp_path / "progress"), tmp_path, progress(40), DIED, progress(80, loss=None), STOPPED)
     written = read(tmp_path / "progress")
     assert points(written, "train/loss") == [(40, 0.5)]
+    assert points(written, "train/learning_rate") == [(40, 0.25), (80, 0.25)]
+    assert points(written, "train/gradient_norm") == [(40, 4.0), (80, 4.0)]
     assert points(written, "train/examples_per_second") == [(40, 30.0), (80, 30.0)]
     assert points(written, "examples_per_second/replica_1")[0] == (40, 20.0)
     assert points(written, "staleness/replica_1")[0] == (40, 3.0)

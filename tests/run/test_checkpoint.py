@@ -192,6 +192,38 @@ def test_the_newest_few_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == KEPT
 
 
+def test_only_what_was_written_here_is_ever_removed(tmp_path: Path) -> None:
+    """Whatever it is called, and also where it is put into the folder of a checkpoint."""
+    mine = [tmp_path / name / "mine" for name in ("5", "1000", "000000000002", "²", "٣", ".partial-x", "diverged")]
+    link = tmp_path / "000000000003"
+    for file in mine:
+        file.parent.mkdir()
+        file.write_text("months of work")
+    link.symlink_to(mine[0].parent)
+    for examples in range(10, 20):
+        checkpoint.write(tmp_path, made(examples))
+        mine.append(tmp_path / f"{examples:012}" / "mine")
+        mine[-1].touch()
+    assert all(file.exists() for file in mine)
+    assert link.is_symlink()
+    assert len(list(tmp_path.glob("0*/state.json"))) == KEPT
+    with pytest.raises(OSError, match="000000000002 is in the way"):
+        checkpoint.write(tmp_path, made(2))
+    tmp_path.with_name(f".{tmp_path.name}.json").write_text("[")
+    checkpoint.write(tmp_path, made(20))
+    assert len(list(tmp_path.glob("0*/state.json"))) == KEPT + 1
+
+
+def test_one_that_is_being_replaced_is_read_where_it_lies(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(6))
+    checkpoint.write(tmp_path, made(7)).rename(tmp_path / ".partial-000000000007-before")
+    found, complaints = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.examples, complaints) == (7, [])
+    checkpoint.write(tmp_path, made(7))
+    assert {path.name for path in tmp_path.iterdir()} == {"000000000006", "000000000007"}
+
+
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, file: str, damage: str) -> None:

@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -138,6 +139,39 @@ def test_what_no_data_or_no_other_replica_make_use_of_is_said() -> None:
     assert not prepared(problems.task(validation=problems.points(64)), replicas=2, warmstart=100).remarks
 
 
+def test_a_model_that_is_another_each_time_is_refused_by_name() -> None:
+    def model() -> nn.Module:
+        net = problems.network()
+        net.register_buffer("noise", torch.from_numpy(np.random.default_rng().normal(size=8)))
+        return net
+
+    with pytest.raises(TaskError, match="does not always begin with the same noise"):
+        prepared(problems.task(model=model))
+
+
+def test_a_model_that_is_the_same_object_each_time_is_refused() -> None:
+    net = problems.network()
+    with pytest.raises(TaskError, match=r"the same 0\.weight each time .* give the module itself"):
+        prepared(problems.task(model=lambda: net))
+    assert prepared(problems.task(model=net)).module is not net
+
+
+def test_a_parameter_of_the_first_batch_is_refused_by_name() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "scale"):
+                self.scale = nn.Parameter(torch.ones(4))
+            result: torch.Tensor = self.net(x) * self.scale
+            return result
+
+    with pytest.raises(TaskError, match=r"the first batch makes parameter scale, .* make it in model\(\)"):
+        prepared(problems.task(model=Late))
+
+
 # What no setting says without effect
 
 
@@ -170,8 +204,8 @@ def test_what_has_no_effect_is_remarked() -> None:
 def test_a_group_that_fits_no_parameter_is_refused_with_the_names() -> None:
     until = db.Until(epochs=1)
     rule = db.AdamW(0.1, groups={"*.gain": {"weight_decay": 0}})
-    given: Any
-    for given in ({"optimizer": rule}, {"local_optimizer": rule}):
+    both: list[dict[str, Any]] = [{"optimizer": rule}, {"local_optimizer": rule}]
+    for given in both:
         with pytest.raises(
             UsageError, match=r"'\*.gain' fits no parameter of the model: there are 0.weight, 0.bias, 2.w"
         ):

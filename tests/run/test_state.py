@@ -106,6 +106,10 @@ def test_no_field_may_be_missing_or_added(path: tuple[Any, ...]) -> None:
         owner["more"] = 1
 
     for change in (remove, add):
+        if change is remove and path[-1] == "poisoned":
+            # It was added to the format, and is 0 where it is not told.
+            assert from_json(changed(path, change)).method.total.poisoned == 0
+            continue
         with pytest.raises(ValueError, match=r"\w+ \w+"):
             from_json(changed(path, change))
 

@@ -6,6 +6,7 @@ prints the one command that replays it. `--seed SEED` runs one, and `--trace` sh
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import logging
 import random
@@ -26,12 +27,13 @@ import distbelief as db
 from distbelief.engines.simulated.faults import Fault
 from distbelief.engines.simulated.laws import Law
 from distbelief.engines.simulated.loop import Deadlock
-from distbelief.errors import WorkerDied
+from distbelief.errors import UserCodeError, WorkerDied
 from distbelief.server.admission import Admission
 from distbelief.server.rules import Rule
 
 T = TypeVar("T")
 BATCH = 4
+_POISON = 50.0
 _LONGEST_S = 120
 """Of one seed. They take a fifth of a second."""
 
@@ -74,6 +76,8 @@ class Cluster(NamedTuple):
     """Virtual ones after which the run is to stop, if it has not ended."""
     failing: frozenset[int]
     """Which batches, counted over all replicas, fail in the user's code."""
+    poison: int | None
+    """An example at which the user's code always fails; the method tolerates that, once an epoch."""
 
     @property
     def may_be_given_up(self) -> bool:
@@ -186,7 +190,13 @@ def cluster(choose: Chooser) -> Cluster:
     seconds = choose.pick([None, None, choose.real(0.1, 6.0)])
     examples = batches * BATCH - choose.whole(0, 2)
     failing = frozenset(choose.whole(1, 60) for _ in range(choose.pick([0, 0, 1, 2])))
-    return Cluster(method, engine, examples, choose.whole(1, 3), choose.real(0.2, 5.0), seconds, failing)
+    epochs, checkpoint_s = choose.whole(1, 3), choose.real(0.2, 5.0)
+    poison = choose.pick([None, None, choose.whole(0, examples - 1)])
+    if poison is not None:
+        # Failures at other batches may come to be two at one, and a shard that is restored or a controller that
+        # comes back has batches done again.
+        method = dataclasses.replace(method, tolerate=100)
+    return Cluster(method, engine, examples, epochs, checkpoint_s, seconds, failing, poison)
 
 
 def network() -> nn.Module:
@@ -194,14 +204,19 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.1), nn.Tanh(), nn.Linear(8, 3))
 
 
-def task(examples: int, failing: frozenset[int]) -> db.Task:
-    """A task of so many examples, whose code fails at some of the batches that it is given, each time otherwise."""
+def task(examples: int, failing: frozenset[int], poison: int | None) -> db.Task:
+    """A task of so many examples, whose code fails at some of the batches that it is given, each time otherwise.
+
+    It fails at all batches that hold the example `poison`, but for the first time, when it is tried out.
+    """
     generator = torch.Generator().manual_seed(examples)
     x = torch.randn(examples, 4, generator=generator)
+    if poison is not None:
+        x[poison] = _POISON
     count = itertools.count()
 
     def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        if (number := next(count)) in failing:
+        if (number := next(count)) in failing or (number and (batch[0] == _POISON).any()):
             raise RuntimeError(f"batch {number} fails")
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
@@ -216,7 +231,7 @@ def run(what: Cluster) -> dict[str, Any] | None:
     directory = Path(tempfile.mkdtemp(prefix="cluster-", dir="/dev/shm"))
     try:
         done = db.train(
-            task(what.examples, what.failing),
+            task(what.examples, what.failing, what.poison),
             what.method,
             engine=what.engine,
             until=db.Until(epochs=what.epochs, seconds=what.seconds),
@@ -232,11 +247,18 @@ def run(what: Cluster) -> dict[str, Any] | None:
         if not what.may_be_given_up:
             raise
         return None
+    except UserCodeError:
+        # Two at one batch.
+        if len(what.failing) < 2 or what.method.tolerate:
+            raise
+        return None
     finally:
         shutil.rmtree(directory)
     total = sum(done.summary["account"].values())
     wanted = what.examples * what.epochs
     stopped = done.summary["stopped_by"] == "seconds"
+    poisoned = done.summary["poisoned"]
+    assert stopped or what.failing or bool(poisoned) == (what.poison is not None), f"{poisoned} examples are set aside"
     assert total <= wanted if stopped else total == wanted, f"{total} examples are accounted for"
     return done.summary
 

@@ -189,6 +189,24 @@ def a_released_portion_is_leased_twice() -> Iterator[None]:
         yield
 
 
+@bug
+def what_is_set_aside_is_not_accounted_for() -> Iterator[None]:
+    inner = Ledger._spend
+
+    def spend(self: Ledger, epoch: int, account: Account) -> None:
+        if not account.poisoned:
+            inner(self, epoch, account)
+
+    with _patch(Ledger, "_spend", spend):
+        yield
+
+
+@bug
+def what_is_set_aside_is_leased_again() -> Iterator[None]:
+    with _patch(Ledger, "set_aside", lambda self, epoch, batch: None):
+        yield
+
+
 # In the controller
 
 

@@ -1,6 +1,7 @@
 """The one door by which gradients enter the vector, as `GradientSource` promises it."""
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.chance import generator
+from distbelief.errors import TaskError
 from distbelief.ports import Gradient
 from distbelief.server.layout import Layout
 from distbelief.task.data import ArrayRows, Batches, Rows, SampleRows
@@ -390,3 +392,203 @@ def test_parameters_that_move_stay_views_of_the_vector() -> None:
     assert flat.parameters[0] is module.weight
     assert flat.parameters[0].data_ptr() == flat.vector.data_ptr()
     assert flat.vector.device.type == "meta"
+
+
+# What the user's own code does to the module
+
+
+class Constrained(nn.Linear):
+    """Doubles its weight before it is used, in the manner of constraints that are written so; `how` says which."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(6, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = 2 * self.weight.detach()
+        if self.how == "data":
+            self.weight.data = twice
+        elif self.how == "replaced":
+            self.weight = nn.Parameter(twice)
+        elif self.how == "loaded":
+            self.load_state_dict({**self.state_dict(), "weight": twice}, assign=True)
+        elif self.how == "in place":
+            self.weight.data.mul_(2)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("how", ["data", "replaced", "loaded", "in place"])
+def test_a_parameter_that_is_cut_loose_takes_its_value_into_the_vector(how: str) -> None:
+    torch.manual_seed(0)
+    module, task = Constrained(how), regression(lambda: nn.Linear(6, 3))
+    source = source_of(task, module=module)
+    flat, weight = source.flat, module.weight
+    before = weight.detach().clone()
+    gradient = ask(source)
+    assert module.weight is weight
+    assert module.weight.data_ptr() == flat.layout.named(flat.vector)["weight"].data_ptr()
+    assert torch.equal(flat.layout.named(flat.vector)["weight"], 2 * before)
+    plain = nn.Linear(6, 3)
+    plain.load_state_dict({"weight": 2 * before, "bias": module.bias.detach()})
+    assert_equal(gradient, by_hand(task, source_of(task, module=plain), 0, 0))
+    # What is fetched into the vector is what the next batch begins with.
+    flat.vector.fill_(1.0)
+    ask(source)
+    assert torch.equal(flat.layout.named(flat.vector)["weight"], torch.full((3, 6), 2.0))
+
+
+def test_a_parameter_of_another_type_that_is_cut_loose_is_put_back_too() -> None:
+    class Cut(Mixed):
+        def forward(self, x: Tensor) -> Tensor:
+            self.low.weight.data = torch.ones(4, 6, dtype=torch.bfloat16)
+            return super().forward(x)
+
+    source = source_of(regression(Cut))
+    ask(source)
+    assert source.flat.layout.named(source.flat.vector)["low.weight"].eq(1).all()
+    source.flat.vector.zero_()
+    source.flat.refresh()
+    assert not source.flat.module.get_parameter("low.weight").any()
+
+
+def test_an_evaluation_sees_the_vector_whatever_the_last_one_did_to_the_module() -> None:
+    flat = flat_of(module := Constrained("data"))
+    module(X)
+    assert module.weight.data_ptr() != flat.vector.data_ptr()
+    flat.vector.fill_(3.0)
+    flat.refresh()
+    assert module.weight.eq(3).all()
+
+
+class Meddling(nn.Module):
+    """Two tied layers, one alone and a frozen one; its forward does something to them."""
+
+    def __init__(self, meddle: Callable[["Meddling"], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight = self.a.weight
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.meddle = meddle
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.meddle(self)
+        result: Tensor = self.frozen(self.c(self.b(self.a(x))))
+        return result
+
+
+def _untie(m: Meddling) -> None:
+    m.b.weight = nn.Parameter(m.a.weight.detach().clone())
+
+
+def _remove(m: Meddling) -> None:
+    weight = m.c.weight.detach()
+    del m.c.weight
+    m.c.register_buffer("weight", weight)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "complaint"),
+    [
+        (_untie, r"untied parameter a\.weight .*: do that in model\(\)"),
+        (_remove, r"removed parameter c\.weight .*: do that in model\(\)"),
+        (lambda m: m.double(), r"has made parameter a\.weight float64 \(6, 6\) on cpu, which was float32"),
+        (lambda m: m.c.weight.set_(m.c.weight[:1]), r"has made parameter c\.weight float32 \(1, 6\)"),
+        (lambda m: m.frozen.requires_grad_(), r"frozen\.weight was frozen when the run began, .* start="),
+        (lambda m: setattr(m.frozen, "weight", nn.Parameter(torch.ones(3, 3))), r"frozen\.weight was frozen"),
+    ],
+    ids=["untied", "removed", "cast", "cut", "thawed", "frozen one replaced"],
+)
+def test_what_cannot_be_trained_so_is_named_within_the_batch(
+    meddle: Callable[[Meddling], object], complaint: str
+) -> None:
+    def quietly(module: Meddling) -> None:
+        with torch.no_grad():
+            meddle(module)
+
+    source = source_of(regression(lambda: nn.Linear(6, 3)), module=Meddling(quietly))
+
+    def try_it() -> None:
+        # The user's own code may fail by itself, and then the batch does not pass either.
+        with contextlib.suppress(RuntimeError):
+            ask(source)
+        source.flat.settle()
+
+    with pytest.raises(TaskError, match=complaint):
+        try_it()
+
+
+def test_a_parameter_may_stand_still_for_a_while() -> None:
+    """As gradual unfreezing does it; torch's optimizers skip it likewise."""
+    still = True
+    source = source_of(
+        regression(lambda: nn.Linear(6, 3)), module=Meddling(lambda module: module.c.requires_grad_(not still))
+    )
+    assert [tensor is None for tensor in ask(source).tensors] == [False, False, False, True, True]
+    still = False
+    assert [tensor is None for tensor in ask(source).tensors] == [False] * 5
+
+
+def test_mutable_buffers_are_put_back() -> None:
+    """A frozen parameter that training moves, such as a teacher's, among them."""
+
+    class Follower(nn.Module):
+        replaced: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(6, 3), nn.BatchNorm1d(3)
+            self.teacher = nn.Parameter(torch.zeros(3, 6), requires_grad=False)
+            self.register_buffer("replaced", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.teacher.data.lerp_(self.layer.weight.detach(), 0.5)
+            self.replaced = self.replaced + 1
+            result: Tensor = self.norm(self.layer(x))
+            return result
+
+    task = regression(Follower)
+    module = Follower().train()
+    names = ["teacher", *(name for name, _ in module.named_buffers())]
+    flat = FlatModule(module, Layout.of([(name, p.detach()) for name, p in trainable(module)]), names)
+    source = ModuleGradients(task, flat, Batches(ArrayRows((X, Y), "train"), 8, 0), seed=0)
+    ask(source)
+    source.keep()
+    kept = flat.buffers()
+    ask(source, 0, 1)
+    ask(source, 0, 2)
+    assert not torch.equal(flat.buffers(), kept)
+    source.undo()
+    assert torch.equal(flat.buffers(), kept)
+    assert module.replaced.tolist() == [1, 1]
+    assert torch.equal(module.teacher.flatten().double(), kept[:18])
+
+
+def test_a_buffer_that_has_another_shape_is_told_as_it_was() -> None:
+    class State(nn.Module):
+        last: Tensor
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.register_buffer("last", torch.zeros(8))
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            self.last = y.detach()[:, 0]
+            self.count += 1
+            return y
+
+    source = source_of(regression(State))
+    flat = source.flat
+    ask(source, 0, 0)
+    source.keep()
+    told = flat.buffers()
+    ask(source, 0, 2)
+    assert flat.module.get_buffer("last").shape == (4,)
+    assert torch.equal(flat.buffers(), told + torch.tensor([0.0] * 8 + [1.0]))
+    flat.load_buffers_(told)
+    assert flat.module.get_buffer("last").shape == (8,)
+    del flat.module.last
+    assert torch.equal(flat.buffers(), told)

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distbelief.task.tensors import put_, tensors_of
+from distbelief.task.tensors import make_room_, put_, sketches_of, tensors_of, unlike
 
 
 class Held(nn.Module):
@@ -83,3 +84,52 @@ def test_a_buffer_that_is_not_made_yet_is_made() -> None:
     put_(module, {"linear.mask": torch.ones(2)})
     assert torch.equal(module.linear.get_buffer("mask"), torch.ones(2))
     assert "linear.mask" not in module.state_dict()
+
+
+# Two builds of one model
+
+
+def test_builds_of_one_model_are_alike_but_for_rounding() -> None:
+    module = Held(torch.randn(3000, generator=torch.Generator().manual_seed(1)))
+    known = sketches_of(module)
+    assert unlike(known, sketches_of(module)) is None
+    module.held *= 1 + 1e-6
+    assert unlike(known, sketches_of(module)) is None
+    module.held.normal_()
+    assert unlike(known, sketches_of(module)) == "held"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.dtype}{list(kind.shape)}")
+def test_a_tensor_of_any_kind_is_compared(kind: Tensor) -> None:
+    one, other = Held(kind), Held(kind.clone())
+    other.linear = one.linear
+    assert unlike(sketches_of(one), sketches_of(other)) is None
+    other.held = torch.ones(7, dtype=kind.dtype)
+    assert unlike(sketches_of(one), sketches_of(other)) == "held"
+
+
+def test_what_is_no_parameter_and_no_buffer_is_compared_too() -> None:
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.load_state_dict(one.state_dict())
+    one.plain, other.plain = torch.zeros(3), torch.ones(3)
+    assert unlike(sketches_of(one), sketches_of(other)) == "plain"
+    other.plain = one.plain
+    one.array, other.array = np.arange(5), np.arange(5)[::-1]  # type: ignore[assignment]
+    assert unlike(sketches_of(one), sketches_of(other)) == "array"
+
+
+def test_numbers_that_are_none_are_equal_and_whole_ones_exact() -> None:
+    odd = torch.tensor([float("nan"), float("inf"), 1.0])
+    one, other = Held(odd), Held(odd.clone())
+    other.linear = one.linear
+    assert unlike(sketches_of(one), sketches_of(other)) is None
+    one.held, other.held = torch.tensor([100_000]), torch.tensor([100_001])
+    assert unlike(sketches_of(one), sketches_of(other)) == "held"
+
+
+def test_room_is_made_for_what_a_forward_pass_fills() -> None:
+    state = {"held": torch.ones(4), "linear.weight": torch.zeros(9, 9)}
+    for module in (Held(None), Held(torch.zeros(2))):
+        make_room_(module, state)
+        assert module.held.shape == (4,)
+        assert module.linear.weight.shape == (2, 2)

@@ -24,6 +24,9 @@ _WRONG_USAGE = 2
 _INTERRUPTED = 130
 _SETS = click.Choice(["test", "validation", "train"])
 _PATH = click.Path(path_type=Path)
+_TASK = click.option(
+    "--task", metavar="TASK", help="The task of the run, as it is given to train.  [default: where it was found then]"
+)
 _RULE = click.Choice(sorted(RATES))
 _PASSED = ("directory", "resume", "start", "precision", "evaluate_every", "checkpoint_every", "seed")
 """Flags that are arguments of `distbelief.train` as they are."""
@@ -92,6 +95,7 @@ def main() -> None:
 )
 @click.option("--local-lr", type=float, help="Its learning rate.")
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
+@click.option("--tolerate", type=int, help="Batches at which replicas die that may be set aside.  [default: 0]")
 @click.option(
     "--overlap", type=click.Choice(["0", "1"]), help="Batches that fetches and pushes may lag behind.  [default: 0]"
 )
@@ -137,13 +141,13 @@ def train(task: str, quiet: bool, **flags: Any) -> None:
 @main.command(short_help="Evaluate a run's model on data of its task.")
 @click.argument("directory", type=_PATH)
 @click.option("--set", "name", type=_SETS, help="Which of the task's data.  [default: test, else validation]")
+@_TASK
 @_failing_in_words
-def evaluate(directory: Path, name: str | None) -> None:
+def evaluate(directory: Path, name: str | None, task: str | None) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
     from distbelief.observe.progress import told
-    from distbelief.run.run import load
 
-    run = load(directory)
+    run = _load(directory, task)
     name = name or run.judged_by
     click.echo(f"{name}: {told(run.evaluate(name))}")
 
@@ -152,12 +156,11 @@ def evaluate(directory: Path, name: str | None) -> None:
 @click.argument("directory", type=_PATH)
 @click.argument("inputs", metavar="INPUT.npy", type=_PATH)
 @click.option("--output", required=True, metavar="OUT.npy", type=_PATH, help="Where to write.")
+@_TASK
 @_failing_in_words
-def predict(directory: Path, inputs: Path, output: Path) -> None:
+def predict(directory: Path, inputs: Path, output: Path, task: str | None) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
-    from distbelief.run.run import load
-
-    run, rows = load(directory), _read(inputs)
+    run, rows = _load(directory, task), _read(inputs)
     # Before the work of predicting is done.
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent} to write {output.name} to")
@@ -197,6 +200,18 @@ def doctor() -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     sys.exit(any(verdict.state == "wrong" for _, verdict in findings))
+
+
+def _load(directory: Path, task: str | None) -> Run:
+    from distbelief.run import written
+    from distbelief.run.run import load
+    from distbelief.task import taskfile
+
+    if task is None:
+        return load(directory)
+    origin = directory / "task.json"
+    arguments = written.content(origin).get("arguments", {}) if origin.is_file() else {}
+    return load(directory, taskfile.find(task, arguments))
 
 
 def _engine(flags: dict[str, Any]) -> Engine:

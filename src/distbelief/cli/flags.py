@@ -27,7 +27,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SECTIONS = {
     "Method": (
         "method replicas shards batch_size optimizer lr schedule warmup floor momentum weight_decay n_fetch n_push "
-        "warmstart admission local_optimizer local_lr clip_norm overlap average"
+        "warmstart admission local_optimizer local_lr clip_norm tolerate overlap average"
     ).split(),
     "Machine": "engine simulation device precision threads".split(),
     "End, whichever comes first": "epochs examples seconds target patience monitor min_delta".split(),

@@ -3,8 +3,8 @@
 1.  An epoch's batches are leased in portions, in order; a batch is in at most one lease at a time.
 2.  A lease ends in `done` or with the death of its holder. Batches that no push holds are leased again.
 3.  Every example of an ended epoch is in exactly one account: used, refused (not finite), dropped (by the admission
-    policy), or partial (its pusher died when some shards had it). None of these is leased again: a batch that is late
-    once will be late again, and would starve its replica.
+    policy), partial (its pusher died when some shards had it), or poisoned (set aside). None of these is leased again:
+    a batch that is late once will be late again, and would starve its replica.
 4.  Epochs follow each other without a pause; an epoch may end after the next has begun.
 5.  Where portions have become smaller, near the end of the run, a holder has one lease at a time: a slow replica that
     held a second one would keep the others waiting for it.
@@ -13,6 +13,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import final
 
 from distbelief.allocation import Account, Grant, LastPush, Reason
@@ -201,6 +202,24 @@ class Ledger:
             spent += here
             self._release(lease._replace(start=work.stop))
         return spent
+
+    def isolate(self, epoch: int, batch: int) -> bool:
+        """Lease a batch by itself from now on; False where it is not among what was released."""
+        for place, rest in enumerate(self._released):
+            if rest.epoch == epoch and rest.start <= batch < rest.stop:
+                borders = (rest.start, batch, batch + 1, rest.stop)
+                parts = [rest._replace(start=a, stop=b) for a, b in pairwise(borders) if a < b]
+                released = list(self._released)
+                self._released = deque([*released[:place], *parts, *released[place + 1 :]])
+                return True
+        return False
+
+    def set_aside(self, epoch: int, batch: int) -> None:
+        """Account for a batch that was released as poisoned."""
+        if not self.isolate(epoch, batch):
+            raise InvariantViolated(f"batch {batch} of epoch {epoch} was not released, and cannot be set aside")
+        self._released = deque(rest for rest in self._released if (rest.epoch, rest.start) != (epoch, batch))
+        self._spend(epoch, Account(poisoned=self.size(batch, batch + 1)))
 
     def leave(self, holder: int) -> None:
         """Somebody who is counted on at the beginning will not come any more."""

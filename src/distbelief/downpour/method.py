@@ -29,8 +29,10 @@ class Downpour:
     (line 8 of the listing); None is the shards' rule. It has no effect where every step begins with a fetch.
     `n_fetch`, `n_push`: batches between fetches, and between pushes; what is pushed is the sum.
     `warmstart`: examples that one replica works alone before the others are let loose.
-    `clip_norm`: largest 2-norm of a push. `overlap`: batches that fetches and pushes may lag behind, 0 or 1;
-    None is the engine's own: 0 on both of today's. `average`: decay of an exponential moving average of the parameters,
+    `clip_norm`: largest 2-norm of a push. `tolerate`: how many batches may be set aside at which three replicas die, or
+    the user's code fails twice; one more ends the run. `overlap`: batches that fetches and pushes may lag behind, 0 or
+    1; None is the engine's own: 0 on both of today's.
+    `average`: decay of an exponential moving average of the parameters,
     such as 0.999, kept in the shards: after each update, average ← decay·average + (1 - decay)·parameters. None: none
     is kept. Of a parameter that got no gradient both stand still.
     """
@@ -45,6 +47,7 @@ class Downpour:
     warmstart: int = 0
     admission: Admission = field(default_factory=Asynchronous)
     clip_norm: float | None = None
+    tolerate: int = 0
     overlap: Literal[0, 1] | None = None
     average: float | None = None
 
@@ -53,7 +56,8 @@ class Downpour:
             value = getattr(self, name)
             if (name, value) not in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
                 check_whole(name, value)
-        check_whole("warmstart", self.warmstart, least=0)
+        for name in ("warmstart", "tolerate"):
+            check_whole(name, getattr(self, name), least=0)
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise UsageError(f"clip_norm must be a positive number or None, not {self.clip_norm!r}")
         if self.overlap not in (None, 0, 1):

@@ -60,6 +60,7 @@ class DownpourReplica:
         self._local = None if rule is None else LocalStep(rule, self.client.layout, self.parameters)
         self._refusals = 0
         self._norm_at = -math.inf
+        self._batch = 0
         self._account = _Account(Lease(0, 0, 0, 0))
 
     async def run(self) -> None:
@@ -81,6 +82,8 @@ class DownpourReplica:
             # It may have waited until the run was stopped: what it would compute now is in nobody's round.
             if self.stopping():
                 break
+            if not self._account.open:
+                self.source.keep()
             gradient = await self.source.gradient(lease.epoch, batch)
             self._hand_over.accrue(gradient, self._versions)
             self._account.accrued(batch, gradient.examples)
@@ -120,7 +123,9 @@ class DownpourReplica:
         # What is not finite will be refused. Taken here, it would stay in the state of the rule for good. Where what is
         # accrued is not finite, it may be an earlier batch's fault.
         if self._local is not None and (self._hand_over.finite or all_finite(gradient.tensors)):
-            self._local(gradient)
+            # What the run had used at the last fetch: so many updates, each of so many batches.
+            self._batch = max(self._batch, gradient.examples)
+            self._local(gradient, self._versions[0].updates * self.method.n_push * self._batch)
         return loss
 
     async def _push(self) -> None:
@@ -156,6 +161,7 @@ class DownpourReplica:
         self.progress.staleness = max(reply.staleness for reply in replies)
 
     def _refuse(self, work: Work) -> None:
+        self.source.undo()
         self._account.settle(work, Verdict.NOT_FINITE)
         self.progress.rejected += 1
         self._refusals += 1
@@ -183,11 +189,10 @@ class LocalStep:
             [view.view(-1) for view in layout.views(torch.full_like(parameters, value))]
             for value in rule.state.values()
         ]
-        self._step = torch.zeros((), device=parameters.device)
-        self._examples = 0
+        self._step = torch.zeros((), dtype=torch.float32, device=parameters.device)
 
-    def __call__(self, gradient: Gradient) -> None:
-        """Apply a batch's finite gradient to the replica's own parameters."""
+    def __call__(self, gradient: Gradient, examples: int) -> None:
+        """Apply a batch's finite gradient to the replica's own parameters; `examples`: the run's, for schedules."""
         flat = [None if tensor is None else tensor.reshape(-1) for tensor in gradient.tensors]
         if all(tensor is None for tensor in flat):
             return
@@ -202,9 +207,8 @@ class LocalStep:
                 tensors if gradient.weight is None else torch._foreach_div(tensors, float(gradient.weight) or 1.0),
                 [[vector[i] for i in present] for vector in self._state],
                 self._step,
-                rate(rule.lr, self._examples),
+                rate(rule.lr, examples),
             )
-        self._examples += gradient.examples
 
 
 @final

@@ -83,6 +83,15 @@ class Lost(NamedTuple):
     """Whether some shards have that push and others do not."""
 
 
+class SetAside(NamedTuple):
+    """For the record: a batch is never leased again."""
+
+    epoch: int
+    batch: int
+    error: str
+    """What became of the last replica that worked on it."""
+
+
 class Evaluate(NamedTuple):
     """Begin an evaluation, and report when it has ended."""
 
@@ -108,6 +117,7 @@ Action = (
     | StopWork
     | Left
     | Lost
+    | SetAside
     | Evaluate
     | WriteCheckpoint
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distbelief.allocation import Progress, Replica
 from distbelief.engines.supervision import Failure
-from distbelief.errors import Diverged
+from distbelief.errors import Diverged, TaskError
 from distbelief.ports import GradientSource, ShardLink, WorkSource
 from distbelief.run.prepare import Prepared
 from distbelief.server.client import Client
@@ -43,9 +43,11 @@ def assemble(
     )
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """What a replica says of an error before it ends: its kind, its sentence, and the frames of the user's own code."""
     frames = user_frames(error)[-_LONGEST_FRAMES:]
     if isinstance(error, Diverged):
         return Failure(str(error), frames, "diverged")
+    if isinstance(error, TaskError):
+        return Failure(str(error), frames, "refused")
     return Failure("".join(traceback.format_exception_only(error)).strip()[:_LONGEST_ERROR], frames, "user")

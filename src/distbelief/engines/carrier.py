@@ -29,6 +29,11 @@ class Carrier(ABC):
         held = Shards(prepared, flat.vector, shards)
         self.record = RunRecord(prepared, self._controller, flat=flat, shards=held, table=table, **options)
 
+    def abandon(self, error: BaseException) -> None:
+        """End the run because of what has escaped from it, whatever that is: no turn is gone on with."""
+        self._end_processes()
+        self.record.abandon(error)
+
     def _carry(self) -> None:
         """Carry out whatever the controller wants by now."""
         while taken := self._controller.take():
@@ -70,6 +75,10 @@ class Carrier(ABC):
     @abstractmethod
     def _kill(self, replica: int, incarnation: int) -> None:
         """End a replica."""
+
+    @abstractmethod
+    def _end_processes(self) -> None:
+        """End all replicas, and wait until they have ended."""
 
     @abstractmethod
     def _suspect(self, replica: int, incarnation: int) -> None:

@@ -13,7 +13,7 @@ messages, time and deaths to it, and its actions to where they belong; nothing e
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
@@ -24,7 +24,7 @@ from distbelief.engines.due import Due
 from distbelief.engines.outstanding import Outstanding
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
-from distbelief.engines.supervision import Ending, Failure, Supervisor
+from distbelief.engines.supervision import Death, Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError
 from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
 from distbelief.run.until import Every
@@ -54,6 +54,7 @@ class Controller:
         counts_living: bool,
         evaluate_every: Every | None,
         checkpoint_every: Every,
+        supervisor: Supervisor | None = None,
         evaluates: bool = True,
         seconds_limit: float | None = None,
         seconds_before: float = 0.0,
@@ -67,8 +68,7 @@ class Controller:
         self._limit = seconds_limit
         self._due = Due(evaluate_every, checkpoint_every, evaluates=evaluates)
         self._leases = LeaseServer(allocator, counts_living=counts_living)
-        self._supervisor = Supervisor()
-        self._used = 0
+        self._supervisor = supervisor or Supervisor()
         self._kill_at = math.inf
         self._outstanding = Outstanding()
         self._actions: list[actions.Action] = []
@@ -182,6 +182,13 @@ class Controller:
         self._actions.append(actions.StopWork())
         self._outstanding.when_still(self._grant, now)
 
+    def abandon(self, now: float, why: str, fence: Callable[[int, int], Sequence[Answer]]) -> None:
+        """The run is over, and no replica lives: account for each by what `fence` has the shards say of it."""
+        self.stop(now, why, 0.0)
+        for slot in (slot for slot in self.slots if slot.alive or slot.fencing):
+            slot.alive, slot.state, who = False, "dead", (slot.replica, slot.incarnation)
+            self._fenced(slot, Ending(None, "", cause="ended with the run"), now, now, fence(*who))
+
     def fail(self, now: float, error: DistBeliefError) -> None:
         """End the run at once because of an error."""
         self.error = self.error or error
@@ -189,9 +196,7 @@ class Controller:
 
     def tick(self, now: float, examples: int, steps: Sequence[int]) -> None:
         """Time has passed; `examples` have been used over the run's life, and each replica has done so many `steps`."""
-        if examples > self._used:
-            self._used = examples
-            self._supervisor.worked()
+        self._supervisor.look(examples)
         for slot, done in zip(self.slots, steps, strict=True):
             slot.look(now, done)
             if now >= min(self._kill_at, slot.kill_at):
@@ -223,13 +228,6 @@ class Controller:
             slot.killed = True
             self._actions.append(actions.Kill(slot.replica, slot.incarnation))
 
-    def _dismiss_latecomers(self) -> None:
-        """End replicas that are still starting when there is no more work: no person is to wait for them."""
-        for slot in self.slots:
-            if slot.state == "starting":
-                self._kill(slot)
-                slot.state = "done"
-
     def _fenced(self, slot: ReplicaSlot, ending: Ending, died_at: float, now: float, answers: Sequence[Answer]) -> None:
         """No shard takes anything more from a dead replica: account for it, and replace it."""
         slot.fencing = False
@@ -242,7 +240,10 @@ class Controller:
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, ending.status, error, account, records, torn))
         if self._goes_on:
-            if (pointless := self._supervisor.died(died_at, ending.how, failure)) is None:
+            death = Death(died_at, ending, failure, last, killed=slot.killed)
+            aside, pointless = self._supervisor.judge(death, self.allocator)
+            self._actions += aside
+            if pointless is None:
                 self._start(now, slot)
             else:
                 self.fail(now, pointless)
@@ -263,11 +264,13 @@ class Controller:
     def _grant(self, now: float) -> None:
         """Answer all requests that can be answered now."""
         if (command := self._leases.settle()) is not None:
-            known = partial(self._living_known, command.number)
-            self._actions.append(self._outstanding.execute(command, known))
+            self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:
-            self._dismiss_latecomers()
+            # No person is to wait for replicas that are still starting.
+            for slot in (slot for slot in self.slots if slot.state == "starting"):
+                self._kill(slot)
+                slot.state = "done"
 
     def _living_known(self, number: int, now: float, answers: Sequence[Answer]) -> None:
         self._leases.obeyed(number)
@@ -291,8 +294,7 @@ class Controller:
         allocator = copy.deepcopy(self.allocator)
         taken = [snapshot for snapshot in snapshots if isinstance(snapshot, Snapshot)]
         for slot in self.slots:
-            records = [record_of(snapshot, slot.replica, slot.incarnation) for snapshot in taken]
-            allocator.died(slot.replica, last_push(records))
+            allocator.died(slot.replica, last_push([record_of(s, slot.replica, slot.incarnation) for s in taken]))
         if allocator.total.total > self.allocator.total.total:
             self.watch.work(now)
         self._actions.append(actions.WriteCheckpoint(snapshots, allocator.total, allocator.state()))

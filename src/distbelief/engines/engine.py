@@ -1,11 +1,11 @@
 """What an engine is: a value that opens a session, in which a driver brings a run to life."""
 
-import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from distbelief.engines.run_record import RunRecord
+from distbelief.engines.signals import Requests
 from distbelief.observe.events import Observer
 from distbelief.run.callbacks import Callback
 from distbelief.run.directory import RunDirectory
@@ -39,7 +39,7 @@ class Session(Protocol):
         *,
         observer: Observer,
         files: RunDirectory,
-        received: list[signal.Signals],
+        received: Requests,
         callbacks: Sequence[Callback],
     ) -> Driver:
         """A driver for a run. `received` collects requests to end. Raises `UsageError` where memory is too small."""

@@ -16,6 +16,8 @@ _values = attrgetter(*_NAMES)
 _STOP = 0
 _REQUESTS = 1
 _HEAD = 8
+_PLACE = 2
+"""Numbers that say which batch a replica is at: its epoch, from 1, and the batch in it."""
 
 
 @final
@@ -34,14 +36,15 @@ class ProgressTable:
         numbers = memory[: self.nbytes(replicas, buffers)].view(torch.float64)
         self._cells = cast("memoryview[float]", numbers.numpy().data)
         self._answers = _HEAD
-        self._rows = self._answers + replicas
+        self._places = self._answers + replicas
+        self._rows = self._places + replicas * _PLACE
         start = self._rows + replicas * _FIELDS
         self.buffers = numbers[start : start + replicas * buffers].view(replicas, buffers)
 
     @staticmethod
     def nbytes(replicas: int, buffers: int) -> int:
         """Bytes of memory that a table takes."""
-        return 8 * (_HEAD + replicas * (1 + _FIELDS + buffers))
+        return 8 * (_HEAD + replicas * (1 + _PLACE + _FIELDS + buffers))
 
     @property
     def stopping(self) -> bool:
@@ -65,6 +68,24 @@ class ProgressTable:
         request = self._cells[_REQUESTS]
         self.buffers[replica] = values
         self._cells[self._answers + replica] = request + 1
+
+    def begin(self, replica: int, epoch: int, batch: int) -> None:
+        """A replica begins a batch."""
+        place = self._places + replica * _PLACE
+        self._cells[place], self._cells[place + 1] = epoch + 1, batch
+
+    def batch(self, replica: int) -> tuple[int, int] | None:
+        """The batch that a replica began last, as (epoch, batch); None before its first."""
+        place = self._places + replica * _PLACE
+        epoch = int(self._cells[place])
+        return (epoch - 1, int(self._cells[place + 1])) if epoch else None
+
+    def retire(self, replica: int) -> Progress:
+        """Clear a replica's row for its next incarnation; what was in it."""
+        row = self.read(replica)
+        self.write(replica, Progress())
+        self._cells[self._places + replica * _PLACE] = 0
+        return row
 
     def write(self, replica: int, progress: Progress) -> None:
         """Replace a replica's row."""

@@ -5,7 +5,8 @@ The controller decides; what it wants kept arrives here.
 
 import functools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from distbelief.allocation import Progress
-from distbelief.engines.actions import Action, Evaluate, Left, Lost, WriteCheckpoint
+from distbelief.engines.actions import Action, Evaluate, Left, Lost, SetAside, WriteCheckpoint
 from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
 from distbelief.engines.progress_table import ProgressTable, total
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.shard_set import Shards
+from distbelief.engines.signals import Requests
 from distbelief.engines.speeds import Speeds
+from distbelief.engines.supervision import Supervisor
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
-from distbelief.ports import Capture, Snapshot
+from distbelief.ports import Capture, Fence, Snapshot
+from distbelief.run import divergence
 from distbelief.run.callbacks import Callback, Callbacks, LiveRun
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.checkpointing import Checkpoints
@@ -30,7 +34,7 @@ from distbelief.run.directory import RunDirectory
 from distbelief.run.evaluating import Evaluations
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result, summary_of, trimmed
-from distbelief.run.state import BUFFERS, Totals, key, parameters_into_
+from distbelief.run.state import BUFFERS, FROZEN, Totals, key, parameters_into_
 from distbelief.server.block import AVERAGE, examples_of, updates_of
 from distbelief.task.gradients import FlatModule, emulated
 from distbelief.task.tensors import put_, tensors_of
@@ -60,6 +64,7 @@ def controller_of(prepared: Prepared) -> Controller:
         counts_living=method.admission.round > 1 or method.admission.lead is not None,
         evaluate_every=prepared.evaluate_every,
         checkpoint_every=prepared.checkpoint_every,
+        supervisor=Supervisor(method.tolerate, prepared.name_batch),
         evaluates=bool(prepared.sets),
         seconds_limit=until.seconds,
         seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
@@ -83,7 +88,7 @@ class RunRecord:
     observer: Observer
     files: RunDirectory
     callbacks: Sequence[Callback]
-    received: list[signal.Signals]
+    received: Requests
     clock: Callable[[], float]
     beside: bool
 
@@ -117,6 +122,8 @@ class RunRecord:
         self._born = self.clock()
         self._next_progress = 0.0
         self._heeded = 0
+        self._errors: list[BaseException] = []
+        """What has escaped from the run, and what was raised while it was written."""
 
     def close(self) -> None:
         """End the threads."""
@@ -167,6 +174,9 @@ class RunRecord:
                 self._left(replica)
             case Lost():
                 self._lost(action)
+            case SetAside(epoch, batch, error):
+                indices = self.prepared.examples_of(epoch, batch)
+                self.tell("poisoned", epoch=epoch, batch=batch, examples=indices, error=error)
             case Evaluate():
                 self._with_buffers(lambda: self._evaluations.begin(self._stamp()))
             case WriteCheckpoint():
@@ -215,9 +225,8 @@ class RunRecord:
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
-        row = self.table.read(replica)
+        row = self.table.retire(replica)
         self._retired = total((self._retired, row))
-        self.table.write(replica, Progress())
         self._speeds.restart(replica)
         return row
 
@@ -226,14 +235,44 @@ class RunRecord:
 
         What metrics, data and callbacks of the user's raise ends the run.
         """
+        self.received.turn()
         try:
             self._look()
         except UserCodeError as error:
             self.controller.fail(self.clock(), error)
         if len(self.received) > self._heeded:
             self._heeded = len(self.received)
-            why = "interrupted" if self.received[0] == signal.SIGINT else "terminated"
+            why = self._requested or ""
             self.controller.stop(self.clock(), why, REQUESTED_GRACE_S if self._heeded == 1 else 0.0)
+
+    def abandon(self, error: BaseException) -> None:
+        """The run is over by what has escaped from it, and no replica lives: account for what was reached."""
+        self._errors.append(error)
+        why = self._requested or ("interrupted" if isinstance(error, KeyboardInterrupt) else "failure")
+        shards = range(self.prepared.layout.shards)
+        with self._kept():
+            self.controller.abandon(
+                self.clock(), why, lambda *who: self.shards.execute_each([Fence(*who) for _ in shards])
+            )
+            for action in self.controller.take():
+                if isinstance(action, Lost):
+                    self.keep(action)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keep what a block raises, and go on: what comes after it is to be written all the same."""
+        try:
+            yield
+        # Whatever it is. It is raised in the end.
+        except BaseException as error:  # noqa: BLE001
+            self._errors.append(error)
+
+    @property
+    def _requested(self) -> str | None:
+        """Why the run is to end, where that was asked for."""
+        if not self.received:
+            return None
+        return "interrupted" if self.received[0] == signal.SIGINT else "terminated"
 
     def tick(self) -> None:
         """Tell the controller that time has passed."""
@@ -307,7 +346,8 @@ class RunRecord:
 
     def _write(self, draft: Draft) -> None:
         for name, buffer in self.flat.named_buffers(self._buffers()).items():
-            self._image.tensors[key(BUFFERS, name)].copy_(buffer)
+            held = self._image.tensors
+            held[key(BUFFERS if key(BUFFERS, name) in held else FROZEN, name)].copy_(buffer)
         self._checkpoints.begin(draft)
 
     def _write_last(self) -> None:
@@ -440,30 +480,33 @@ class RunRecord:
     def result(self) -> Result:
         """Evaluate what was reached unless somebody is in a hurry, check every account, and write it all down."""
         controller, allocator = self.controller, self.controller.allocator
-        account, totals, error = allocator.total, self._totals(), controller.error
-        used = account.used + account.partial
-        limit = self.prepared.until.examples
+        account, totals = allocator.total, self._totals()
+        used, limit = account.used + account.partial, self.prepared.until.examples
         stopped_by = controller.stopped_by or ("examples" if limit is not None and account.total >= limit else "epochs")
         stamp = {"epoch": round(used / allocator.examples, 3), "examples": used}
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
-        if error is None and not self.shards.finite:
-            error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
-        wanted = error is None and not self.received
-        if wanted and self.prepared.sets:
-            self.tell("evaluating", seconds=stamp["seconds"])
-        try:
+        if controller.error is None and not self.shards.finite:
+            controller.error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
+        wanted = controller.error is None and not self._errors and not self.received
+        with self._kept():
+            if wanted and self.prepared.sets:
+                self.tell("evaluating", seconds=stamp["seconds"])
             self._evaluations.finish(stamp if wanted else None, impatient=lambda: bool(self.received))
-        except UserCodeError as failure:
-            error = error or failure
-        self._write_last()
+        with self._kept():
+            self._write_last()
+        if isinstance(controller.error, Diverged):
+            with self._kept():
+                controller.error.add_note(divergence.set_aside(self.prepared, self.files.checkpoints))
         if self.prepared.method.average is not None:
-            self._write_average()
-        self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=self._speeds.loss())
-        try:
+            with self._kept():
+                self._write_average()
+        with self._kept():
+            loss = self._speeds.loss()
+            self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=loss)
+        with self._kept(), self.received.interruptible():
             self._callbacks.call()
-        except UserCodeError as failure:
-            error = error or failure
-        self._check()
+        with self._kept():
+            self._check()
         summary = summary_of(
             self.prepared,
             account,
@@ -475,7 +518,7 @@ class RunRecord:
             setup_seconds=round((controller.watch.began or self._born) - self._born, 3),
             evaluation_seconds=round(self._evaluations.seconds, 3),
         )
-        return Result(summary, error)
+        return Result(summary, next((error for error in (controller.error, *self._errors) if error), None))
 
     def _check(self) -> None:
         allocator = self.controller.allocator

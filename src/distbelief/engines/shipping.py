@@ -3,6 +3,7 @@
 The pickle never touches a file: it lies in anonymous memory that only the worker is handed.
 """
 
+import functools
 import io
 import mmap
 import os
@@ -50,7 +51,23 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
             if type(obj) is np.memmap or not (obj.flags.c_contiguous or obj.flags.f_contiguous):
                 # numpy would leave it in the pickle.
                 return np.asarray, (np.ascontiguousarray(obj),)
+        elif type(obj) is _Cached and _is_the_scripts(obj):
+            # It would go by its name, which another process does not have.
+            return _cached, (obj.__wrapped__, obj.cache_parameters())
         return super().reducer_override(obj)
+
+
+_Cached = type(functools.cache(len))
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _is_the_scripts(function: Any) -> bool:
+    """Whether a function was defined where no other process can import it from."""
+    module = function.__module__
+    return module == "__main__" or module.startswith(FILE_MODULE) or "<locals>" in function.__qualname__
 
 
 def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tensor:

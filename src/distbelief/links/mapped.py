@@ -18,6 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from distbelief.links import forks
 from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Version
 from distbelief.server.block import ShardSpec
 from distbelief.server.shard import Shard
@@ -33,6 +34,8 @@ class SharedMemory:
     """Anonymous memory that is handed to other processes by its file descriptor.
 
     `fd` stays open as long as the process lives: closing any descriptor of the file would free the process's locks.
+    Children that are forked have neither the descriptor nor, unless it is private, the memory: they would keep it from
+    being freed.
     """
 
     def __init__(self, fd: int, *, private: bool = False) -> None:
@@ -40,6 +43,9 @@ class SharedMemory:
         self.nbytes = os.fstat(fd).st_size
         access = mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE
         self._map = mmap.mmap(fd, self.nbytes, access=access)
+        if not private:
+            self._map.madvise(mmap.MADV_DONTFORK)
+        forks.hold(fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     @classmethod
@@ -55,6 +61,7 @@ class SharedMemory:
 
     def close(self) -> None:
         """Close the descriptor, and with it all locks; the mapping lives as long as tensors of it do."""
+        forks.release(self.fd)
         os.close(self.fd)
 
 

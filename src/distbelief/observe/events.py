@@ -9,6 +9,7 @@ it), and:
                  remarks: a sentence a setting that has no effect, or another one than it may seem
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
+    poisoned     epoch, batch, examples: their indices, error     a batch was set aside: replicas died or failed at it
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is
                                                                   dead (there is false), or back
     progress     examples, updates, loss, examples_per_second, replicas: [{replica, examples_per_second, staleness}],
@@ -20,6 +21,7 @@ it), and:
                  newly_frozen, newly_trained: names of parameters that were trained and are not any more, or vice versa,
                  other_data: whether the first batch is not the one that the run began with,
                  earlier: where the files of a run without a checkpoint were moved, or None
+    renewed      name: of a file that another program had removed, and that is there again; once for each
     checkpoint   path, error (one of them is None), capture_s: for how long the controller copied the run
     evaluating   training has ended, the last evaluation begins
     stopped      stopped_by, epoch, examples, updates, refused: examples whose gradients were not finite, train_loss

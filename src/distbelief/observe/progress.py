@@ -160,6 +160,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             return f"the checkpoint could not be written: {content['error']}"
         case "unwritten" if content["name"] != "the last checkpoint":
             return f"{content['name']} could not be written: {content['error']}; the run goes on"
+        case "renewed":
+            return f"another program has removed {content['name']}: it is there again, and the run goes on"
         case "evaluating":
             return "training has ended; evaluating what was reached"
         case "evaluation":
@@ -169,6 +171,9 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             why = died_of(content)
             why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
             return f"replica #{content['replica']} died ({why}); what it held is leased again"
+        case "poisoned":
+            indices, why = _listed(list(map(str, content["examples"]))), content["error"].splitlines()[0]
+            return f"batch {content['batch']} of epoch {content['epoch']} (examples {indices}) is set aside: {why}"
         case "machine":
             return f"{content['machine']} is {'back' if content['there'] else 'dead'}"
         case "stopped":

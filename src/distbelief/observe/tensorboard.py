@@ -77,7 +77,7 @@ class TensorBoard:
             case "evaluation":
                 scalars = {f"evaluation/{name}": value for name, value in event.items() if name not in STAMP}
             case "progress":
-                scalars = {f"train/{name}": event[name] for name in _TRAINING}
+                scalars = {f"train/{name}": event.get(name) for name in _TRAINING}
                 for replica in event["replicas"]:
                     for name in ("examples_per_second", "staleness"):
                         scalars[f"{name}/replica_{replica['replica']}"] = replica[name]

@@ -12,7 +12,7 @@ from torch import nn
 
 from distbelief.errors import UsageError, UserCodeError
 from distbelief.run.result import STAMP
-from distbelief.task.tracebacks import user_frames
+from distbelief.task.tracebacks import described, user_frames
 
 Event = dict[str, Any]
 """A line of the log of events: "event", "seconds", and what belongs to the event."""
@@ -76,8 +76,10 @@ class Callbacks:
             for function in self._functions:
                 try:
                     function(event, self.run)
-                # Whatever the user's function raises.
-                except Exception as error:
+                # Whatever the user's function raises. What is not an error, such as `sys.exit`, stays what it is.
+                except BaseException as error:
                     self._functions = ()
-                    what = f"a callback failed with {error!r} at the event {event['event']!r}"
+                    if not isinstance(error, Exception):
+                        raise
+                    what = f"a callback failed with {described(error)} at the event {event['event']!r}"
                     raise UserCodeError(f"{what}\n\n{user_frames(error)}".rstrip()) from error

@@ -1,11 +1,13 @@
 """Checkpoints: a run at one instant, as named tensors and JSON, whole or not there at all.
 
-    checkpoints/00000012800/     the examples that had been accounted for
+    checkpoints/000000012800/    the examples that had been accounted for
         tensors.safetensors      everything that the module and the rule hold, by the keys of `state.py`
         state.json               the state of the run (`state.py`), and the checksum of the tensors
     checkpoints/best.safetensors the model at its best evaluation, with the names of `state_dict`
+    .checkpoints.json            the index of the folders that were written: no other is ever removed
 
-Nothing in them depends on the number of shards or replicas.
+Nothing in them depends on the number of shards or replicas. A folder is removed by the names of the files that were
+written into it, so that whatever else is put there stays.
 """
 
 import errno
@@ -13,13 +15,14 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
+import re
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import BinaryIO, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +39,8 @@ KEPT = 3
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _PARTIAL = ".partial"
+_NAME = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})|\.partial-([0-9]{12,})-before")
+"""A checkpoint, or one that is being replaced by another of as many examples."""
 _PAGE = mmap.PAGESIZE
 _PIECE = 8 << 20
 """Bytes that are written at a time."""
@@ -129,28 +134,85 @@ class Draft(NamedTuple):
 def write(folder: Path, draft: Draft) -> Path:
     """Write a checkpoint under `folder`, and remove all but the newest few. Raises `OSError` where it cannot."""
     target = folder / f"{draft.examples:012}"
-    partial = folder / f"{_PARTIAL}-{target.name}"
+    partial, before = (folder / f"{_PARTIAL}-{target.name}{end}" for end in ("", "-before"))
     # One process at a time writes here: what is half there is of one that was killed.
-    for half in folder.glob(f"{_PARTIAL}-*"):
-        shutil.rmtree(half, ignore_errors=True)
+    _clear(folder, keep=None if target.exists() else before)
     partial.mkdir(parents=True)
     try:
+        written = _written(folder)
+        if target.name not in written:
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, f"{target} is in the way, which no run has written")
+            _write_index(folder, written | {target.name})
         text = json.dumps({"tensors": write_image(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
         (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
         sync(partial / _STATE)
         sync(partial)
         if target.exists():
-            # Out of the way in one step: a half removed one would pass for a damaged one.
-            target.rename(partial.with_name(f"{partial.name}-before"))
+            # Out of the way in one step: a half removed one would pass for a damaged one. It is read where it lies
+            # until the new one has its name.
+            target.rename(before)
         partial.rename(target)
-        shutil.rmtree(partial.with_name(f"{partial.name}-before"), ignore_errors=True)
         sync(folder)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
-    for old in _all(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _clear(folder)
+    _prune(folder)
     return target
+
+
+def _clear(folder: Path, *, keep: Path | None = None) -> None:
+    """Remove what is half written or was replaced."""
+    for half in folder.glob(f"{_PARTIAL}-*"):
+        if half != keep:
+            _remove(half)
+
+
+def _prune(folder: Path) -> None:
+    """Remove all but the newest few of those that were written here."""
+    written = _written(folder)
+    for old in [path for path in _all(folder) if path.name in written][KEPT:]:
+        _remove(old)
+    there = {name for name in written if (folder / name).exists()}
+    if there != written:
+        with suppress(OSError):
+            _write_index(folder, there)
+
+
+def _written(folder: Path) -> set[str]:
+    """The names of the checkpoints that were written here, by the index."""
+    try:
+        names = json.loads(_index(folder).read_text())["checkpoints"]
+        return set(filter(_NAME.fullmatch, names))
+    # Where it is damaged, or there is none, nothing is removed.
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _index(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.json")
+
+
+def _write_index(folder: Path, names: set[str]) -> None:
+    partial = folder.with_name(f"{_index(folder).name}{_PARTIAL}")
+    try:
+        with create(partial) as file:
+            file.write(json.dumps({"checkpoints": sorted(names)}).encode())
+        sync(partial)
+        partial.replace(_index(folder))
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, by the names of its files: what else is in its folder stays there, and so does that."""
+    with suppress(OSError):
+        if not path.is_symlink():
+            for name in (_TENSORS, _STATE):
+                (path / name).unlink(missing_ok=True)
+            path.rmdir()
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -169,15 +231,30 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
+def rename(folder: Path, examples: int, prefix: str) -> None:
+    """Have a checkpoint be one no more: it keeps its name, behind a prefix, and replaces an older one of that name."""
+    for path in [path for path in _all(folder) if _examples(path) == examples]:
+        target = folder / f"{prefix}{examples:012}"
+        _remove(target)
+        path.rename(target)
+
+
 def latest(folder: Path) -> int | None:
     """The examples of the newest checkpoint, damaged or not; None if there is none."""
-    return next((int(path.name) for path in _all(folder)), None)
+    return next((_examples(path) for path in _all(folder)), None)
 
 
 def _all(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    """Newest first, and one that is being replaced after what replaces it."""
+    named = [path for path in folder.glob("*") if _NAME.fullmatch(path.name)]
+    found = [path for path in named if path.is_dir() and not path.is_symlink()]
+    return sorted(found, key=lambda path: (_examples(path), path.name[0] != "."), reverse=True)
+
+
+def _examples(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1] or match[2])
 
 
 def _read(path: Path) -> Checkpoint:
@@ -193,7 +270,7 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError("the checksum of its tensors is wrong")
     tensors = load_file(path / _TENSORS)
     check_tensors(state, tensors)
-    return Checkpoint(int(path.name), tensors, state)
+    return Checkpoint(_examples(path), tensors, state)
 
 
 def _other_format(path: Path, found: object) -> Exception:
@@ -222,7 +299,7 @@ def write_image(path: Path, image: Image) -> int:
 
 
 def _write_pages(path: Path, image: Image, flag: int) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flag, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | flag, 0o666)
     try:
         checksum = done = 0
         while done < image.nbytes:
@@ -247,6 +324,13 @@ def _checksum(path: Path) -> int:
 
 def _paged(nbytes: int) -> int:
     return -(-nbytes // _PAGE) * _PAGE
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing, in the place of one that a killed process has left half written."""
+    path.unlink(missing_ok=True)
+    # A link is not followed, and the user's umask decides who may read it.
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
 
 
 def sync(path: Path) -> None:

@@ -1,28 +1,31 @@
 """The files of a run: written while it trains, each whole or not there at all.
 
-    .lock                        held while a run is at work
+    .lock                        held while a run is at work (`lock.py`)
     method.json, task.json       what was asked for
     events.jsonl                 a line for everything that happened
     checkpoints/                 what the run can go on from (`checkpoint.py`), and best.safetensors
+    .checkpoints.json            which of its folders the run has written
     model.safetensors            what was reached
     model-average.safetensors    the average of the parameters, where one is kept
     summary.json                 the same in figures
 
-A run does not end because a file cannot be written: `unwritten` says which ones are missing, and why.
+1.  A run writes into a directory that is not there, is empty, or is a run's own: `method.json` or `task.json` says so,
+    of which one is there from the first file that is written on. Anything else is refused before a byte is written.
+2.  No link in it is followed.
+3.  A run does not end because a file cannot be written: `unwritten` says which ones are missing, and why. What another
+    program removes is written anew, and is in `renewed`.
 """
 
 import errno
-import fcntl
 import itertools
 import json
 import os
-import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, TextIO, final
+from typing import Any, Self, final
 
 from torch import nn
 
@@ -31,13 +34,29 @@ from distbelief.errors import DirectoryError
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft
 from distbelief.run.description import describe, revive
-from distbelief.run.run import change
+from distbelief.run.lock import LOCK, DirectoryLock, word_in
+from distbelief.run.run import FORMAT, change
 
 _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
-_FILES = ("task.json", "checkpoints", _LOG, "model.safetensors", "model-average.safetensors", "summary.json", _METHOD)
-"""What a run writes. That its method is there says that there is a run, so it is the last to be moved."""
+_TASK = "task.json"
+_FILES = (
+    _TASK,
+    "checkpoints",
+    ".checkpoints.json",
+    _LOG,
+    "model.safetensors",
+    "model-average.safetensors",
+    "summary.json",
+)
+"""What a run writes beside its method."""
+_SIGNS = {_METHOD: "kind", _TASK: "digest"}
+"""What is in the files that say that a directory is a run's."""
+_EARLIER = "earlier-"
+_NAMED = 3
+"""Files of others that are named in a sentence."""
+_TAKEN = "another run has taken its place"
 
 
 def stored_method(path: str | Path) -> Method | None:
@@ -58,16 +77,20 @@ def stored_method(path: str | Path) -> Method | None:
 class RunDirectory:
     """The directory of a run, for one process at a time."""
 
-    def __init__(self, path: Path, *, made: bool, lock: TextIO, log: int) -> None:
+    def __init__(self, path: Path, *, made: bool, lock: DirectoryLock) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
         self.average = path / "model-average.safetensors"
         self.unwritten: dict[str, str] = {}
         """Files whose latest state could not be written, and why."""
+        self.renewed: list[str] = []
+        """Files that another program has removed, and that are there again."""
         self._made = made
         self._lock = lock
-        self._log = log
+        # As long as it is open, no other directory can have its number.
+        self._folder = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
+        self._log: int | None = None
         self._written: dict[str, dict[str, Any]] = {}
         self._holding = threading.Lock()
 
@@ -75,31 +98,43 @@ class RunDirectory:
     def open(cls, path: str | Path | None, *, resume: bool = False) -> Self:
         """Take a directory, made where there is none; a fresh one under `runs/` where `path` is None.
 
-        Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, or nothing can be
-        written.
+        Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, where there is
+        anything else, or nothing can be written.
         """
         made = path is None or not Path(path).exists()
-        path = _make_fresh() if path is None else Path(path)
+        # Absolute: what the user's code does to the working directory is not to move the run.
+        path = _make_fresh() if path is None else Path(path).absolute()
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(path)
-            if (path / _METHOD).exists() and not resume:
+            if not made:
+                _check_own(path)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = DirectoryLock.take(path)
+            except BlockingIOError as error:
+                raise DirectoryError(f"{path} is in use by a run that is at work") from error
+            try:
+                # Again, now that nothing changes any more.
+                _check_own(path)
+                if _holds_run(path) and not resume:
+                    raise DirectoryError(
+                        f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
+                    )
+                files = cls(path, made=made, lock=lock)
+                # What a writer that was killed has left half written.
+                for file in (files.best, *(path / name for name in (*_FILES, _METHOD))):
+                    _remove(_partial(file))
+                return files
+            except BaseException:
                 lock.close()
-                raise DirectoryError(
-                    f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
-                )
-            # What a writer that was killed left half written.
-            for half in [*path.glob(".*.partial"), *path.glob("checkpoints/.*.partial")]:
-                _remove(half)
-            return cls(path, made=made, lock=lock, log=_open_log(path / _LOG))
+                raise
         except OSError as error:
             if made:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_unused(path)
             raise _unwritable(path, error) from error
 
     def check_model(self, module: nn.Module) -> None:
         """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
-        file = self.path / "task.json"
+        file = self.path / _TASK
         if not file.exists():
             return
         try:
@@ -113,36 +148,56 @@ class RunDirectory:
             )
 
     def set_aside(self) -> Path | None:
-        """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run."""
-        if not (self.path / _METHOD).exists():
+        """Move what an earlier run wrote into a folder of its own, and return that; None if there was no run.
+
+        The method stays as well, until there is another one: it says that the directory is a run's. A move that was
+        cut short is gone on with.
+        """
+        there = [name for name in _FILES if (self.path / name).exists()]
+        if not there or not (self.path / _METHOD).exists():
             return None
         try:
-            folder = _first_new(self.path / f"earlier-{number}" for number in itertools.count(1))
-            for name in _FILES:
-                if (self.path / name).exists():
-                    (self.path / name).rename(folder / name)
-            self.checkpoints.mkdir()
-            moved, self._log = self._log, _open_log(self.path / _LOG)
+            folder = self._begun_aside(there) or _first_new(
+                self.path / f"{_EARLIER}{number}" for number in itertools.count(1)
+            )
+            for name in there:
+                (self.path / name).rename(folder / name)
+            half = folder / f".{_METHOD}.partial"
+            with checkpoint.create(half) as file:
+                file.write((self.path / _METHOD).read_bytes())
+            half.replace(folder / _METHOD)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        os.close(moved)
         return folder
+
+    def _begun_aside(self, names: Sequence[str]) -> Path | None:
+        """A folder into which a move was begun, with room for what is left to be moved."""
+        folders = [path for path in self.path.glob(f"{_EARLIER}*") if path.is_dir() and not path.is_symlink()]
+        taken = {path for path in folders for name in (*names, _METHOD) if (path / name).exists()}
+        return next((path for path in folders if path not in taken), None)
 
     def begin(self, method: dict[str, Any], task: dict[str, Any]) -> None:
         """Write what was asked for. Raises `DirectoryError` where it cannot: a run that can write nothing is no use."""
-        resumed = (self.path / _METHOD).exists()
-        self.write_json(_METHOD, method)
-        self.write_json("task.json", task)
-        for why in self.unwritten.values():
+        resumed = _holds_run(self.path)
+        try:
+            self.write_json(_METHOD, {"format": FORMAT, **method})
+            self.write_json(_TASK, {"format": FORMAT, **task})
+            for why in self.unwritten.values():
+                raise DirectoryError(f"cannot write to the run directory {self.path}: {why}")
+            self.checkpoints.mkdir(exist_ok=True)
+        except (OSError, DirectoryError) as error:
             if not resumed:
                 _remove(self.path / _METHOD)
-            raise DirectoryError(f"cannot write to the run directory {self.path}: {why}")
+                _remove(self.path / _TASK)
+            raise error if isinstance(error, DirectoryError) else _unwritable(self.path, error) from error
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
         line = (json.dumps(describe({"event": event, **content})) + "\n").encode()
         try:
             self._hold()
+            if self._log is None:
+                self._log = _open_log(self.path / _LOG)
             _append(self._log, line)
         except OSError as error:
             self.unwritten[_LOG] = _why(error)
@@ -150,8 +205,13 @@ class RunDirectory:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
         text = json.dumps(describe(content), indent=2) + "\n"
+
+        def write(partial: Path) -> None:
+            with checkpoint.create(partial) as file:
+                file.write(text.encode())
+
+        self._put(self.path / name, write)
         self._written[name] = content
-        self._put(self.path / name, lambda partial: partial.write_text(text))
 
     def write_model(self, module: nn.Module, path: Path | None = None) -> None:
         """Write `model.safetensors`, with the names of `state_dict`; a tensor of several names is there under each."""
@@ -186,16 +246,19 @@ class RunDirectory:
 
     def close(self) -> None:
         """Close the log, and let others in. A directory in which no run has begun goes, if it was made for this one."""
-        os.close(self._log)
-        if self._made and not (self.path / _METHOD).exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self._log is not None:
+            os.close(self._log)
+        os.close(self._folder)
+        if self._made and not _holds_run(self.path):
+            _remove_unused(self.path)
         self._lock.close()
 
     def _put(self, path: Path, write: Callable[[Path], object]) -> None:
         """Have a file written beside its place, and put it there when it is whole and on the disk."""
-        name, partial = str(path.relative_to(self.path)), path.with_name(f".{path.name}.partial")
+        name, partial = str(path.relative_to(self.path)), _partial(path)
         try:
             self._hold()
+            _remove(partial)
             write(partial)
             checkpoint.sync(partial)
             partial.replace(path)
@@ -206,37 +269,104 @@ class RunDirectory:
             self.unwritten.pop(name, None)
 
     def _hold(self) -> None:
-        """Make the directory again if somebody has removed it. Raises `OSError` if another run's is in its place."""
+        """Put back what another program has removed. Raises `OSError` if the directory is another's by now."""
         with self._holding:
-            try:
-                if os.path.samestat((self.path / ".lock").stat(), os.fstat(self._lock.fileno())):
-                    return
-            except FileNotFoundError:
-                pass
-            if (self.path / _METHOD).exists():
-                raise OSError(errno.EEXIST, "another run has taken its place")
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = _take_lock(self.path)
-            except DirectoryError as error:
-                raise OSError(errno.EBUSY, "another run has taken its place") from error
-            self._lock.close()
-            self._lock = lock
-            os.close(self._log)
+            if not self._lock.in_place(self.path):
+                self._take_again()
+            if self._log is not None and not _in_place(self._log, self.path / _LOG):
+                self._log = _renew_log(self._log, self.path / _LOG)
+                self.renewed.append(_LOG)
+            gone = [name for name in self._written if not (self.path / name).exists()]
+            contents = {name: self._written.pop(name) for name in gone}
+        for name, content in contents.items():
+            self.write_json(name, content)
+            self.renewed.append(name)
+
+    def _take_again(self) -> None:
+        """Take the lock again, and make the directory again, if these are gone.
+
+        Raises `OSError` where another run is in its place, or has been, or other files.
+        """
+        try:
+            same = os.path.samestat(self.path.stat(), os.fstat(self._folder))
+            if not same and word_in(self.path) != self._lock.word:
+                _check_own(self.path)
+                if _holds_run(self.path):
+                    raise OSError(errno.EEXIST, _TAKEN)
+        except FileNotFoundError:
+            same = False
+        except DirectoryError as error:
+            raise OSError(errno.EEXIST, "other files are in its place") from error
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = DirectoryLock.take(self.path, self._lock.word)
+        except BlockingIOError as error:
+            if word_in(self.path) == self._lock.word:
+                # It is this one: some file systems number a file anew.
+                return
+            raise OSError(errno.EBUSY, _TAKEN) from error
+        if lock.before not in ("", lock.word):
+            lock.close()
+            raise OSError(errno.EEXIST, _TAKEN)
+        self._lock.close()
+        self._lock = lock
+        if not same:
+            os.close(self._folder)
+            self._folder = os.open(self.path, os.O_DIRECTORY | os.O_CLOEXEC)
+            if self._log is not None:
+                os.close(self._log)
             self._log = _open_log(self.path / _LOG)
             self.unwritten[_LOG] = "the directory was removed while the run was at work"
-        for name, content in list(self._written.items()):
-            self.write_json(name, content)
+        elif not lock.before:
+            self.renewed.append(LOCK)
 
 
-def _take_lock(path: Path) -> TextIO:
-    lock = (path / ".lock").open("w")
+def _remove_unused(path: Path) -> None:
+    """Remove a directory in which no run has begun; what is not a run's stays in it."""
+    with suppress(OSError):
+        _remove(path / LOCK)
+        path.rmdir()
+
+
+def _holds_run(path: Path) -> bool:
+    return any((path / name).exists() for name in _SIGNS)
+
+
+def _check_own(path: Path) -> None:
+    """Raise `DirectoryError` where a directory holds anything, unless it is a run's."""
+    there = sorted(file.name for file in path.iterdir())
+    if links := [name for name in there if name in (LOCK, _METHOD, *_FILES) and (path / name).is_symlink()]:
+        raise DirectoryError(
+            f"{path / links[0]} is a link, which no run follows: remove it, or choose another directory"
+        )
+    if any(_is_sign(path / name, key) for name, key in _SIGNS.items()):
+        return
+    own = {_partial(path / _METHOD).name} | ({LOCK} if word_in(path) is not None else set())
+    if others := [name for name in there if name not in own]:
+        some = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        raise DirectoryError(
+            f"{path} holds what no run has written ({some}): choose a directory that is empty or not there yet"
+        )
+
+
+def _is_sign(file: Path, key: str) -> bool:
+    """Whether a file is one of those that name a run, as they are written here."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise DirectoryError(f"{path} is in use by a run that is at work") from error
-    return lock
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"format", key} <= content.keys()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _in_place(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _append(log: int, line: bytes) -> None:
@@ -252,9 +382,18 @@ def _append(log: int, line: bytes) -> None:
 
 def _open_log(path: Path) -> int:
     """Open for appending, after the last whole line: a writer that was killed may have left half of one."""
-    log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     content = path.read_bytes()
     os.ftruncate(log, content.rfind(b"\n") + 1)
+    return log
+
+
+def _renew_log(before: int, path: Path) -> int:
+    """Open the log anew, with what was in the one that is gone."""
+    log = _open_log(path)
+    if not os.fstat(log).st_size:
+        _append(log, os.pread(before, os.fstat(before).st_size, 0))
+    os.close(before)
     return log
 
 
@@ -274,11 +413,11 @@ def _why(error: OSError) -> str:
 
 def _make_fresh() -> Path:
     """A new directory, named after the time."""
-    stem = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    stem = Path("runs", datetime.now().strftime("%Y-%m-%d-%H%M%S")).absolute()
     try:
-        return _first_new(Path("runs", stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
+        return _first_new(stem if i == 1 else stem.with_name(f"{stem.name}-{i}") for i in itertools.count(1))
     except OSError as error:
-        raise _unwritable(Path("runs", stem), error) from error
+        raise _unwritable(stem, error) from error
 
 
 def _first_new(paths: Iterable[Path]) -> Path:

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, final
 
@@ -17,11 +17,13 @@ from distbelief.run.evaluation import Abandoned, evaluate
 from distbelief.run.prepare import OF_AVERAGE, Prepared
 from distbelief.task.data import seeded
 from distbelief.task.gradients import FlatModule
-from distbelief.task.tracebacks import user_frames
+from distbelief.task.tracebacks import described, user_frames
 
 Row = dict[str, Any]
 _LOOK_S = 0.1
 """How often the wait for an evaluation looks whether it is still worth waiting for."""
+_LEAVE_S = 2.0
+"""How long an evaluation that is of no use any more may take to end before it is left behind."""
 
 
 @final
@@ -52,7 +54,6 @@ class Evaluations:
         self._task = self.prepared.task.placed(self.flat.device)
         averaged = self.prepared.method.average is not None
         self._average = torch.empty_like(self.flat.vector) if averaged else None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         self._running: Future[tuple[Row, bool]] | None = None
         self._abandoned = threading.Event()
 
@@ -66,7 +67,7 @@ class Evaluations:
         buffers = self.fetch()
         if self._average is not None:
             self.fetch_average(self._average)
-        self._running = self._pool.submit(self._evaluate, stamp, buffers, threads, everything=everything)
+        self._running = self._start(stamp, buffers, threads, everything=everything)
         return self._running
 
     def turn(self) -> bool:
@@ -101,12 +102,31 @@ class Evaluations:
         self.fetch_average(self.flat.vector)
         self._load(buffers)
 
+    def _start(self, *arguments: Any, **named: Any) -> Future[tuple[Row, bool]]:
+        """Evaluate in a thread that does not keep the process from ending: the user's code may never come back."""
+        future: Future[tuple[Row, bool]] = Future()
+
+        def evaluate() -> None:
+            try:
+                future.set_result(self._evaluate(*arguments, **named))
+            # The run's thread judges it, whatever it is.
+            except BaseException as error:  # noqa: BLE001
+                future.set_exception(error)
+
+        threading.Thread(target=evaluate, name="evaluation", daemon=True).start()
+        return future
+
     def _wait(self, impatient: Callable[[], bool]) -> None:
-        while self._running is not None:
+        """Wait for an evaluation; for a moment only, once it is abandoned. What it comes to is of no use then."""
+        left_at = math.inf
+        while self._running is not None and time.monotonic() < left_at:
             if impatient():
                 self._abandoned.set()
+            if left_at == math.inf and self._abandoned.is_set():
+                left_at = time.monotonic() + _LEAVE_S
             if wait([self._running], timeout=_LOOK_S).done:
                 self._record()
+        self._running = None
 
     def verdict(self) -> str | None:
         """Why the run should end by its evaluations: "target", "patience", or None."""
@@ -129,8 +149,8 @@ class Evaluations:
         return found is not None and bool(found >= value if self.prepared.mode(name) == "max" else found <= value)
 
     def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Have an evaluation that is under way end soon."""
+        self._abandoned.set()
 
     def _record(self) -> None:
         assert self._running is not None
@@ -143,7 +163,7 @@ class Evaluations:
         except Exception as error:
             where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
             raise UserCodeError(
-                f"an evaluation failed{where} with {error!r}\n\n{user_frames(error)}".rstrip()
+                f"an evaluation failed{where} with {described(error)}\n\n{user_frames(error)}".rstrip()
             ) from error
         self.history.append(row)
         self.tell(row, best)
@@ -161,11 +181,16 @@ class Evaluations:
         began = time.monotonic()
         found = {}
         for prefix, vector in self._models():
+            # The module is the run's again, once an evaluation is abandoned.
+            if self._abandoned.is_set():
+                raise Abandoned
             self.flat.vector.copy_(vector)
             self._load(buffers)
             found[prefix] = self._metrics(prefix, everything=everything)
         row = stamp | found[""] | found.get(OF_AVERAGE, {})
         self.seconds += time.monotonic() - began
+        if self._abandoned.is_set():
+            raise Abandoned
         # In this thread: while the best model is written, the controller answers replicas.
         if best := self._is_best(row):
             self.keep()

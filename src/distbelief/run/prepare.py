@@ -1,6 +1,5 @@
 """From what the user brought to what can run: everything is checked here, before anything is started."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from distbelief.task.gradients import CPU, Precision
 from distbelief.task.loader import Loading
 from distbelief.task.nested import fingerprint, moved, shapes
 from distbelief.task.order import Kind, Order
+from distbelief.task.settings import check_settings
 from distbelief.task.task import Task, trainable
 from distbelief.task.tensors import put_, tensors_of
 from distbelief.task.tracebacks import noted
 
 _DEFAULT_BATCH = 32
 _EVERY_MINUTE = Every(seconds=60)
+_NAMED = 32
+"""Examples of a batch that are named in a sentence."""
 OF_AVERAGE = "average_"
 """What metrics of the average of the parameters begin with."""
 _LARGE = 1 << 20
@@ -85,7 +87,9 @@ class Prepared(Asked):
     advice: tuple[str, ...] = ()
     """What was seen in the first evaluations, in sentences."""
     mutable_buffers: tuple[str, ...] = ()
-    """The buffers that training changes, by name."""
+    """The buffers, and parameters that are not trained, that training changes, by name."""
+    growing: tuple[str, ...] = ()
+    """Tensors that have another shape after each batch."""
     data: str = ""
     """The fingerprint of the first batch."""
 
@@ -114,7 +118,7 @@ class Prepared(Asked):
 
     @property
     def remarks(self) -> list[str]:
-        """Settings that have no effect, in sentences."""
+        """Settings that have no effect, and tensors that are left out, in sentences."""
         until, trained = self.until, [entry.name for entry in self.layout.entries]
         unused = [] if until.patience or not until.min_delta else ["min_delta has no effect without patience"]
         if not self.sets:
@@ -127,7 +131,13 @@ class Prepared(Asked):
         used = [self.rows, *(found.rows for found in self.sets.values())]
         if self.task.collate_fn is not None and all(isinstance(rows, ArrayRows) for rows in used):
             unused.append("collate_fn has no effect, since all data are arrays: rows are taken from them as they are")
-        return [*self.method.remarks(trained, until.in_examples(self.examples)), *unused, *self.advice]
+        left_out = [
+            f"{name} has another shape after each batch: replicas keep it to themselves, and the model that is "
+            "evaluated and written does not have it"
+            for name in self.growing
+        ]
+        remarks = self.method.remarks(trained, until.in_examples(self.examples))
+        return [*remarks, *unused, *self.advice, *left_out]
 
     @property
     def chosen_by(self) -> str | None:
@@ -146,6 +156,17 @@ class Prepared(Asked):
             return Changes([], [], [])
         before = self.resumed.state.trained
         return changes(before, self.resumed.tensors, self.layout, self.method.kept)
+
+    def examples_of(self, epoch: int, batch: int) -> list[int]:
+        """Which examples are in a batch."""
+        indices: list[int] = self.order(epoch).tolist()
+        return indices[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def name_batch(self, epoch: int, batch: int) -> str:
+        """A batch in words, with its first examples."""
+        indices = self.examples_of(epoch, batch)
+        rest = f" and {len(indices) - _NAMED} others" if len(indices) > _NAMED else ""
+        return f"batch {batch} of epoch {epoch} (examples {', '.join(map(str, indices[:_NAMED]))}{rest})"
 
     @property
     def term(self) -> int:
@@ -190,35 +211,29 @@ def prepare(
 ) -> Prepared:
     """Check a task and decide every open number; `replicas` is asked where the method says "auto".
 
-    `check_model` is given the module as the task builds it, and raises where it is not that of the run that goes on.
+    `check_model` is given the module as it is after one batch, and raises where it is not that of the run that goes on.
     `device`: where the first batch is tried. The module that is returned is on the CPU.
 
     Raises `TaskError` or `DataError` for what cannot work, and what the user's own code raises on its first batch.
     """
+    check_settings()
     rows, loading = rows_of(task.train, "train", task.collate_fn, sparse=task.sparse)
     batch_size = method.batch_size or loading.batch_size or _DEFAULT_BATCH
     order, sets = _order(task, loading, len(rows), batch_size, asked.seed), _sets(task, batch_size)
     _check_judges(task, asked.until, bool(sets), averaged=method.average is not None)
-    module, resumed = task.build(asked.seed), asked.resumed
-    check_model(module)
+    module = task.build(asked.seed)
     _check_tensors(module)
-    origin = task if start is None else _started(task, module, start)
-    if resumed is not None:
-        _restore_(module, resumed)
-    # Replicas begin with what is not trained, and fetch the rest.
-    task = task if origin is task and resumed is None else task.with_values(_copies(module, trained=False))
+    task = task.like(module)
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
-    if taken := {name for name in method.optimizer.state if name in (*KINDS, *OWN_VECTORS) or "/" in name}:
-        raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
-    method.check_names([name for name, _ in module.named_parameters()])
+    _check_method(method, module)
     count = method.replicas if isinstance(method.replicas, int) else replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
     chosen = method.decided(replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(
         **vars(asked),
         task=task,
-        origin=origin,
+        origin=task,
         method=chosen.over(asked.until.in_examples(order.used)),
         chosen=chosen,
         replicas=count,
@@ -231,22 +246,57 @@ def prepare(
         sets=sets,
     )
     _check_decided(prepared)
-    return _tried(prepared, device)
+    return _tried(prepared, start, check_model, device)
 
 
-def _tried(prepared: Prepared, device: torch.device) -> Prepared:
-    """The same with what the first batches and evaluations have shown."""
-    module = prepared.module
-    with seeded(prepared.seed):
+def _tried(
+    prepared: Prepared,
+    start: Mapping[str, Tensor] | None,
+    check_model: Callable[[nn.Module], None],
+    device: torch.device,
+) -> Prepared:
+    """The same, once a batch has gone through; its module and task begin as the run does, or goes on."""
+    task, module, seed = prepared.task, prepared.module, prepared.seed
+    with seeded(seed):
         batch = prepared.batches()(0, 0)
     prepared = _recut(dataclasses.replace(prepared, data=fingerprint(batch)))
-    trial = module if device.type == "cpu" else copy.deepcopy(module).to(device)
-    mutable_buffers = _try_one_batch(prepared, trial, moved(batch, device))
-    return dataclasses.replace(
+    trial = _again(task, module, seed).to(device)
+    made, mutable_buffers, growing = _try_one_batch(prepared, trial, moved(batch, device))
+    advice = tuple(try_evaluations(prepared, task.placed(device), trial))
+    put_(module, made)
+    check_model(module)
+    tried = dataclasses.replace(
         prepared,
+        task=task.with_values(made),
         mutable_buffers=mutable_buffers,
-        advice=tuple(try_evaluations(prepared, prepared.task.placed(device), trial)),
+        growing=growing,
+        advice=advice,
     )
+    return _begun(tried, start)
+
+
+def _begun(prepared: Prepared, start: Mapping[str, Tensor] | None) -> Prepared:
+    """The run with the values that it starts from, or goes on from."""
+    task, module, resumed = prepared.task, prepared.module, prepared.resumed
+    origin = task if start is None else _started(task, module, start)
+    if resumed is not None:
+        _restore_(module, resumed)
+    changed = start is not None or resumed is not None
+    # Replicas begin with what is not trained, and fetch the rest.
+    task = origin.with_values(_copies(module, trained=False)) if changed else origin
+    return dataclasses.replace(prepared, task=task, origin=origin)
+
+
+def _again(task: Task, module: nn.Module, seed: int) -> nn.Module:
+    """A second module like one that a task has built, to be tried out."""
+    another = task.build(seed)
+    if shared := {id(p) for p in module.parameters()} & {id(p) for p in another.parameters()}:
+        name = next(name for name, p in module.named_parameters() if id(p) in shared)
+        raise TaskError(
+            f"model() returns the same {name} each time it is called, and replicas need one each: build the layers "
+            "inside model(), or give the module itself as model=, which is copied"
+        )
+    return another
 
 
 def go_on(prepared: Prepared, resumed: Checkpoint | None) -> Prepared:
@@ -295,6 +345,13 @@ def _check_tensors(module: nn.Module) -> None:
                 f"{name} is of {tensor.dtype}, which files of models cannot hold: keep it as torch.view_as_real "
                 "gives it, or register it with persistent=False"
             )
+
+
+def _check_method(method: Method, module: nn.Module) -> None:
+    """Raise `UsageError` for names in a method that do not fit the model, or what is written of a run."""
+    if taken := {name for name in method.optimizer.state if name in (*KINDS, *OWN_VECTORS) or "/" in name}:
+        raise UsageError(f"a vector of the optimizer cannot be called {min(taken)!r}: choose another name")
+    method.check_names([name for name, _ in module.named_parameters()])
 
 
 def _check_decided(prepared: Prepared) -> None:
@@ -371,21 +428,49 @@ def _check_judges(task: Task, until: Until, evaluated: bool, *, averaged: bool) 
         raise UsageError("a target, a monitor and patience need validation or test data to be judged by")
 
 
-def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> tuple[str, ...]:
+Tried = tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]
+
+
+def _try_one_batch(prepared: Prepared, module: nn.Module, batch: Any) -> Tried:
     """Run the first batch, and a smaller last one, through model and loss: what does not fit is said at once.
 
-    Returns the names of the buffers that a batch in training changes.
+    `module` is another one than the run's, equal to it; it is of no use afterwards. Returns the buffers that the first
+    forward pass makes, fills or enlarges, the names of the tensors that a batch in training changes, trained parameters
+    apart, and of those that have another shape after each batch.
     """
     device = next(module.parameters()).device
     task = prepared.task.placed(device)
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.train()
     if task.loss is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise DataError("with a loss, each example of train must be a pair (input, target); use step= for other data")
-    with noted(f"on the first batch of train: {shapes(batch)}"):
-        train_on(prepared, task, module, batch)
+    trained = {entry.name for entry in prepared.layout.entries}
+
+    def forward() -> dict[str, Tensor]:
+        with noted(f"on the first batch of train: {shapes(batch)}"):
+            train_on(prepared, task, module, batch)
+        return {name: tensor.to(CPU) for name, tensor in tensors_of(module).items() if name not in trained}
+
+    before, after = tensors_of(prepared.module), forward()
+    made = {
+        name: tensor.clone()
+        for name, tensor in after.items()
+        if name not in before or tensor.shape != before[name].shape
+    }
+    if late := [name for name, _ in module.named_parameters() if name not in before]:
+        raise TaskError(f"the first batch makes parameter {late[0]}, which would not be trained: make it in model()")
+    if made:
+        # Whether what it has made now is changed by every batch, or stays.
+        before, after = before | made, forward()
+    changed = [name for name, tensor in after.items() if not _equal(tensor, before[name])]
+    growing = tuple(name for name in changed if after[name].shape != before[name].shape)
     try_last(prepared, task, module)
-    mutable_buffers = tuple(name for name, buffer in module.named_buffers() if not torch.equal(buffer, kept[name]))
-    for name, buffer in module.named_buffers():
-        buffer.copy_(kept[name])
-    return mutable_buffers
+    return made, tuple(name for name in changed if name not in growing), growing
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes: unlike numbers, NaN is equal to itself."""
+    return one.shape == other.shape and torch.equal(_bytes(one), _bytes(other))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.resolve_conj().contiguous().view(-1).view(torch.uint8)

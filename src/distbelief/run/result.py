@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from distbelief.allocation import Account
-from distbelief.errors import DistBeliefError
 from distbelief.run.prepare import Prepared
 from distbelief.run.state import Totals
 from distbelief.task.order import digest_of
@@ -21,7 +20,7 @@ class Result(NamedTuple):
     """A run that has ended; its module holds the server's parameters."""
 
     summary: dict[str, Any]
-    error: DistBeliefError | None
+    error: BaseException | None
     """What ended the run early."""
 
 
@@ -55,6 +54,7 @@ def summary_of(
         "staleness_histogram": [trimmed(shard) for shard in staleness],
         "bytes": {"fetched": totals.fetched_bytes, "pushed": totals.pushed_bytes},
         "rejected": totals.rejected,
+        "poisoned": account.poisoned,
         "account": vars(account),
         "resumed_at": None if prepared.resumed is None else prepared.resumed.examples,
         "epochs": round(used / prepared.examples, 3),

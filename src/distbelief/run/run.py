@@ -1,17 +1,16 @@
 """A run that has ended: what can be done with it, loading it from its directory, and how its model is known again."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
+from distbelief.run import written
 from distbelief.run.evaluation import EVALUATED_AT_ONCE, WithoutGradients, evaluate
 from distbelief.run.result import refusals
 from distbelief.task import taskfile
@@ -19,6 +18,7 @@ from distbelief.task.data import ArrayRows, rows_of
 from distbelief.task.nested import shapes
 from distbelief.task.order import Order, digest_of
 from distbelief.task.task import Task, predict
+from distbelief.task.tensors import make_room_
 
 FORMAT = 1
 _SETS = ("test", "validation", "train")
@@ -58,7 +58,13 @@ class Run:
         where the method kept one, with the buffers of the last.
         """
         module = self._task.build(self.summary["seed"])
-        module.load_state_dict(self.state_dict(which))
+        state = self.state_dict(which)
+        make_room_(module, state)
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            wrong = f"the {which} model of {self.directory} is another one than the task's: {error}"
+            raise DirectoryError(wrong) from error
         return module.eval()
 
     def state_dict(self, which: Literal["last", "best", "average"] = "last") -> dict[str, Tensor]:
@@ -68,7 +74,7 @@ class Run:
         name, missing = _MODELS[which]
         if not (file := self.directory / name).exists():
             raise DirectoryError(f"there is no {which} model in {self.directory}: {missing}")
-        return load_file(file)
+        return written.tensors(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The loss and metrics of the last model on data of any kind that a task takes.
@@ -159,6 +165,8 @@ class Run:
 def load(directory: str | Path, task: Task | None = None) -> Run:
     """The run in a directory. A task that came from a file or a name is found again; any other must be given.
 
+    A file that lies in the directory itself is not executed: it could be anybody's.
+
     Raises `DirectoryError` where there is no run that has ended, `TaskError` where the task is missing or another one.
     """
     directory = Path(directory)
@@ -169,13 +177,12 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
     if not files["summary"].is_file():
         raise DirectoryError(f"{directory} holds no run that has ended: wait for it, or go on with it (resume=True)")
-    summary, origin = (json.loads(file.read_text()) for file in files.values())
+    summary, origin = (written.content(file) for file in files.values())
     if task is None:
-        if "name" not in origin:
-            raise TaskError(f"the task of {directory} has no file: give it, as in load(directory, task=…)")
-        spec = origin["name"] if origin["path"] is None else f"{origin['path']}:{origin['name']}"
-        task = taskfile.find(spec, origin["arguments"])
+        task = taskfile.find(*written.task_of(origin, directory))
     module = task.build(summary["seed"])
+    if (model := directory / "model.safetensors").is_file():
+        make_room_(module, written.tensors(model))
     if differences := change(origin, module):
         raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
     return Run(directory, task, summary)
@@ -197,9 +204,9 @@ def outline(module: nn.Module) -> dict[str, str]:
     return {name: shapes(tensor) for name, tensor in module.state_dict().items()}
 
 
-def change(written: Mapping[str, Any], module: nn.Module) -> str | None:
+def change(known: Mapping[str, Any], module: nn.Module) -> str | None:
     """How a model is another one than that whose identity was written, in words; None if it is the same."""
-    return None if digest(module) == written["digest"] else difference(written["tensors"], outline(module))
+    return None if digest(module) == known["digest"] else difference(known["tensors"], outline(module))
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:

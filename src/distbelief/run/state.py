@@ -95,6 +95,9 @@ def from_json(value: object) -> RunState:
                 found = msgspec.convert({**content, "method": state}, RunState, str_keys=True)
             except (msgspec.ValidationError, TypeError) as error:
                 raise ValueError(f"the state is not what was written: {error}") from error
+            for account in (state["total"], *state["accounts"].values()):
+                # Added to the format later.
+                account.setdefault("poisoned", 0)
             if json.dumps(found.to_json(), sort_keys=True) != json.dumps(value, sort_keys=True):
                 raise ValueError("the state holds more, or other kinds of numbers, than what was written")
             return found
@@ -133,7 +136,7 @@ def vectors_like(layout: Layout, kept: Iterable[str]) -> dict[str, Tensor]:
 def untrained(module: nn.Module) -> dict[str, Tensor]:
     """What a module has beside its trained parameters, by key."""
     frozen = {key(FROZEN, name): p.detach() for name, p in module.named_parameters() if not p.requires_grad}
-    return frozen | {key(BUFFERS, name): buffer for name, buffer in module.named_buffers()}
+    return frozen | {key(BUFFERS, name): buffer.detach() for name, buffer in module.named_buffers()}
 
 
 def module_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class _Decay(ABC):
         if length is None:
             raise UsageError(
                 f"{name} ends with the run, and this one's end is neither in epochs nor in examples: give the run one, "
-                f"or the schedule its own, as in {name}({self.peak:g}, examples=100_000)"
+                f"or the schedule its own number of examples, as in {name}({self.peak:g}, 100_000)"
             )
         if self.warmup >= length:
             raise UsageError(

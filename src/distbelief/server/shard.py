@@ -75,7 +75,7 @@ class Shard:
         self._full = max(1, min(spec.admission.round, spec.replicas))
         self._reached = block.VERSION if spec.admission.lead is None else block.SLOWEST
         self._groups = spec.groups or (Group(spec.rule),)
-        self._step = torch.zeros(())
+        self._step = torch.zeros((), dtype=torch.float32)
         self._obey: dict[type, Callable[[Any], Any]] = {
             Push: self._push,
             SetLiving: self._set_living,

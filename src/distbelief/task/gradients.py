@@ -1,20 +1,22 @@
 """The user's module as a source of gradients: where modules end and the parameter vector begins."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from distbelief.chance import derive
+from distbelief.errors import TaskError
 from distbelief.ports import Gradient
 from distbelief.server.layout import Layout
 from distbelief.task.data import Batches, seed_everything
-from distbelief.task.nested import moved
-from distbelief.task.task import Task, trainable
+from distbelief.task.nested import moved, shapes
+from distbelief.task.task import Task
+from distbelief.task.tensors import put_
 
 CPU = torch.device("cpu")
 Precision = Literal["bf16"]
@@ -33,39 +35,117 @@ def emulated(device: torch.device, precision: Precision | None) -> bool:
     return precision is not None and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+class _Home(NamedTuple):
+    """Where a trained parameter belongs."""
+
+    name: str
+    parameter: nn.Parameter
+    data: Tensor
+    """A view of the vector or, where the parameter is of another float type, the tensor that is cast from it."""
+    view: Tensor
+    places: tuple[tuple[dict[str, nn.Parameter | None], str], ...]
+    """The dictionaries of the module's layers that hold it, and by which name: several where it is tied."""
+
+
 class FlatModule:
     """A module whose trained parameters are views of one flat vector, on a device of choice.
 
-    `mutable_buffers` names the buffers that training changes; replicas tell each other of these and of no others.
+    `mutable_buffers` names the buffers, and the parameters that are not trained, that training changes; replicas tell
+    each other of these and of no others. One that comes to have another shape is left out, and told as it was last.
     Parameters of another float type than the vector's cannot be views: `refresh` casts them from it. The module keeps
-    its frozen parameters and its buffers to itself.
+    its frozen parameters and its other buffers to itself.
+
+    The user's code may put another tensor in a parameter's place, as a constraint in `forward` does that writes
+    `weight.data = …`. `settle` copies it into the vector and puts the parameter back; `refresh` puts it back alone.
     """
 
     def __init__(
         self, module: nn.Module, layout: Layout, mutable_buffers: Sequence[str] = (), device: torch.device = CPU
     ) -> None:
-        names = [name for name, _ in trainable(module)]
         self.module = module.to(device)
-        # By name, since what moves may become another object.
-        self.parameters = [module.get_parameter(name) for name in names]
         self.device = device
-        self._names = mutable_buffers
         self.layout = layout
         self.vector = torch.zeros(layout.length, dtype=layout.dtype, device=device)
-        views = layout.views(self.vector)
+        places = _places(self.module)
+        # By name, since what moves may become another object.
+        self.parameters = [module.get_parameter(entry.name) for entry in layout.entries]
         layout.gather_(self.vector, [parameter.detach() for parameter in self.parameters])
         self._cast: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for parameter, view in zip(self.parameters, views, strict=True):
-            if parameter.dtype == layout.dtype:
-                parameter.data = view
-            else:
-                self._cast[0].append(parameter.data)
+        homes: list[_Home] = []
+        for parameter, (name, view) in zip(self.parameters, layout.named(self.vector).items(), strict=True):
+            parameter.requires_grad_()
+            data = view if parameter.dtype == layout.dtype else parameter.data
+            parameter.data = data
+            if data is not view:
+                self._cast[0].append(data)
                 self._cast[1].append(view)
+            homes.append(_Home(name, parameter, data, view, tuple(places.pop(parameter))))
+        self._watched = [
+            (home.parameter, home.data.data_ptr(), home.data.shape, table, leaf, home)
+            for home in homes
+            for table, leaf in home.places
+        ]
+        self._frozen = [place for several in places.values() for place in several]
+        self._names = mutable_buffers
+        self._mutable = [_place(self.module, name) for name in mutable_buffers]
+        self._kept = [value.clone() for value in self._mutable_buffers()]
 
     def refresh(self) -> None:
-        """Make the parameters that are no views equal to the vector."""
+        """Make the parameters equal to the vector, whatever the user's code has put in their place."""
+        self._put_back(keep=False)
         if self._cast[0]:
             torch._foreach_copy_(*self._cast)
+
+    def settle(self) -> None:
+        """Take over what the user's code has put in a parameter's place.
+
+        Raises `TaskError` for what cannot be trained so: a parameter that is gone, of another kind, tied no more, or
+        newly trained.
+        """
+        self._put_back(keep=True)
+        for table, leaf in self._frozen:
+            if (parameter := table.get(leaf)) is not None and parameter.requires_grad:
+                raise TaskError(
+                    f"parameter {self._name(parameter)} was frozen when the run began, and the model's own code has "
+                    "set requires_grad: let it be trained from the beginning, and set requires_grad_(False) in forward "
+                    "as long as it is to stand still; or train in two runs, the second with start="
+                )
+
+    def _put_back(self, *, keep: bool) -> None:
+        for parameter, address, shape, table, leaf, home in self._watched:
+            if table.get(leaf) is not parameter or parameter.data_ptr() != address or parameter.shape != shape:
+                self._put_home(home, keep=keep)
+
+    def _put_home(self, home: _Home, *, keep: bool) -> None:
+        found = [table.get(leaf) for table, leaf in home.places]
+        fresh = found[0]
+        if fresh is None or any(other is not fresh for other in found):
+            what = "removed" if None in found else "untied"
+            raise TaskError(
+                f"the model's own code has {what} parameter {home.name} since the run began, so that it is not trained "
+                f"any more: do that in model(), which is called before"
+            )
+        if (fresh.shape, fresh.dtype, fresh.device) != (home.data.shape, home.data.dtype, home.data.device):
+            raise TaskError(
+                f"the model's own code has made parameter {home.name} {shapes(fresh)} on {fresh.device}, which was "
+                f"{shapes(home.data)} on {home.data.device}: give it its shape and type in model(), and leave its "
+                "device to the run"
+            )
+        with torch.no_grad():
+            if keep:
+                home.data.copy_(fresh)
+                if home.view is not home.data:
+                    home.view.copy_(fresh)
+            parameter = home.parameter
+            parameter.data = home.data
+            if fresh is not parameter:
+                if fresh.grad is not None:
+                    parameter.grad = fresh.grad if parameter.grad is None else parameter.grad + fresh.grad
+                for table, leaf in home.places:
+                    table[leaf] = parameter
+
+    def _name(self, parameter: nn.Parameter) -> str:
+        return next((name for name, found in self.module.named_parameters() if found is parameter), "of the model")
 
     def take_gradients(self) -> list[Tensor | None]:
         """Hand over the tensors that autograd made, in the vector's dtype, and leave none behind."""
@@ -81,33 +161,72 @@ class FlatModule:
 
     def _mutable_buffers(self) -> list[Tensor]:
         # Asked for each time: a module may put another tensor in a buffer's place.
-        return [self.module.get_buffer(name) for name in self._names]
+        found = (owner._buffers.get(leaf, owner._parameters.get(leaf)) for owner, leaf in self._mutable)
+        return [_GONE if value is None else value.detach() for value in found]
+
+    def _set(self, values: Iterable[Tensor]) -> None:
+        """Give the mutable buffers values of the shapes that they began with."""
+        for name, here, value in zip(self._names, self._mutable_buffers(), values, strict=True):
+            if _alike(here, value):
+                here.copy_(value)
+            else:
+                put_(self.module, {name: value})
+
+    def keep(self) -> None:
+        """Keep the mutable buffers as they are now, for `undo`."""
+        if self._kept and all(map(_alike, self._kept, here := self._mutable_buffers())):
+            torch._foreach_copy_(self._kept, here)
+
+    def undo(self) -> None:
+        """Give the mutable buffers the values that they had at the last `keep`."""
+        self._set(self._kept)
 
     def buffers(self) -> Tensor:
         """The mutable buffers as one float64 vector, in order, complex ones as pairs; exact for integers to 2⁵³."""
-        parts = [_real(buffer.detach()).reshape(-1).to(CPU, torch.float64) for buffer in self._mutable_buffers()]
+        both = zip(self._kept, self._mutable_buffers(), strict=True)
+        here = [value if _alike(kept, value) else kept for kept, value in both]
+        parts = [_real(buffer).reshape(-1).to(CPU, torch.float64) for buffer in here]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
     def named_buffers(self, values: Tensor) -> dict[str, Tensor]:
         """Such a vector as the mutable buffers by name, in their shapes, float64 or complex128; it may be viewed."""
-        mutable_buffers = dict(zip(self._names, self._mutable_buffers(), strict=True))
-        parts = values.split([_elements(buffer) for buffer in mutable_buffers.values()])
+        parts = values.split([_elements(buffer) for buffer in self._kept])
         return {
             name: (torch.complex(part[::2], part[1::2]) if buffer.is_complex() else part).view(buffer.shape)
-            for (name, buffer), part in zip(mutable_buffers.items(), parts, strict=True)
+            for name, buffer, part in zip(self._names, self._kept, parts, strict=True)
         }
 
     def load_buffers_(self, values: Tensor) -> None:
         """Copy such a vector into the mutable buffers."""
-        for name, value in self.named_buffers(values).items():
-            self.module.get_buffer(name).copy_(value)
+        self._set(self.named_buffers(values).values())
 
     def mean_buffers(self, rows: Tensor) -> Tensor:
         """One vector for several replicas' (replicas, elements): the mean of floating ones, else the largest."""
-        parts = [
-            torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._mutable_buffers()
-        ]
+        parts = [torch.full((_elements(buffer),), _real(buffer).is_floating_point()) for buffer in self._kept]
         return torch.where(torch.cat(parts), rows.mean(0), rows.amax(0)) if parts else rows[:1].flatten()
+
+
+_GONE = torch.empty(0, dtype=torch.bool, device="meta")
+"""In the place of a buffer that the user's code has removed."""
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and other is not _GONE
+
+
+def _places(module: nn.Module) -> dict[nn.Parameter, list[tuple[dict[str, nn.Parameter | None], str]]]:
+    """For each parameter the dictionaries of layers that hold it, and its name there."""
+    found: dict[nn.Parameter, list[tuple[dict[str, nn.Parameter | None], str]]] = {}
+    for layer in module.modules():
+        for leaf, parameter in layer._parameters.items():
+            if parameter is not None:
+                found.setdefault(parameter, []).append((layer._parameters, leaf))
+    return found
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path), leaf
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -124,8 +243,8 @@ class ModuleGradients:
     """`GradientSource` of a task: forward and backward through the module.
 
     Dropout, and whatever else the user draws, is seeded by (seed, epoch, batch), so that a batch has one gradient
-    at given parameters, whichever replica computes it. `beside`: compute in a thread, so that fetches and pushes go on
-    meanwhile; on a GPU in a stream of its own.
+    at given parameters, whichever replica computes it. `begin` is told of each batch before it is made. `beside`:
+    compute in a thread, so that fetches and pushes go on meanwhile; on a GPU in a stream of its own.
     """
 
     task: Task
@@ -134,6 +253,7 @@ class ModuleGradients:
     _: KW_ONLY
     seed: int
     precision: Precision | None = None
+    begin: Callable[[int, int], object] = lambda epoch, batch: None
     beside: bool = False
 
     def __post_init__(self) -> None:
@@ -145,6 +265,14 @@ class ModuleGradients:
         if self.beside:
             return await asyncio.to_thread(self._compute_beside, epoch, batch)
         return self._compute(epoch, batch)
+
+    def keep(self) -> None:
+        """Keep the module's mutable buffers as they are now."""
+        self.flat.keep()
+
+    def undo(self) -> None:
+        """Give them back the values that they had at the last `keep`."""
+        self.flat.undo()
 
     def _compute_beside(self, epoch: int, batch: int) -> Gradient:
         if self._stream is None:
@@ -158,12 +286,14 @@ class ModuleGradients:
         return gradient
 
     def _compute(self, epoch: int, batch: int) -> Gradient:
+        self.begin(epoch, batch)
         examples = moved(self.batches(epoch, batch), self.flat.device)
         seed_everything(derive(self.seed, "chance", epoch, batch))
         self.flat.refresh()
         with autocast(self.flat.device, self.precision):
             found = self.task.forward(self.flat.module, examples)
         found.loss.backward()
+        self.flat.settle()
         tensors, device = self.flat.take_gradients(), self.flat.device
         loss, weight = found.loss.detach().to(device), None
         if found.weight is not None:

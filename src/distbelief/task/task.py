@@ -17,7 +17,7 @@ from distbelief.checks import check_whole
 from distbelief.errors import TaskError, UsageError
 from distbelief.task.data import seeded
 from distbelief.task.order import checked_weights
-from distbelief.task.tensors import put_
+from distbelief.task.tensors import Sketch, put_, sketches_of, unlike
 
 if TYPE_CHECKING:
     from distbelief.downpour.method import Downpour
@@ -95,6 +95,8 @@ class Task:
     """The metrics, all as such."""
     values: Mapping[str, Tensor] = field(default_factory=dict, init=False)
     """Parameters and buffers, by name, that modules are given when they have been built."""
+    sketches: Mapping[str, Sketch] = field(default_factory=dict, init=False)
+    """What is known of the tensors of a module that has been built; none before the first."""
     origin: dict[str, Any] = field(default_factory=dict, init=False)
     """Where the task came from, if from a file or a name: its path, name and arguments."""
     suggested_method: Downpour | None = field(default=None, init=False)
@@ -141,6 +143,10 @@ class Task:
         """The same task, whose modules begin with these parameters and buffers; it keeps references to them."""
         return self._with(values=values)
 
+    def like(self, module: nn.Module) -> Self:
+        """The same task, which builds nothing but modules whose tensors begin as this one's, in any process."""
+        return self._with(sketches=sketches_of(module))
+
     def placed(self, device: torch.device) -> Self:
         """The same task, its loss on a device: a loss that is a module may hold tensors, such as weights of classes."""
         if device.type == "cpu" or not isinstance(self.loss, nn.Module):
@@ -163,9 +169,16 @@ class Task:
     def build(self, seed: int) -> nn.Module:
         """A fresh module: built under the seed, or copied, and given `values`. The caller owns it.
 
-        Raises `TaskError` where no module comes out. The caller's own random state is left as it was.
+        Raises `TaskError` where no module comes out, or one unlike that of another process. The caller's own random
+        state is left as it was.
         """
         module = self._made(seed)
+        if self.sketches and (name := unlike(self.sketches, sketches_of(module))) is not None:
+            raise TaskError(
+                f"model() does not always begin with the same {name}, so that replicas would compute with unlike "
+                "models: draw it from the global generators of torch, numpy or random, which are seeded before "
+                "model() is called, or from one with a fixed seed; or build the module once and give it as model="
+            )
         put_(module, self.values)
         return module
 
@@ -251,6 +264,16 @@ def check_name(what: str, name: object) -> None:
         raise TaskError(f'{what} "{name}" is called as if it were of the test set: choose a name without test_')
 
 
+def _instead(parameter: nn.Parameter) -> str:
+    """What to write instead of a parameter of a kind that cannot be trained."""
+    if parameter.is_complex():
+        return (
+            "keep it as pairs of real numbers, nn.Parameter(torch.view_as_real(weight)), and use "
+            "torch.view_as_complex(self.weight) in forward"
+        )
+    return "make it float32, bfloat16 or float16 with .to(torch.float32), or freeze it with requires_grad_(False)"
+
+
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that are trained, by name, each once however often it is used.
 
@@ -268,11 +291,8 @@ def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
             raise TaskError(
                 f"parameter {name} is lazy and has no shape yet: run one batch through the model in model()"
             )
-        if not p.is_floating_point():
-            raise TaskError(
-                f"parameter {name} is of {p.dtype}; only real floating-point parameters can be trained: keep it as "
-                "pairs of reals, nn.Parameter(torch.view_as_real(…)), and use torch.view_as_complex of them in forward"
-            )
+        if not p.is_floating_point() or p.dtype.itemsize < 2:
+            raise TaskError(f"parameter {name} is of {p.dtype}, which cannot be trained: {_instead(p)}")
         if p.device.type != "cpu":
             raise TaskError(
                 f"parameter {name} is on {p.device}: build the model on the CPU, replicas place it themselves"

@@ -16,6 +16,15 @@ def user_frames(error: BaseException) -> str:
     return "".join(traceback.format_list([f for f in frames if not f.filename.startswith(others)]))
 
 
+def described(error: BaseException) -> str:
+    """An error's `repr`; or only its type, where that raises, too."""
+    try:
+        return repr(error)
+    # Whatever the user's class does there.
+    except BaseException:  # noqa: BLE001
+        return f"{type(error).__name__}, which has no text"
+
+
 @contextmanager
 def noted(note: str) -> Iterator[None]:
     """Have whatever a block raises say where that was."""

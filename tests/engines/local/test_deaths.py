@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import distbelief as db
 from tests import problems
@@ -52,7 +53,7 @@ def test_between_two_shards(tmp_path: Path) -> None:
     run = train(tmp_path, admission=DyingAdmission(Once(tmp_path / "marker", after=2 * SHARDS)))
     assert is_exact(run)
     assert run.summary["account"]["partial"] == BATCH
-    assert died(run)[0]["account"] == {"used": BATCH, "refused": 0, "dropped": 0, "partial": BATCH}
+    assert died(run)[0]["account"] == {"used": BATCH, "refused": 0, "dropped": 0, "partial": BATCH, "poisoned": 0}
     assert run.summary["updates"] == EPOCHS * EXAMPLES / BATCH - 1
 
 
@@ -77,7 +78,7 @@ def test_after_the_last_shard(tmp_path: Path) -> None:
     """With one replica every push is known: the batches before the one in work are used, exactly these."""
     run = train(tmp_path, replicas=1, loss=DyingLoss(Once(tmp_path / "marker", after=4)))
     assert is_exact(run)
-    assert died(run)[0]["account"] == {"used": 3 * BATCH, "refused": 0, "dropped": 0, "partial": 0}
+    assert died(run)[0]["account"] == {"used": 3 * BATCH, "refused": 0, "dropped": 0, "partial": 0, "poisoned": 0}
 
 
 def test_synchronous_rounds_survive_a_death(tmp_path: Path) -> None:
@@ -189,3 +190,50 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+class Poisonous(torch.utils.data.Dataset[Any]):
+    """Points of which one ends the process that reads it."""
+
+    def __init__(self, how: str) -> None:
+        self.x, self.y = problems.points(EXAMPLES)
+        self.how = how
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, index: int) -> Any:
+        # In a replica: the controller only tries the first batch.
+        if index == POISON:
+            if self.how == "raises":
+                raise ValueError(f"cannot decode {object()!r}")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return self.x[index], self.y[index]
+
+
+POISON = 600
+
+
+def test_a_poisonous_example_costs_its_batch_and_is_named(tmp_path: Path) -> None:
+    run = poisoned(tmp_path, "kills", tolerate=1)
+    assert run.summary["account"] == {"used": 624, "refused": 0, "dropped": 0, "partial": 0, "poisoned": BATCH}
+    assert run.summary["poisoned"] == BATCH
+    assert len(died(run)) == 3
+    lines = (run.directory / "events.jsonl").read_text().splitlines()
+    (event,) = [event for event in map(json.loads, lines) if event["event"] == "poisoned"]
+    assert POISON in event["examples"]
+    assert run.order(0)[event["batch"] * BATCH : (event["batch"] + 1) * BATCH].tolist() == event["examples"]
+
+
+@pytest.mark.parametrize(("how", "error"), [("kills", "3 replicas died at batch"), ("raises", "failed twice at batch")])
+def test_a_poisonous_example_ends_a_run_that_does_not_tolerate_it(tmp_path: Path, how: str, error: str) -> None:
+    with pytest.raises(db.DistBeliefError, match=rf"{error} \d+ of epoch 0 \(examples .*\b{POISON}\b.*tolerate=1"):
+        poisoned(tmp_path, how)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped_by"] == "failure"
+
+
+def poisoned(tmp_path: Path, how: str, **options: Any) -> db.Run:
+    method = db.Downpour(replicas=2, batch_size=BATCH, **options)
+    until, task = db.Until(epochs=1), problems.task(train=Poisonous(how))
+    return db.train(task, method, until=until, directory=tmp_path / "run", progress=False)

@@ -17,6 +17,9 @@ NONSENSE: list[Any] = [
     (lambda: Join("shard 0", 1.0), "shard 0 is no replica"),
     (lambda: Pause("replica 0", 1.0, 0.0), "seconds must be a number of more than 0"),
     (lambda: Pause("replica 0", 1.0, math.inf), "seconds must be a number"),
+    (lambda: Pause("shard 0", 1.0, 1e9), "seconds must be at most 100,000 seconds, not 1000000000.0"),
+    (lambda: Death("controller", 1.0, 1e300), "back must be at most 1,000,000 seconds"),
+    (lambda: Death("controller", 1e300), "at must be at most 1,000,000 seconds"),
     (lambda: Slow("controller", 1.0, 1.0, 2.0), "controller is no replica"),
     (lambda: Slow("replica 0", 1.0, 1.0, 0.0), "factor must be a number of more than 0"),
     (lambda: Cut(1.0, 1.0, "replica 0"), "machines must be machines, such as"),  # type: ignore[arg-type]

@@ -249,6 +249,29 @@ def test_a_controller_that_dies_before_it_wrote_anything_begins_anew(tmp_path: P
     assert total(done) == 3 * EXAMPLES
 
 
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [db.Death("controller", 0.2, 0.0)],
+        [db.Death("controller", 0.0, 0.0)] * 3,
+        [db.Death("controller", 0.2, 5e-324)],
+        [db.Death(machine, 0.0, 0.0) for machine in ("controller", "replica 0", "replica 1", "shard 0", "shard 1")],
+        [db.Death("shard 0", 0.0, 0.0)] * 3,
+        [db.Death("replica 0", 0.1, 0.0)] * 20,
+    ],
+)
+def test_a_machine_that_is_back_at_once(tmp_path: Path, faults: list[Fault]) -> None:
+    """Each planned death comes once, however many of them come at one instant."""
+    assert total(run(tmp_path, *faults)) == 3 * EXAMPLES
+
+
+def test_where_no_time_passes_it_is_no_end(tmp_path: Path) -> None:
+    network = db.Network(latency=0.0)
+    assert total(run(tmp_path, compute=db.Constant(0.0), network=network)) == 3 * EXAMPLES
+    with pytest.raises(UsageError, match="no time ever passes"):
+        run(tmp_path, compute=db.Constant(0.0), network=network, until=db.Until(seconds=5.0))
+
+
 def test_who_is_dead_for_good_stays_so_when_the_controller_comes_back(tmp_path: Path) -> None:
     faults = [db.Death("replica 1", 1.0, None), db.Death("replica 2", 1.0, 8.0), db.Death("controller", 2.0, 1.0)]
     done = run(tmp_path, *faults, compute=0.1, epochs=9)

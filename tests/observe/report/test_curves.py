@@ -21,13 +21,17 @@ def test_every_metric_is_drawn_thrice_and_each_set_has_a_line(tmp_path: Path) ->
     run = simulate(tmp_path / "run")
     pictures, left_out = curves_of(*read_records([run.directory]))
     assert [picture.name for picture in pictures] == [
-        f"{metric}-{axis}" for metric in ("loss", "accuracy") for axis in ("seconds", "examples", "updates")
+        *(f"{metric}-{axis}" for metric in ("loss", "accuracy") for axis in ("seconds", "examples", "updates")),
+        "learning_rate-examples",
+        "gradient_norm-examples",
     ]
     assert left_out == []
     assert [labels(picture) for picture in pictures[::3]] == [
         ["training batches", "validation", "test"],
         ["validation", "test"],
+        ["training batches"],
     ]
+    assert set(ys(pictures[6].figure.axes[0].get_lines()[0])) == {0.05}
     accuracy = pictures[4].figure.axes[0].get_lines()[0]
     assert list(zip(xs(accuracy), ys(accuracy), strict=True)) == [
         (row["examples"], row["accuracy"]) for row in run.history
@@ -48,14 +52,14 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     assert [point.at[1] for point in found.evaluations] == [row["examples"] for row in second.history]
     told = (second.directory / "events.jsonl").read_text().count('"event": "evaluation"')
     assert told > len(found.evaluations) + 3, "what was lost is in the log, and not drawn"
-    assert [backward(picture) for picture in curves_of(found)[0]] == [[]] * 6
+    assert [backward(picture) for picture in curves_of(found)[0]] == [[]] * 8
 
 
 def test_a_run_whose_controller_died_before_any_checkpoint_begins_anew(tmp_path: Path) -> None:
     run = simulate(tmp_path / "run", db.Death("controller", at=1.0, back=1.0), checkpoint_every=db.Every(seconds=1e6))
     (found,) = read_records([run.directory])
     assert len(found.log.lives) == 2
-    assert [backward(picture) for picture in curves_of(found)[0]] == [[]] * 6
+    assert [backward(picture) for picture in curves_of(found)[0]] == [[]] * 8
 
 
 def test_updates_that_a_shard_took_back_are_left_out_of_their_axis_only(tmp_path: Path) -> None:

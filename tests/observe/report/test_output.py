@@ -27,7 +27,7 @@ def test_a_run_is_reported_in_its_own_directory(tmp_path: Path) -> None:
     assert {path.name for path in run.directory.iterdir()} == before | {"report.html", "report"}
     html = (run.directory / "report.html").read_text()
     files = {path.name: path.read_bytes() for path in (run.directory / "report").iterdir()}
-    assert len(files) == len(Reader(html).all("img")) == 10
+    assert len(files) == len(Reader(html).all("img")) == 12
     for png in files.values():
         assert b"IDAT" in chunks(png)
     # Reported again, and gone on with: nothing of it is in a run's way.

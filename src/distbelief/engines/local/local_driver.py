@@ -1,5 +1,6 @@
 """The local driver: carries messages, time and deaths of processes to the controller, and its actions to them."""
 
+import select
 import selectors
 import sys
 import time
@@ -20,13 +21,15 @@ from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.run_record import flat_at_start
 from distbelief.engines.shard_set import memory_needed, shard_specs
 from distbelief.engines.shipping import pack
+from distbelief.engines.signals import Requests
 from distbelief.engines.supervision import Ending, Failure
-from distbelief.errors import DistBeliefError, WorkerDied
+from distbelief.errors import DistBeliefError, TaskError, WorkerDied
 from distbelief.links.mapped import SharedMemory
 from distbelief.observe.events import how_ended
 from distbelief.ports import Command, Outcome, Verdict
 from distbelief.run.prepare import Prepared
 from distbelief.run.result import Result
+from distbelief.task.settings import Settings
 
 _TICK_S = 0.1
 _PROGRESS_S = 1.0
@@ -48,6 +51,14 @@ class LocalDriver(Carrier):
         count, buffers = prepared.replicas, len(flat.buffers())
         # First, since it may be refused: nothing has to be given back by then.
         self._job = pack(Job.of(prepared, shard_specs(prepared), devices, threads, buffers))
+        # By itself, since it is to be in force when the task is unpacked.
+        self._settings = pack(Settings.of_this_process())
+        try:
+            self._try_job(shared["received"])
+        except BaseException:
+            self._job.close()
+            self._settings.close()
+            raise
         self._mapped = MappedShards(prepared, self._watch_holder)
         self._table_memory = SharedMemory.create(ProgressTable.nbytes(count, buffers), "progress")
         table = ProgressTable(self._table_memory.bytes, count, buffers)
@@ -58,8 +69,40 @@ class LocalDriver(Carrier):
         self._stopped_since: dict[int, float] = {}
         self._next_look = 0.0
 
+    def _try_job(self, received: Requests) -> None:
+        """Have a process receive the task before anything is begun. Raises `TaskError` where it cannot."""
+        process, message = self._workers.take(), None
+        process.channel.send("try", path=list(map(str, sys.path)), fds=(self._settings.fd, self._job.fd))
+        try:
+            # If it dies of it, the others will, and that is told.
+            while message is None and not process.ended:
+                if received:
+                    raise KeyboardInterrupt
+                select.select([process.channel.fileno(), process.pidfd], [], [], _TICK_S)
+                message = next(process.channel.pending(), None)
+        finally:
+            if process.ended:
+                process.reap()
+            else:
+                self._workers.give_back(process)
+        if message is not None and message["error"] is not None:
+            told = f"{message['error']}\n\n{message['frames']}".strip()
+            raise TaskError(
+                "the task cannot be received by other processes, which have nothing that is only in this one: define "
+                f"what is named here in a file that can be imported, or inside the function that uses it: {told}"
+            )
+
     def run(self) -> Result:
         """Train to the end. A request that is received ends the run early with what there is, a second one at once."""
+        try:
+            with self.record.received.interruptible():
+                self._train()
+        # Whatever it is: what was reached is written first, and then it goes on.
+        except BaseException as error:  # noqa: BLE001
+            self.abandon(error)
+        return self.record.result()
+
+    def _train(self) -> None:
         self.record.begin("local", self._devices)
         self._controller.begin(time.monotonic())
         self._carry()
@@ -67,18 +110,16 @@ class LocalDriver(Carrier):
             self._listen()
             self._attend()
             self._carry()
-        return self.record.result()
 
     def close(self) -> None:
         """End every process, and give all memory back."""
-        for process in self._processes.values():
-            process.kill()
-            process.reap()
+        self._end_processes()
         self.record.close()
         self._selector.close()
         self._mapped.close()
         self._table_memory.close()
         self._job.close()
+        self._settings.close()
 
     # To the controller
 
@@ -113,10 +154,10 @@ class LocalDriver(Carrier):
     def _reap(self, process: WorkerProcess) -> None:
         self._forget(process.channel)
         self._forget(process.pidfd)
-        status = process.reap()
+        status, batch = process.reap(), self._table.batch(process.who[0])
         del self._processes[process.who[0]]
         how = f"{'ended with' if status >= 0 else 'was ended by'} {how_ended(status)}"
-        self._controller.ended(time.monotonic(), *process.who, Ending(status, how))
+        self._controller.ended(time.monotonic(), *process.who, Ending(status, how, batch=batch))
 
     def _forget(self, end: Channel | int) -> None:
         if end in self._selector.get_map():
@@ -156,8 +197,8 @@ class LocalDriver(Carrier):
         self._processes[replica] = process
         self._selector.register(process.channel, selectors.EVENT_READ, process)
         self._selector.register(process.pidfd, selectors.EVENT_READ, process)
-        fds = self._job.fd, self._mapped.memory.fd, self._table_memory.fd
-        process.channel.send("job", replica=replica, incarnation=incarnation, path=sys.path, fds=fds)
+        fds = self._settings.fd, self._job.fd, self._mapped.memory.fd, self._table_memory.fd
+        process.channel.send("job", replica=replica, incarnation=incarnation, path=list(map(str, sys.path)), fds=fds)
         self.record.started(replica, incarnation, process.pid)
 
     def _process(self, replica: int, incarnation: int) -> WorkerProcess | None:
@@ -167,6 +208,13 @@ class LocalDriver(Carrier):
     def _kill(self, replica: int, incarnation: int) -> None:
         if (process := self._process(replica, incarnation)) is not None:
             process.kill()
+
+    def _end_processes(self) -> None:
+        processes, self._processes = self._processes, {}
+        for process in processes.values():
+            process.kill()
+        for process in processes.values():
+            process.reap()
 
     def _suspect(self, replica: int, incarnation: int) -> None:
         if (process := self._process(replica, incarnation)) is not None and process.stopped:

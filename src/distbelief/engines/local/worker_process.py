@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import final
 
 from distbelief.engines.local.channel import Channel
+from distbelief.engines.local.descendants import MARK, end_descendants, new_mark
+from distbelief.engines.local.room import require_room
+from distbelief.links import forks
 
 ENVIRONMENT = {
     # Threads that wait for each other by spinning take the cores from those they wait for as soon as anything else
@@ -36,9 +39,10 @@ class WorkerProcess:
         # Nothing is ever written to this pipe; that it closes tells the worker that the controller is gone.
         reading, self._life = os.pipe()
         path = os.pathsep.join(filter(None, (_HOME, os.environ.get("PYTHONPATH"))))
+        self._mark = new_mark()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distbelief.engines.local.worker", str(theirs.fileno()), str(reading)],
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+            [sys.executable, "-P", "-m", "distbelief.engines.local.boot", str(theirs.fileno()), str(reading)],
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), reading),
             # Out of the terminal's group: Ctrl-C is for the controller alone.
@@ -48,6 +52,10 @@ class WorkerProcess:
         theirs.close()
         self.pidfd = os.pidfd_open(self._process.pid)
         """Readable when the process has ended."""
+        # In a child of the user's they would hide from the worker that this process has died.
+        self._ends = self.channel.fileno(), self._life
+        for end in self._ends:
+            forks.hold(end)
         self.who = (-1, 0)
         """The replica and the incarnation that it was made."""
 
@@ -83,8 +91,11 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             status = self._process.wait()
-        # Data-loader children live in the worker's session.
+        # What it has started, such as data-loader processes, lives in its session; or elsewhere, with its mark.
         self.kill()
+        end_descendants(self._mark)
+        for end in self._ends:
+            forks.release(end)
         self.channel.close()
         os.close(self.pidfd)
         os.close(self._life)
@@ -99,13 +110,18 @@ class Workers:
         self._idle: list[WorkerProcess] = []
 
     def start(self, count: int) -> None:
-        """Have this many processes ready."""
+        """Have this many processes ready. Raises `UsageError` where there is no room for them."""
+        require_room(count - len(self._idle))
         while len(self._idle) < count:
             self._idle.append(WorkerProcess())
 
     def take(self) -> WorkerProcess:
         """A process, which the caller owns: the one that was started first, or a new one."""
         return self._idle.pop(0) if self._idle else WorkerProcess()
+
+    def give_back(self, process: WorkerProcess) -> None:
+        """Have a process taken again, as the next one."""
+        self._idle.insert(0, process)
 
     def close(self) -> None:
         """End those that no run took."""

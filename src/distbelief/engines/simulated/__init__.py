@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
+from distbelief.checks import check_seed
 from distbelief.engines.simulated.faults import Fault, Plan
 from distbelief.engines.simulated.laws import Law, Lognormal, law_of
 from distbelief.engines.simulated.network import Network
@@ -44,6 +45,7 @@ class Simulated:
     def __post_init__(self) -> None:
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise UsageError(f"seed must be a whole number or None, not {self.seed!r}")
+        check_seed(self.seed or 0)
         law_of("compute", self.compute)
         if not isinstance(self.network, Network):
             raise UsageError(f"network must be a Network such as Network(latency=0.01), not {self.network!r}")

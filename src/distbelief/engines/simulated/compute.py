@@ -56,13 +56,20 @@ class SharedModule:
 
     async def gradient(self, replica: int, parameters: Tensor, epoch: int, batch: int) -> Gradient:
         """The gradient at a replica's parameters, in no time."""
+        self._table.begin(replica, epoch, batch)
         self._flat.vector.copy_(parameters)
         if self._prepared.mutable_buffers:
             self._flat.load_buffers_(self._table.buffers[replica])
         gradient = await self._gradients.gradient(epoch, batch)
         if self._prepared.mutable_buffers:
             self._table.buffers[replica] = self._flat.buffers()
+        # A constraint in the module's forward changes the replica's own parameters, as on every engine.
+        parameters.copy_(self._flat.vector)
         return gradient
+
+    def buffers(self, replica: int) -> Tensor:
+        """A replica's row of buffers."""
+        return self._table.buffers[replica]
 
 
 @final
@@ -73,6 +80,17 @@ class TimedGradients:
     shared: SharedModule
     replica: int
     parameters: Tensor
+
+    def __post_init__(self) -> None:
+        self._kept = self.shared.buffers(self.replica).clone()
+
+    def keep(self) -> None:
+        """Keep the replica's mutable buffers as they are now."""
+        self._kept.copy_(self.shared.buffers(self.replica))
+
+    def undo(self) -> None:
+        """Give them back the values that they had at the last `keep`."""
+        self.shared.buffers(self.replica).copy_(self._kept)
 
     async def gradient(self, epoch: int, batch: int) -> Gradient:
         """Take the time, then compute: nobody has touched the parameters meanwhile."""

@@ -16,6 +16,9 @@ from distbelief.errors import UsageError
 _ABOVE = {"at": None, "back": None, "seconds": 0.0, "factor": 0.0}
 """What the numbers of a fault must be more than; None: they may be 0."""
 
+_MOST = {"at": 1_000_000, "back": 1_000_000, "seconds": 100_000}
+"""Seconds. While a machine does not answer, calls are repeated every few of them, each of which is computed."""
+
 
 def _check_machine(name: object, kinds: str = "replica|shard|controller") -> None:
     if not isinstance(name, str) or not re.fullmatch(r"(replica|shard) \d+|controller", name):
@@ -28,6 +31,8 @@ def _check_numbers(fault: object) -> None:
     for name, value in vars(fault).items():
         if name in _ABOVE and (value is not None or name != "back"):
             check_number(name, value, above=_ABOVE[name])
+            if value is not None and value > _MOST.get(name, math.inf):
+                raise UsageError(f"{name} must be at most {_MOST[name]:,} seconds, not {value!r}")
 
 
 @dataclass(frozen=True)

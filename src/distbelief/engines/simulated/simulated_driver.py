@@ -89,7 +89,7 @@ class SimulatedDriver(Carrier):
                 self._shard_dies(shard_host, death)
         self._controller.begin(now)
         self._carry()
-        for planned in plan.deaths:
+        for planned in self._world.deaths:
             if planned.at >= now:
                 self._at(planned.at, self._die, planned)
         if plan.silences and now < plan.quiet_from:
@@ -182,6 +182,8 @@ class SimulatedDriver(Carrier):
                 self._trace.note("stop", self._controller.stopped_by or "")
             case actions.Lost(replica, incarnation):
                 self._trace.fenced(replica, incarnation)
+            case actions.SetAside(epoch, batch):
+                self._trace.note("set aside", epoch, batch)
             case actions.WriteCheckpoint(snapshots, total):
                 self._trace.captured(snapshots, total)
             case actions.RestoreShard(shard):
@@ -234,7 +236,7 @@ class SimulatedDriver(Carrier):
             self.record.received.append(signal.SIGINT)
             self._controller.stop(self._clock(), "interrupted", 0.0)
         # Whatever the user's code raises is the controller's to judge.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             status = 1
             self._controller.failed(self._clock(), *process.who, failure_of(error)._replace(cause=error))
         finally:
@@ -242,7 +244,8 @@ class SimulatedDriver(Carrier):
         if not process.over:
             process.over = True
             self._trace.note("end", *process.who)
-            self._ended(process, Ending(status, f"ended with exit code {status}"))
+            batch = self._table.batch(process.replica)
+            self._ended(process, Ending(status, f"ended with exit code {status}", batch=batch))
             self._carry()
 
     def _watch(self, process: SimulatedProcess, progress: Progress) -> None:
@@ -251,15 +254,21 @@ class SimulatedDriver(Carrier):
             return
         self._table.write(process.replica, progress)
         self._steps += 1
-        # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
-        if self._steps % self._prepared.replicas == 0:
-            self.record.attend()
-            self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
-        self._carry()
+        try:
+            # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
+            if self._steps % self._prepared.replicas == 0:
+                self.record.attend()
+                self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
+            self._carry()
+        # It is no failure of the replica in whose step it comes up: it ends the life.
+        except BaseException as error:  # noqa: BLE001
+            if not self._over.done():
+                self._over.set_exception(error)
 
     # Deaths
 
     def _die(self, death: Death) -> None:
+        self._world.deaths.remove(death)
         kind, _, number = death.machine.partition(" ")
         if kind == CONTROLLER:
             self._over.set_result(death)
@@ -272,11 +281,16 @@ class SimulatedDriver(Carrier):
     def _kill(self, replica: int, incarnation: int) -> None:
         self._stop(self._processes[replica], "ended with the run")
 
+    def _end_processes(self) -> None:
+        # They were tasks of a loop that is over.
+        self._wire.close()
+        self._shards.close()
+
     def _stop(self, process: SimulatedProcess, cause: str) -> None:
         """End a replica; that will be known in a moment."""
         process.end()
         when = self._clock() if self._wire.is_calm else self._plan.awake(CONTROLLER, self._clock() + _NOTICE_S)
-        self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause))
+        self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause=cause))
 
     def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
         self._controller.ended(self._clock(), *process.who, ending)
@@ -288,7 +302,7 @@ class SimulatedDriver(Carrier):
             process.over = True
             self._abandoned.append(process)
             self._end_when_reached(process)
-            self._ended(process, Ending(None, "was out of reach", "out of reach"))
+            self._ended(process, Ending(None, "was out of reach", cause="out of reach"))
 
     def _end_when_reached(self, process: SimulatedProcess) -> None:
         if self._plan.out_of_reach(process.machine, CONTROLLER, self._clock()):

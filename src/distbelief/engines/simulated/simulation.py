@@ -48,15 +48,21 @@ class Simulation:
         torch.set_num_threads(1)
         try:
             with seeded(world.seed):
+                lost: Deadlock | None = None
                 try:
-                    lost = simulate(self._lives(), seed=world.seed)
+                    with self.record.received.interruptible():
+                        lost = simulate(self._lives(), seed=world.seed)
+                    if lost is None:
+                        world.trace.check(self.record.controller.allocator.total)
                 except Deadlock as error:
                     world.stop_clock()
                     simulate(self._driver.wind_up(error), seed=world.seed)
-                    lost = None
+                # Whatever it is: what was reached is written first, and then it goes on.
+                except BaseException as error:  # noqa: BLE001
+                    world.stop_clock()
+                    self._driver.abandon(error)
                 if lost is not None:
                     raise lost
-                world.trace.check(self.record.controller.allocator.total)
                 result = self.record.result()
         finally:
             torch.set_num_threads(threads)

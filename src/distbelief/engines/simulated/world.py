@@ -8,7 +8,7 @@ from typing import final
 from distbelief.chance import derive
 from distbelief.engines.simulated import Simulated
 from distbelief.engines.simulated.faults import Plan
-from distbelief.engines.simulated.laws import PerReplica, law_of
+from distbelief.engines.simulated.laws import Constant, PerReplica, law_of
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import UsageError
 from distbelief.run.prepare import Prepared
@@ -25,6 +25,8 @@ class World:
         self.seed = prepared.seed if engine.seed is None else engine.seed
         self.plan = Plan(engine.faults)
         self.plan.check_targets(prepared.replicas, prepared.layout.shards)
+        self.deaths = list(self.plan.deaths)
+        """Those that have not come yet: one happens once, also if the controller is back at that very instant."""
         self.trace = Trace(prepared.method.admission)
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop that gives the time, while the run goes on."""
@@ -34,6 +36,9 @@ class World:
         if isinstance(law, PerReplica) and (alien := [number for number in law.laws if number >= prepared.replicas]):
             there = f"the run has {prepared.replicas} replicas"
             raise UsageError(f"compute has a law for replica {min(alien)}, but {there}")
+        until, still = prepared.until, law == law_of("latency", engine.network.latency) == Constant(0.0)
+        if still and until.epochs is None and until.examples is None:
+            raise UsageError("no time ever passes: give compute or latency more than 0 s, or an end in examples")
         chances = [random.Random(derive(self.seed, "compute", replica)) for replica in range(prepared.replicas)]
         self.draws = [law.draw(chance, replica) for replica, chance in enumerate(chances)]
         """How long the next batch takes, for each replica."""

@@ -44,14 +44,18 @@ class Curve:
 
 
 def curves_of(record: Record) -> tuple[list[Picture], list[str]]:
-    """Every metric of a run, thrice, and the names of those that are too many to be drawn."""
+    """Every metric of a run, thrice, and the names of those that are too many to be drawn.
+
+    The size of its steps is drawn against examples, which are what schedules go by.
+    """
     points, losses = record.evaluations, record.log.losses
     metrics = sorted(_metrics([*points, *losses]), key=lambda name: name != "loss")
     pictures = []
     for name in metrics[:MOST]:
         curves = [_curve("training batches", losses, name, None)] if name in OF_TRAINING else []
         curves += [_curve(record.chosen_by, points, name, 0), _curve("test", points, f"test_{name}", 1)]
-        pictures += _thrice(name, curves, record.tag, columns=3)
+        axes = ("examples",) if name in OF_TRAINING and name != "loss" else AXES
+        pictures += _against(axes, name, curves, record.tag, columns=3)
     return pictures, metrics[MOST:]
 
 
@@ -68,7 +72,7 @@ def overlays(records: Sequence[Record]) -> tuple[list[Picture], list[str]]:
             label = f"{look + 1}. {picture.short(record.name, _NAME)}{' (simulated)' * (some and record.simulated)}"
             told = (record.log.losses, "loss") if metric == _TRAINING else (record.evaluations, metric)
             curves.append(_curve(label, *told, look))
-        pictures += _thrice(metric, curves, tag, columns=1)
+        pictures += _against(AXES, metric, curves, tag, columns=1)
     return pictures, metrics[MOST:]
 
 
@@ -84,8 +88,8 @@ def _curve(label: str, points: Sequence[Point], name: str, look: int | None) -> 
     return Curve(label, at, np.array([value for _, value in found], dtype=float), look)
 
 
-def _thrice(metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> list[Picture]:
-    """The curves that have points, against each axis. In one column they are of several runs."""
+def _against(axes: Sequence[str], metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> list[Picture]:
+    """The curves that have points, against each of some axes. In one column they are of several runs."""
     curves = [curve for curve in curves if len(curve.values)]
     looks = [curve.look for curve in curves]
     if columns == 1:
@@ -98,7 +102,7 @@ def _thrice(metric: str, curves: Iterable[Curve], tag: str, *, columns: int) -> 
             "Lines with marks are of evaluations.": looks != [None],
         }
         how = " ".join(sentence for sentence, holds in parts.items() if holds)
-    return [_picture(metric, axis, curves, tag, how, columns) for axis in AXES if curves]
+    return [_picture(metric, axis, curves, tag, how, columns) for axis in axes if curves]
 
 
 def _picture(metric: str, axis: str, curves: Sequence[Curve], tag: str, how: str, columns: int) -> Picture:
