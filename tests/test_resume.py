@@ -322,8 +322,6 @@ def test_a_directory_in_use_is_refused_and_sigterm_writes_a_checkpoint(tmp_path:
 def test_a_directory_of_another_run_is_refused(begun: Path) -> None:
     with pytest.raises(DirectoryError, match="holds a run already"):
         train(begun, 3)
-    with pytest.raises(UsageError, match="batches of 16 examples"):
-        train(begun, 3, resume=True, batch_size=32)
     fewer = problems.task(train=problems.points(EXAMPLES - 1))
     with pytest.raises(DataError, match="has 640 examples to train on, and cannot go on with 639"):
         db.train(fewer, directory=begun, resume=True, progress=False)
