@@ -18,9 +18,9 @@ CODE_BUDGET = {
     "links": 160,
     "observe": 305,
     "observe/report": 845,
-    "run": 1810,
+    "run": 1815,
     "server": 1195,
-    "task": 1160,
+    "task": 1165,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

@@ -188,7 +188,7 @@ class Task:
         with seeded(derive(seed, "model")):
             module = self.model()
         if not isinstance(module, nn.Module):
-                raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module: return the module")
+            raise TaskError(f"model() returned {type(module).__name__}, not a torch.nn.Module: return the module")
         return unwrapped(module)
 
     def forward(self, module: nn.Module, batch: Any) -> Forward:
