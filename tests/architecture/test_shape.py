@@ -10,7 +10,7 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
     ".": 530,
-    "cli": 650,
+    "cli": 655,
     "downpour": 710,
     "engines": 1545,
     "engines/local": 660,
@@ -18,9 +18,9 @@ CODE_BUDGET = {
     "links": 160,
     "observe": 305,
     "observe/report": 845,
-    "run": 1815,
+    "run": 1820,
     "server": 1195,
-    "task": 1165,
+    "task": 1170,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

@@ -121,7 +121,7 @@ def test_wrong_usage_is_one_sentence_and_2(folder: Path, arguments: str, sentenc
 
 
 FAILURES = [
-    ("good.py:unequal", "train: its arrays differ in length: 3, 400 rows"),
+    ("good.py:unequal", "train: its arrays differ in length, 3, 400 rows"),
     ("good.py:empty", "train is empty"),
     ("good.py:no_parameters", "the model has no parameters to train"),
     ("good.py:frozen", "none of its parameters has requires_grad=True"),

@@ -293,7 +293,7 @@ def _write(path: Path, predictions: Any) -> int:
         with path.open("wb") as file:
             np.save(file, predictions.numpy())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path} ({error.strerror}): name another place") from error
     return len(predictions)
 
 

@@ -129,7 +129,7 @@ def engine_of(flags: dict[str, Any]) -> Engine:
 
     if flags["engine"] == "local":
         if flags["simulation"] is not None:
-            raise UsageError("--simulation is for --engine simulated")
+            raise UsageError("--simulation is for the simulated engine: add --engine simulated")
         return Local(device=flags["device"], threads=flags["threads"])
     if flags["device"] not in ("auto", "cpu") or flags["threads"] is not None:
         raise UsageError("the simulated engine computes with one thread of the CPU: leave out --device and --threads")
@@ -163,7 +163,8 @@ def _rule(rule: Rule, flags: dict[str, Any]) -> Rule:
         numbers["lr"] = lr
     fields = {field.name for field in dataclasses.fields(rule)}  # type: ignore[arg-type]
     if alien := numbers.keys() - fields:
-        raise UsageError(f"{type(rule).__name__} has no {', '.join(sorted(alien))}")
+        names = ", ".join(sorted(alien))
+        raise UsageError(f"{type(rule).__name__} has no {names}: leave it out, or choose another --optimizer")
     return dataclasses.replace(rule, **numbers)  # type: ignore[type-var]
 
 

@@ -36,7 +36,7 @@ def read(path: Path) -> Simulated:
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as TOML: {error}") from error
+        raise UsageError(f"{path} cannot be read as TOML ({error}): mend it") from error
     try:
         engine: Simulated = _make(Simulated, {name: _value(value, name) for name, value in content.items()}, "the file")
     except (UsageError, DirectoryError) as error:

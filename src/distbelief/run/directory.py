@@ -111,7 +111,9 @@ class RunDirectory:
             try:
                 lock = DirectoryLock.take(path)
             except BlockingIOError as error:
-                raise DirectoryError(f"{path} is in use by a run that is at work") from error
+                raise DirectoryError(
+                    f"{path} is in use by a run that is at work: wait for its end, or choose another"
+                ) from error
             try:
                 # Again, now that nothing changes any more.
                 _check_own(path)
@@ -184,7 +186,7 @@ class RunDirectory:
             self.write_json(_METHOD, {"format": FORMAT, **method})
             self.write_json(_TASK, {"format": FORMAT, **task})
             for why in self.unwritten.values():
-                raise DirectoryError(f"cannot write to the run directory {self.path}: {why}")
+                raise DirectoryError(f"cannot write to the run directory {self.path} ({why}): choose another")
             self.checkpoints.mkdir(exist_ok=True)
         except (OSError, DirectoryError) as error:
             if not resumed:
@@ -405,7 +407,7 @@ def _remove(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> DirectoryError:
-    return DirectoryError(f"cannot write to the run directory {path}: {_why(error)}")
+    return DirectoryError(f"cannot write to the run directory {path} ({_why(error)}): choose another")
 
 
 def _why(error: OSError) -> str:

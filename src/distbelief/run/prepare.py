@@ -313,7 +313,7 @@ def _started(task: Task, module: nn.Module, start: Mapping[str, Tensor]) -> Task
     try:
         module.load_state_dict(start)
     except RuntimeError as error:
-        raise TaskError(f"what the run is to start from does not fit the model: {error}") from error
+        raise TaskError(f"start= does not fit the model ({error}): give a state_dict of the same model") from error
     return task.with_values(_copies(module, trained=True))
 
 
@@ -358,12 +358,14 @@ def _check_decided(prepared: Prepared) -> None:
     """A run's place in its data is told in batches of an epoch: both must be what they were."""
     precision, resumed = prepared.precision, prepared.resumed
     if precision is not None and prepared.layout.dtype != torch.float32:
-        raise UsageError(f'precision="{precision}" is for models of float32; this one has parameters of float64')
+        raise UsageError(
+            f'precision="{precision}" is for models of float32, and this one has parameters of float64: leave it out'
+        )
     if resumed is not None and resumed.state.method.examples != prepared.examples:
         dropped = "; with drop_last=True their number depends on the batch size, which must stay"
         raise DataError(
             f"the run has {resumed.state.method.examples:,} examples to train on, and cannot go on with "
-            f"{prepared.examples:,}{dropped if prepared.examples < len(prepared.rows) else ''}"
+            f"{prepared.examples:,}: give the same data{dropped if prepared.examples < len(prepared.rows) else ''}"
         )
 
 
@@ -423,7 +425,7 @@ def _check_judges(task: Task, until: Until, evaluated: bool, *, averaged: bool) 
     asked = dict.fromkeys(until.target or {}, "target") | ({until.monitor: "monitor"} if until.monitor else {})
     for name, what in asked.items():
         if name not in known:
-            raise UsageError(f"the {what} is {name}, which is no metric of the task: {', '.join(known)}")
+            raise UsageError(f"the {what} is {name}, which is no metric of the task: choose one of {', '.join(known)}")
     if (asked or until.patience) and not evaluated:
         raise UsageError("a target, a monitor and patience need validation or test data to be judged by")
 

@@ -112,7 +112,7 @@ class Run:
         """
         rows = ArrayRows(x, "x", sparse=self._task.sparse)
         if not len(rows):
-            raise DataError("x holds no rows to predict from")
+            raise DataError("x holds no rows to predict from: give at least one")
         model, call = self.model(), WithoutGradients()
         try:
             parts = [
@@ -149,7 +149,9 @@ class Run:
         """
         summary, weights = self.summary, self._task.weights
         if summary.get("weights") != digest_of(weights):
-            raise TaskError("the run drew its examples by weights that this task does not have: load it with its own")
+            raise TaskError(
+                "the run drew its examples by weights that this task does not have: give the task with its own"
+            )
         used = summary["examples_per_epoch"]
         examples, kind = summary.get("training_examples", used), summary.get("order", "shuffled")
         return Order.of(summary["seed"], kind, examples, used, weights)(epoch)
@@ -184,7 +186,9 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
     if (model := directory / "model.safetensors").is_file():
         make_room_(module, written.tensors(model))
     if differences := change(origin, module):
-        raise TaskError(f"the model of this task is another one than that of {directory}: {differences}")
+        raise TaskError(
+            f"the model of this task is another one than that of {directory} ({differences}): give the run's own as task="
+        )
     return Run(directory, task, summary)
 
 

@@ -26,7 +26,7 @@ def train_on(prepared: Prepared, task: Task, module: nn.Module, batch: Any) -> N
     with seeded(prepared.seed), autocast(device, prepared.precision):
         found = task.forward(module, batch)
     if not found.loss.requires_grad:
-        raise TaskError("the loss does not depend on any trainable parameter: it carries no gradient")
+        raise TaskError("the loss does not depend on any trainable parameter: compute it from what the model returns")
     if found.weight is not None and not 0 <= float(found.weight) < math.inf:
         raise TaskError(
             f"the weight of the first batch is {float(found.weight):g}: return (sum, weight) with 0 or more"

@@ -132,7 +132,7 @@ def lr_over(lr: Any, examples: int | None) -> Any:
     first = rate(lr, 0)
     if not (isinstance(first, int | float) and 0 <= first < math.inf):
         raise UsageError(
-            f"a schedule gives the rate after so many examples as a number; {lr!r} gives {first!r} after 0"
+            f"a schedule must give the rate after so many examples as a number, but {lr!r} gives {first!r} after 0"
         )
     return lr
 

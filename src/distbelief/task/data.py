@@ -49,9 +49,10 @@ class ArrayRows:
             raise DataError("an array of the data is a single number; its first dimension must be the examples")
         lengths = {int(leaf.shape[0]) for leaf in parts}
         if not lengths:
-            raise DataError(f"{name} holds no arrays")
+            raise DataError(f"{name} holds no arrays: give (input, target)")
         if len(lengths) > 1:
-            raise DataError(f"{name}: its arrays differ in length: {', '.join(map(str, sorted(lengths)))} rows")
+            told = ", ".join(map(str, sorted(lengths)))
+            raise DataError(f"{name}: its arrays differ in length, {told} rows: give as many targets as inputs")
         (self._length,) = lengths
         if sparse:
             for leaf in filter(_is_csr, parts):
@@ -125,7 +126,9 @@ def _check_csr(matrix: Any, name: str) -> None:
     try:
         matrix.check_format(full_check=True)
     except ValueError as error:
-        raise DataError(f"{name} holds a CSR matrix that is not valid: {error}") from error
+        raise DataError(
+            f"{name} holds a CSR matrix that is not valid ({error}): build it by scipy.sparse.csr_matrix"
+        ) from error
 
 
 def _csr_tensor(matrix: Any) -> Tensor:
@@ -193,7 +196,7 @@ def rows_of(
             f"that returns one of these, not {type(data).__name__}"
         )
     if len(rows) == 0:
-        raise DataError(f"{name} is empty")
+        raise DataError(f"{name} is empty: give at least one example")
     if sparse and not (isinstance(rows, ArrayRows) and any(map(_is_csr, leaves(rows.arrays)))):
         raise DataError(
             f"{name} holds no SciPy CSR, which is what sparse=True is for: give (input, target) with an input such as "

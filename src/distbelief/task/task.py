@@ -313,5 +313,5 @@ def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
                 f"parameter {name} is on {p.device}: build the model on the CPU, replicas place it themselves"
             )
         if p.numel() == 0:
-            raise TaskError(f"parameter {name} of shape {tuple(p.shape)} is empty")
+            raise TaskError(f"parameter {name} of shape {tuple(p.shape)} is empty: leave it out of the model")
     return found

@@ -52,7 +52,7 @@ def find(spec: str, arguments: dict[str, Any], *, progress: bool = True) -> Task
         task = _call(found, spec, arguments)
     if not isinstance(task, Task):
         raise TaskError(
-            f"{spec} is no distbelief.Task and no function that returns one, but of type {type(task).__name__}"
+            f"{spec} is no distbelief.Task and no function that returns one, but a {type(task).__name__}: name one"
         )
     task.origin = origin
     return task
@@ -75,7 +75,7 @@ def _from_file(path: Path, name: str) -> Any:
     module = _execute(path)
     if not hasattr(module, name):
         close = [n for n, v in vars(module).items() if isinstance(v, Task) or _returns_task(v, module)]
-        hint = f"; say {path}:{close[0]}" if close else ""
+        hint = f"; say {path}:{close[0]}" if close else "; name its task after a colon, or call it task"
         raise TaskError(f'{path} defines nothing named "{name}"{hint}')
     return getattr(module, name)
 
@@ -88,7 +88,7 @@ def _execute(path: Path) -> ModuleType:
     module_name = f"{FILE_MODULE}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise TaskError(f"{path} cannot be loaded as Python")
+        raise TaskError(f"{path} cannot be loaded: give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     # So that the file's neighbours can be imported, as when it is run as a script.

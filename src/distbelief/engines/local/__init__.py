@@ -47,11 +47,11 @@ class Local:
             return found or ("cpu",)
         if not found:
             built = "" if torch.version.cuda else "; this torch was built without CUDA"
-            raise UsageError(f'device="{self.device}": torch sees no GPU{built}')
+            raise UsageError(f'device="{self.device}": torch sees no GPU{built}: use device="cpu"')
         if self.device == "cuda":
             return found
         if self.device not in found:
-            raise UsageError(f'device="{self.device}": torch sees {", ".join(found)}')
+            raise UsageError(f'device="{self.device}": torch sees {", ".join(found)}: choose one of these')
         return (self.device,)
 
     @property

@@ -24,7 +24,7 @@ def _check_machine(name: object, kinds: str = "replica|shard|controller") -> Non
     if not isinstance(name, str) or not re.fullmatch(r"(replica|shard) \d+|controller", name):
         raise UsageError(f'a machine is "replica N", "shard N" or "controller", not {name!r}')
     if not re.match(kinds, name):
-        raise UsageError(f"{name} is no {kinds}")
+        raise UsageError(f"{name} is no {kinds.replace('|', ' or ')}: name one, such as replica 0")
 
 
 def _check_numbers(fault: object) -> None:
@@ -112,7 +112,7 @@ class Cut:
                     _check_machine(machine)
                 object.__setattr__(self, name, tuple(machines))
         if both := set(self.machines) & set(self.others or ()):
-            raise UsageError(f"{min(both)} cannot be cut off from itself")
+            raise UsageError(f"{min(both)} cannot be cut off from itself: leave it out of one side")
 
     def between(self, one: str, other: str, now: float) -> bool:
         """Whether a message between two machines is lost now."""
@@ -165,13 +165,13 @@ class Plan:
     def _check_lives(self) -> None:
         for fault in self.faults:
             if isinstance(fault, Join) and self.joins[fault.machine] != fault.at:
-                raise UsageError(f"{fault.machine} joins twice")
+                raise UsageError(f"{fault.machine} joins twice: leave one of the two out")
         for machine in sorted({death.machine for death in self.deaths}):
             there = self.joins.get(machine, 0.0)
             for death in (d for d in self.deaths if d.machine == machine):
                 if death.at < there:
                     when = "dead for good by then" if there == math.inf else f"there from {there:g} s on"
-                    raise UsageError(f"{machine} cannot die at {death.at:g} s: it is {when}")
+                    raise UsageError(f"{machine} cannot die at {death.at:g} s: it is {when}; choose another time")
                 there = death.over
 
     def away(self, machine: str, now: float) -> Death | None:
@@ -186,7 +186,7 @@ class Plan:
             there = {"replica": replicas, "shard": shards}.get(kind, 1)
             if int(number or 0) >= there:
                 some = f"{kind}s 0 to {there - 1}" if there > 1 else f"{kind} 0"
-                raise UsageError(f"a fault is meant for {machine}, but the run has {some} only")
+                raise UsageError(f"a fault is meant for {machine}, but the run has {some} only: leave it out")
 
     def cut_off(self, one: str, other: str, now: float) -> bool:
         """Whether a message between two machines is lost now."""

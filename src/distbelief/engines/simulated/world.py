@@ -35,7 +35,7 @@ class World:
         law = law_of("compute", engine.compute)
         if isinstance(law, PerReplica) and (alien := [number for number in law.laws if number >= prepared.replicas]):
             there = f"the run has {prepared.replicas} replicas"
-            raise UsageError(f"compute has a law for replica {min(alien)}, but {there}")
+            raise UsageError(f"compute has a law for replica {min(alien)}, but {there}: leave it out, or ask for more")
         until, still = prepared.until, law == law_of("latency", engine.network.latency) == Constant(0.0)
         if still and until.epochs is None and until.examples is None:
             raise UsageError("no time ever passes: give compute or latency more than 0 s, or an end in examples")

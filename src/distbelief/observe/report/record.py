@@ -107,7 +107,7 @@ def _read(directory: Path, name: str) -> Record:
     try:
         log = read_log(events)
     except OSError as error:
-        raise DirectoryError(f"{events} cannot be read: {error.strerror}") from error
+        raise DirectoryError(f"{events} cannot be read ({error.strerror}): make it readable") from error
     return Record(directory, name, method, task, summary if _is_of(summary, log) else {}, log)
 
 
