@@ -187,7 +187,7 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
         make_room_(module, written.tensors(model))
     if differences := change(origin, module):
         raise TaskError(
-            f"the model of this task is another one than that of {directory} ({differences}): give the run's own as task="
+            f"the model of this task is another one than that of {directory} ({differences}): give the run's task"
         )
     return Run(directory, task, summary)
 
