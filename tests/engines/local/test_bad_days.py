@@ -166,7 +166,7 @@ def test_a_replica_that_fails_and_cannot_end_is_ended(tmp_path: Path) -> None:
             raise ArithmeticError("no more")
         return torch.nn.functional.cross_entropy(prediction, target)
 
-    with pytest.raises(UserCodeError, match="failed twice at batch 0 of epoch 0 .* with ArithmeticError: no more"):
+    with pytest.raises(UserCodeError, match=r"failed twice at batch 0 of epoch 0 .* with ArithmeticError: no more"):
         db.train(problems.task(loss=loss), db.Downpour(replicas=1), directory=tmp_path / "run", progress=False)
 
 
