@@ -18,6 +18,7 @@ from distbelief.downpour.method import Downpour
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
 from distbelief.engines.signals import Requests, requests_raise, requests_to_end
+from distbelief.engines.streams import take_descriptors
 from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskError, UsageError, UserCodeError
 from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
@@ -105,6 +106,7 @@ def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
     @functools.wraps(request, assigned=("__doc__",))
     def train(*arguments: P.args, **named: P.kwargs) -> Run:
         asked = request(*arguments, **named)
+        take_descriptors()
         with requests_raise(), asked.on.open() as session:
             return fulfil(asked, session)
 

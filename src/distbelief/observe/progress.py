@@ -250,7 +250,10 @@ class _Forgiving:
     def write(self, text: str) -> int:
         """Write, if that is possible."""
         with suppress(OSError):
-            self._file.write(text)
+            try:
+                self._file.write(text)
+            except UnicodeEncodeError as error:
+                self._file.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         return len(text)
 
     def flush(self) -> None:
@@ -268,8 +271,10 @@ def watching(progress: bool, *, redrawn: bool = True) -> Iterator[Observer]:
 
     Not `redrawn`: lines in any case, so that a debugger in this process has the terminal to itself.
     """
-    file = cast("TextIO", _Forgiving(sys.stderr))
-    if progress and redrawn and sys.stderr.isatty():
+    # Python has none where a program is started without.
+    stderr = sys.stderr or io.StringIO()
+    file = cast("TextIO", _Forgiving(stderr))
+    if progress and redrawn and stderr.isatty():
         console = Console(file=file, markup=False, force_jupyter=False)
         with Live(console=console, refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
             yield LiveTable(live)
