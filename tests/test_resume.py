@@ -617,7 +617,7 @@ def test_inside_an_epoch_only_sizes_that_cut_no_batch_go_on(begun: Path) -> None
     with pytest.raises(UsageError, match=r"batches of 48 examples: it stopped inside an epoch .* that divides 160$"):
         train(begun, 2, resume=True, batch_size=48)
     run = train(begun, 2, resume=True, batch_size=40)
-    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0}
+    assert run.summary["account"] == {"used": 2 * EXAMPLES, "refused": 0, "dropped": 0, "partial": 0, "poisoned": 0}
 
 
 def test_weights_draw_the_same_examples_after_a_resumption(tmp_path: Path) -> None:

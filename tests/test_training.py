@@ -416,7 +416,7 @@ def test_each_epoch_uses_the_examples_of_its_order(tmp_path: Path, engine: Any, 
         progress=False,
     )
     examples = 200 if how == "dropped" else 203
-    assert run.summary["account"] == {"used": 2 * examples, "refused": 0, "dropped": 0, "partial": 0}
+    assert run.summary["account"] == {"used": 2 * examples, "refused": 0, "dropped": 0, "partial": 0, "poisoned": 0}
     assert (run.summary["examples_per_epoch"], run.summary["training_examples"]) == (examples, 203)
     assert run.summary["epochs"] == 2
     assert run.summary["order"] == {"dropped": "shuffled"}.get(how, how)

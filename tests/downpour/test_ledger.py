@@ -496,7 +496,7 @@ TestHolders.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_batch_is_leased_by_itself_and_what_was_around_it_too() -> None:
-    ledger = ledger_of(100, epochs=1)
+    ledger = ledger_of(400, epochs=1)
     first = take(ledger)
     ledger.died(0, last(first, first.start, first.start + 2))
     assert ledger.isolate(0, 10)

@@ -14,7 +14,7 @@ def caught(error: Exception) -> Exception:
 def test_an_error_of_the_users_is_told_with_its_type_and_sentence() -> None:
     failure = failure_of(caught(KeyError("a")))
     assert (failure.error, failure.kind_of) == ("KeyError: 'a'", "user")
-    assert "test_replica.py" in failure.frames
+    assert "test_assembly.py" in failure.frames
 
 
 def test_divergence_is_told_in_its_own_words() -> None:

@@ -207,16 +207,19 @@ def network() -> nn.Module:
 def task(examples: int, failing: frozenset[int], poison: int | None) -> db.Task:
     """A task of so many examples, whose code fails at some of the batches that it is given, each time otherwise.
 
-    It fails at all batches that hold the example `poison`, but for the first time, when it is tried out.
+    It fails at all batches that hold the example `poison`, but when they are tried out.
     """
     generator = torch.Generator().manual_seed(examples)
     x = torch.randn(examples, 4, generator=generator)
     if poison is not None:
         x[poison] = _POISON
     count = itertools.count()
+    # The first batch, and one that is smaller, before anything begins.
+    tried = 2 if examples > BATCH and examples % BATCH else 1
 
     def step(model: nn.Module, batch: Any) -> torch.Tensor:
-        if (number := next(count)) in failing or (number and (batch[0] == _POISON).any()):
+        number = next(count)
+        if number >= tried and (number in failing or (batch[0] == _POISON).any()):
             raise RuntimeError(f"batch {number} fails")
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 

@@ -70,7 +70,7 @@ def sketches_of(module: nn.Module) -> dict[str, Sketch]:
 
 def _sketch(tensor: Tensor) -> Sketch:
     flat = torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
-    return Sketch((tensor.dtype, tensor.shape), flat[:: max(1, len(flat) // _SAMPLE)].double())
+    return Sketch((tensor.dtype, tensor.shape), flat[:: max(1, len(flat) // _SAMPLE)].to(torch.float64, copy=True))
 
 
 def unlike(one: Mapping[str, Sketch], other: Mapping[str, Sketch]) -> str | None:
