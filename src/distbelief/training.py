@@ -18,11 +18,11 @@ from distbelief.downpour.method import Downpour
 from distbelief.engines.engine import Engine, Session
 from distbelief.engines.local import Local
 from distbelief.engines.signals import Requests, requests_raise, requests_to_end
-from distbelief.engines.streams import take_descriptors
 from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskError, UsageError, UserCodeError
 from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
+from distbelief.observe.streams import take_descriptors
 from distbelief.run import written
 from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest

@@ -13,8 +13,8 @@ import click
 
 from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
 from distbelief.engines.signals import requests_raise
-from distbelief.engines.streams import forgive
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
+from distbelief.observe.streams import forgive
 from distbelief.task.tracebacks import user_frames
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import sys
 import threading
 
 from distbelief.engines.local.descendants import MARK, end_descendants
-from distbelief.engines.streams import forgive
+from distbelief.observe.streams import forgive
 
 
 def main() -> None:

@@ -5,7 +5,6 @@
 2.  Where the command line and the workers print, no run ends because its output is not read, or has no such letters.
 """
 
-import io
 import os
 import sys
 from contextlib import suppress
@@ -26,11 +25,7 @@ def forgive() -> None:
     """Have whatever this process prints be written as far as that is possible."""
     take_descriptors()
     for name, fd in (("stdout", 1), ("stderr", 2)):
-        stream = getattr(sys, name) or os.fdopen(fd, "w", closefd=False)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-        if not isinstance(stream, Forgiving):
-            setattr(sys, name, Forgiving(stream))
+        setattr(sys, name, Forgiving(getattr(sys, name) or os.fdopen(fd, "w", closefd=False)))
 
 
 @final
@@ -43,7 +38,10 @@ class Forgiving:
     def write(self, text: str) -> int:
         """Write, if that is possible."""
         with suppress(OSError):
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
