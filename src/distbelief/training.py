@@ -22,6 +22,7 @@ from distbelief.errors import DirectoryError, DistBeliefError, NotWritten, TaskE
 from distbelief.links.forks import children_end_too
 from distbelief.observe.events import Observer, Status
 from distbelief.observe.progress import watching
+from distbelief.observe.streams import take_descriptors
 from distbelief.run import written
 from distbelief.run.callbacks import Callback
 from distbelief.run.checkpoint import Checkpoint, newest
@@ -105,6 +106,7 @@ def _as_function(request: Callable[P, Request]) -> Callable[P, Run]:
     @functools.wraps(request, assigned=("__doc__",))
     def train(*arguments: P.args, **named: P.kwargs) -> Run:
         asked = request(*arguments, **named)
+        take_descriptors()
         with requests_raise(), asked.on.open() as session:
             return fulfil(asked, session)
 

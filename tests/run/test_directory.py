@@ -216,6 +216,19 @@ def test_a_child_that_the_user_forks_does_not_hold_the_lock(tmp_path: Path) -> N
             os.kill(child, signal.SIGKILL)
 
 
+def test_a_move_that_was_cut_short_before_its_last_file_keeps_the_method(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun(run).close()
+    with closing(RunDirectory.open(run, resume=True)) as files:
+        files.set_aside()
+    (run / "earlier-1" / "method.json").rename(run / "earlier-1" / ".method.json.partial")
+    with closing(RunDirectory.open(run, resume=True)) as files:
+        assert files.set_aside() == run / "earlier-1"
+        files.begin({"kind": "another"}, {"digest": "1"})
+    assert json.loads((run / "earlier-1" / "method.json").read_text())["kind"] == "Downpour"
+    assert not list((run / "earlier-1").glob(".*"))
+
+
 def test_a_move_that_was_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with closing(begun(run)) as files:

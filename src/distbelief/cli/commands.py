@@ -14,6 +14,7 @@ import click
 from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
 from distbelief.engines.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
+from distbelief.observe.streams import forgive
 from distbelief.task.tracebacks import user_frames
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _failing_in_words(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="distbelief")
 def main() -> None:
     """Train PyTorch models on machines that are slow, unlike each other, and die."""
+    forgive()
 
 
 @main.command(cls=SectionedCommand, short_help="Train a ready-made task, or one of a Python file.")

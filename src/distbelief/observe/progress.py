@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TextIO, cast, final
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distbelief.observe.events import STAMP, Observer, ReplicaStatus, Status, died_of
+from distbelief.observe.streams import Forgiving
 from distbelief.run.result import refusals
 
 _LINE_S = 5.0
@@ -241,35 +242,16 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
-class _Forgiving:
-    """Standard error as long as somebody reads it. A run does not end because nobody does any more."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        """Write, if that is possible."""
-        with suppress(OSError):
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, if that is possible."""
-        with suppress(OSError):
-            self._file.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 @contextmanager
 def watching(progress: bool, *, redrawn: bool = True) -> Iterator[Observer]:
     """The progress that fits where standard error goes; none if it is not wanted.
 
     Not `redrawn`: lines in any case, so that a debugger in this process has the terminal to itself.
     """
-    file = cast("TextIO", _Forgiving(sys.stderr))
-    if progress and redrawn and sys.stderr.isatty():
+    # Python has none where a program is started without.
+    stderr = sys.stderr or io.StringIO()
+    file = cast("TextIO", Forgiving(stderr))
+    if progress and redrawn and stderr.isatty():
         console = Console(file=file, markup=False, force_jupyter=False)
         with Live(console=console, refresh_per_second=_REDRAWS_PER_S, transient=True) as live:
             yield LiveTable(live)

@@ -20,6 +20,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -157,12 +158,11 @@ class RunDirectory:
         cut short is gone on with.
         """
         there = [name for name in _FILES if (self.path / name).exists()]
-        if not there or not (self.path / _METHOD).exists():
+        begun = self._begun_aside(there)
+        if not (there or begun) or not (self.path / _METHOD).exists():
             return None
         try:
-            folder = self._begun_aside(there) or _first_new(
-                self.path / f"{_EARLIER}{number}" for number in itertools.count(1)
-            )
+            folder = begun or _first_new(self.path / f"{_EARLIER}{number}" for number in itertools.count(1))
             for name in there:
                 (self.path / name).rename(folder / name)
             half = folder / f".{_METHOD}.partial"
@@ -175,7 +175,8 @@ class RunDirectory:
 
     def _begun_aside(self, names: Sequence[str]) -> Path | None:
         """A folder into which a move was begun, with room for what is left to be moved."""
-        folders = [path for path in self.path.glob(f"{_EARLIER}*") if path.is_dir() and not path.is_symlink()]
+        named = [path for path in self.path.glob(f"{_EARLIER}*") if re.fullmatch("[0-9]+", path.name[len(_EARLIER) :])]
+        folders = [path for path in named if path.is_dir() and not path.is_symlink()]
         taken = {path for path in folders for name in (*names, _METHOD) if (path / name).exists()}
         return next((path for path in folders if path not in taken), None)
 

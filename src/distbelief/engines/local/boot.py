@@ -9,6 +9,7 @@ import sys
 import threading
 
 from distbelief.engines.local.descendants import MARK, end_descendants
+from distbelief.observe.streams import forgive
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     # them; the replicas are told by it. What a worker starts, such as the processes of data loaders, inherits this.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    forgive()
     channel, life = map(int, sys.argv[1:])
     threading.Thread(target=_die_with, args=(life,), daemon=True).start()
     from distbelief.engines.local.worker import serve
