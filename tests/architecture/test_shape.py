@@ -13,7 +13,7 @@ CODE_BUDGET = {
     "cli": 655,
     "downpour": 710,
     "engines": 1545,
-    "engines/local": 660,
+    "engines/local": 664,
     "engines/simulated": 1310,
     "links": 160,
     "observe": 330,

@@ -51,7 +51,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (path / "task.json").unlink()
     (path / "events.jsonl").unlink()
     (path / "events.jsonl").mkdir()
-    assert "events.jsonl cannot be read: Is a directory" in wrong(path)
+    assert "events.jsonl cannot be read (Is a directory): make it readable" in wrong(path)
 
 
 def test_a_run_that_was_killed_is_known_by_its_log(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Where a worker begins: it watches its controller before it imports anything that takes long.
 
-Started as `python -m distbelief.engines.local.boot CHANNEL LIFE`, by the numbers of two descriptors.
+Started as `python -m distbelief.engines.local.boot CHANNEL`, by the number of a descriptor.
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,17 +20,25 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     forgive()
-    channel, life = map(int, sys.argv[1:])
-    threading.Thread(target=_die_with, args=(life,), daemon=True).start()
+    channel = int(sys.argv[1])
+    hung_up = select.poll()
+    hung_up.register(channel, 0)
+    watch = threading.Thread(target=_die_with_controller, args=(hung_up, os.environ[MARK]), daemon=True)
+    watch.start()
     from distbelief.engines.local.worker import serve
 
-    serve(channel)
+    try:
+        serve(channel)
+    finally:
+        # The interpreter would stop this thread at its own end, before all that is to end has ended.
+        if hung_up.poll(0):
+            watch.join()
 
 
-def _die_with(life: int) -> None:
-    """End this process and all that it started when the controller's end of a pipe is closed, however that dies."""
-    os.read(life, 1)
-    end_descendants(os.environ[MARK], spared=os.getpid())
+def _die_with_controller(hung_up: select.poll, mark: str) -> None:
+    """End this process and all that it started when the other end of its channel is closed, however that dies."""
+    hung_up.poll()
+    end_descendants(mark, spared=os.getpid())
     os.killpg(0, signal.SIGKILL)
 
 

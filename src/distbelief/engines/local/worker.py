@@ -17,6 +17,7 @@ from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.engines.assembly import assemble, failure_of
 from distbelief.engines.local.channel import Channel
+from distbelief.engines.local.descendants import MARK
 from distbelief.engines.local.job import Job
 from distbelief.engines.local.requests import ChannelRequests
 from distbelief.engines.local.worker_process import ENVIRONMENT
@@ -65,7 +66,7 @@ def _job(message: dict[str, Any]) -> Job:
     sys.path[:] = [*message["path"], *(p for p in sys.path if p not in message["path"])]
     settings: Settings = unpack(message["fds"][0])
     # This process may have been started before the task changed anything.
-    settings.apply(own=(*ENVIRONMENT, "PYTHONPATH"))
+    settings.apply(own=(*ENVIRONMENT, "PYTHONPATH", MARK))
     job: Job = unpack(message["fds"][1])
     return job
 

@@ -36,26 +36,21 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         self.channel, theirs = Channel.pair()
-        # Nothing is ever written to this pipe; that it closes tells the worker that the controller is gone.
-        reading, self._life = os.pipe()
         path = os.pathsep.join(filter(None, (_HOME, os.environ.get("PYTHONPATH"))))
         self._mark = new_mark()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distbelief.engines.local.boot", str(theirs.fileno()), str(reading)],
+            [sys.executable, "-P", "-m", "distbelief.engines.local.boot", str(theirs.fileno())],
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path, MARK: self._mark},
             stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), reading),
+            pass_fds=(theirs.fileno(),),
             # Out of the terminal's group: Ctrl-C is for the controller alone.
             start_new_session=True,
         )
-        os.close(reading)
         theirs.close()
         self.pidfd = os.pidfd_open(self._process.pid)
         """Readable when the process has ended."""
-        # In a child of the user's they would hide from the worker that this process has died.
-        self._ends = self.channel.fileno(), self._life
-        for end in self._ends:
-            forks.hold(end)
+        # In a child of the user's it would hide from the worker that this process has died.
+        forks.hold(self.channel.fileno())
         self.who = (-1, 0)
         """The replica and the incarnation that it was made."""
 
@@ -94,11 +89,9 @@ class WorkerProcess:
         # What it has started, such as data-loader processes, lives in its session; or elsewhere, with its mark.
         self.kill()
         end_descendants(self._mark)
-        for end in self._ends:
-            forks.release(end)
+        forks.release(self.channel.fileno())
         self.channel.close()
         os.close(self.pidfd)
-        os.close(self._life)
         return status
 
 
