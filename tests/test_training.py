@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,27 @@ def test_gradients_that_are_summed_and_fetches_that_are_rare(tmp_path: Path) -> 
     run = train(tmp_path, problems.task(), replicas=2, n_push=3, n_fetch=5, overlap=1, until=db.Until(epochs=3))
     assert run.summary["examples"] == 3 * 640
     assert run.summary["updates"] < 3 * 640 / 32
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_evaluations_are_made_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str], wait: bool) -> None:
+    def slow(prediction: Tensor, target: Tensor) -> float:
+        time.sleep(0.05)
+        return 1.0
+
+    run = db.train(
+        problems.task(test=problems.points(64), metrics={"slow": slow}),
+        db.Downpour(replicas=2),
+        until=db.Until(epochs=20),
+        directory=tmp_path / "run",
+        wait_for_evaluations=wait,
+    )
+    left_out = run.summary["evaluations_left_out"]
+    assert len(run.history) + left_out == 20
+    assert (left_out == 0) == wait
+    assert ("evaluations were left out" in capsys.readouterr().err) == (not wait)
+    if wait:
+        assert [row["epoch"] for row in run.history] == list(range(1, 21)), "and each at the end of its epoch"
 
 
 def test_evaluations_by_examples(tmp_path: Path) -> None:

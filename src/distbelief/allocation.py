@@ -85,6 +85,14 @@ class Allocator(Protocol):
     epochs_ended: int
 
     @property
+    def epoch(self) -> int:
+        """The first epoch of which something is still to be given out."""
+
+    @property
+    def leased(self) -> int:
+        """Examples in leases that have not ended."""
+
+    @property
     def holders(self) -> frozenset[int]:
         """Who holds leases."""
 

@@ -49,8 +49,9 @@ class Request:
     `method`: if None, that of the run that is resumed, else the task's own, else `Downpour()`. `until`: the task's own
     if None, else 10 epochs. `directory`: a fresh one under `runs/` if None. `resume`: go on from the directory's newest
     checkpoint, with any number of replicas and shards, or begin if there is none. `start`: the parameters to begin
-    with, of a run, its directory, or a `state_dict`. `evaluate_every`: each epoch if None. `checkpoint_every`: each
-    minute if None; sooner at first, and at the end.
+    with, of a run, its directory, or a `state_dict`. `evaluate_every`: each epoch if None. `wait_for_evaluations`:
+    training waits where an evaluation is due and the one before is not over; else it is left out, and counted.
+    `checkpoint_every`: each minute if None; sooner at first, and at the end.
     `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
     `LiveRun`, whose `stop` ends the run. `precision`: "bf16" computes forward passes and their gradients in it where
     torch finds it safe; parameters, their updates and evaluations stay in float32.
@@ -69,6 +70,7 @@ class Request:
     resume: bool = False
     start: Run | str | Path | Mapping[str, Tensor] | None = None
     evaluate_every: Every | None = None
+    wait_for_evaluations: bool = False
     checkpoint_every: Every | None = None
     callbacks: Sequence[Callback] = ()
     precision: Precision | None = None
@@ -187,6 +189,7 @@ def _prepared(
     asked = Asked(
         until=request.until or own_end(task),
         evaluate_every=request.evaluate_every,
+        wait_for_evaluations=request.wait_for_evaluations,
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         seed=request.seed if resumed is None else resumed.state.seed,
         precision=request.precision,

@@ -9,16 +9,16 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 530,
-    "cli": 655,
-    "downpour": 710,
-    "engines": 1545,
+    ".": 535,
+    "cli": 665,
+    "downpour": 715,
+    "engines": 1570,
     "engines/local": 664,
     "engines/simulated": 1310,
     "links": 160,
     "observe": 330,
     "observe/report": 845,
-    "run": 1825,
+    "run": 1830,
     "server": 1195,
     "task": 1170,
     "tasks": 540,

@@ -17,6 +17,7 @@ from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.ledger_state import Portion
 from distbelief.engines import actions
 from distbelief.engines.controller import GRACE_S, LEAVE_S, REQUESTED_GRACE_S, Controller
+from distbelief.engines.due import CheckpointsDue, EvaluationsDue
 from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import Diverged, UserCodeError, WorkerDied
 from distbelief.ports import Answer, Command, Fence, Lease, Outcome, PushRecord, SetLiving, Snapshot, Verdict, Work
@@ -69,7 +70,7 @@ class Cluster:
             warmstart=warmstart,
             quorum=quorum,
         )
-        given: dict[str, Any] = {"evaluate_every": None, "checkpoint_every": NEVER, "evaluates": False, "term": 0}
+        given: dict[str, Any] = {"evaluations": None, "checkpoints": CheckpointsDue(NEVER), "term": 0}
         given |= {"incarnations": [0] * replicas, "counts_living": counts_living} | options
         self.controller = Controller(self.ledger, **given)
         self.now = 100.0
@@ -364,7 +365,7 @@ class Capturing(Cluster):
     """Snapshots of both shards are being taken."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(checkpoint_every=Every(examples=160), **options)
+        super().__init__(checkpoints=CheckpointsDue(Every(examples=160)), **options)
         self.shards = [make_shard(torch.zeros(4)) for _ in range(SHARDS)]
         self.leases = [self.lease(0), self.lease(1)]
         self.tick()
@@ -756,6 +757,38 @@ def test_who_dies_when_all_work_is_done_is_not_replaced() -> None:
     assert cluster.of(actions.Start) == []
 
 
+def test_work_waits_for_each_evaluation_where_that_is_asked_for() -> None:
+    cluster = Cluster(batches=2, epochs=3, evaluations=EvaluationsDue(None, each=True))
+    cluster.tick()
+    for _ in range(2):
+        cluster.account(0, cluster.lease(0))
+    cluster.ask(0)
+    assert cluster.of(Granted) == [], "the first epoch is to be evaluated before the second begins"
+    cluster.tick()
+    evaluate, granted = (action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted))
+    assert isinstance(evaluate, actions.Evaluate), "the evaluation begins before the work"
+    assert isinstance(granted, Granted) and granted.lease is not None
+    cluster.account(0, granted.lease)
+    cluster.account(0, cluster.lease(0))
+    cluster.ask(0)
+    cluster.tick()
+    assert not [action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted)]
+    cluster.controller.evaluated(cluster.now, None)
+    cluster.tick()
+    assert len([action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted)]) == 2
+    assert cluster.controller.due.left_out(cluster.now) == 0
+
+
+def test_a_run_that_ends_holds_nothing_back() -> None:
+    cluster = Cluster(batches=2, epochs=3, evaluations=EvaluationsDue(None, each=True))
+    cluster.tick()
+    for _ in range(2):
+        cluster.account(0, cluster.lease(0))
+    cluster.ask(0)
+    cluster.controller.stop(cluster.now, "a callback")
+    assert [granted.lease for granted in cluster.of(Granted)] == [None]
+
+
 def test_a_limit_in_seconds_ends_the_run() -> None:
     cluster = Cluster(seconds_limit=60.0)
     cluster.now += 1000
@@ -890,7 +923,7 @@ def test_a_shard_that_comes_back_is_closed_to_who_is_just_being_fenced() -> None
 
 
 def test_an_evaluation_is_due_at_the_end_of_each_epoch_and_one_runs_at_a_time() -> None:
-    cluster = Cluster(1, batches=32, epochs=20, evaluates=True)
+    cluster = Cluster(1, batches=32, epochs=20, evaluations=EvaluationsDue(None))
     cluster.tick()
     assert cluster.of(actions.Evaluate) == []
     for epoch in range(3):
@@ -926,7 +959,8 @@ def test_an_evaluation_that_comes_after_all_work_is_no_reason_for_the_end() -> N
 
 
 def test_nothing_is_due_when_the_run_is_ending() -> None:
-    cluster = Cluster(checkpoint_every=Every(examples=16), evaluate_every=Every(examples=10), evaluates=True)
+    checkpoints, evaluations = CheckpointsDue(Every(examples=16)), EvaluationsDue(Every(examples=10))
+    cluster = Cluster(checkpoints=checkpoints, evaluations=evaluations)
     cluster.tick()
     cluster.lease(0)
     cluster.controller.stop(cluster.now, "target")
@@ -949,7 +983,7 @@ class Anarchy:
             obedient=False,
             counts_living=seed % 2 == 0,
             quorum=3 if seed % 4 == 0 else 1,
-            checkpoint_every=Every(examples=320),
+            checkpoints=CheckpointsDue(Every(examples=320)),
         )
         self.shards = [make_shard(torch.zeros(4)) for _ in range(SHARDS)]
         self.lives: dict[int, int] = {}

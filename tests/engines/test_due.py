@@ -4,7 +4,9 @@ from itertools import pairwise
 
 import pytest
 
+from distbelief.downpour.ledger import Ledger
 from distbelief.engines.due import CheckpointsDue, Due, EvaluationsDue
+from distbelief.engines.stopwatch import Stopwatch
 from distbelief.run.until import Every
 
 
@@ -46,16 +48,54 @@ def test_a_run_that_goes_on_does_not_begin_with_an_evaluation() -> None:
 
 
 def test_what_is_under_way_is_not_begun_again_until_it_has_ended() -> None:
-    due = Due(None, Every(examples=16), evaluates=True)
-    assert due.look(0, 0, 0.0) == (False, False)
-    assert due.look(1, 16, 0.0) == (True, True)
-    assert due.look(3, 64, 0.0) == (False, False)
+    ledger = Ledger(examples=16, batch_size=16)
+    due = Due(ledger, Stopwatch(0.0), EvaluationsDue(None), CheckpointsDue(Every(examples=16)))
+    assert due.look(0.0, 0) == (False, False)
+    ledger.epochs_ended = 1
+    assert due.look(0.0, 16) == (True, True)
+    ledger.epochs_ended = 3
+    assert due.look(0.0, 64) == (False, False)
     due.evaluating = False
-    assert due.look(3, 64, 0.0) == (True, False), "what was missed is made up for once"
+    assert due.look(0.0, 64) == (True, False), "what was missed is made up for once"
+    assert due.left_out(0.0) == 1
     due.writing = False
-    assert due.look(3, 64, 0.0) == (False, True)
+    assert due.look(0.0, 64) == (False, True)
 
 
 def test_without_anything_to_evaluate_no_evaluation_is_due() -> None:
-    due = Due(None, Every(examples=16), evaluates=False)
-    assert [due.look(epochs, 0, 0.0)[0] for epochs in range(4)] == [False] * 4
+    ledger = Ledger(examples=16, batch_size=16)
+    due = Due(ledger, Stopwatch(0.0), None, CheckpointsDue(Every(examples=16)))
+    for epochs in range(4):
+        ledger.epochs_ended = epochs
+        assert not due.look(0.0, 0)[0]
+    assert due.left_out(0.0) == 0
+    assert not due.holds(0.0)
+
+
+def test_what_replicas_have_not_told_before_they_died_is_in_the_accounts() -> None:
+    ledger = Ledger(examples=16, batch_size=16)
+    due = Due(ledger, Stopwatch(0.0), EvaluationsDue(Every(examples=16)), CheckpointsDue(Every(examples=16)))
+    assert not due.look(0.0, 0)[0]
+    ledger.total.used = 16
+    assert due.look(0.0, 0) == (True, True)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    due = EvaluationsDue(None)
+    taken = [epoch for epoch in range(9) if due.take(epoch, 0, 0.0, free=epoch not in (2, 3, 4))]
+    assert taken == [1, 5, 6, 7, 8]
+    assert due.left_out(8, 0, 0.0) == 3
+    assert due.left_out(9, 0, 0.0) == 3, "the last one is made at the end of the run"
+    assert due.left_out(11, 0, 0.0) == 5
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_work_waits_for_each_evaluation_where_that_is_asked_for(each: bool) -> None:
+    due = EvaluationsDue(None, each=each)
+    assert not due.holds(1, 0, 0.0), "nothing has begun"
+    assert not due.take(0, 0, 0.0)
+    assert [due.holds(epoch, 0, 0.0) for epoch in (0, 1, 2)] == [False, each, each]
+    assert not due.take(1, 0, 0.0, free=False)
+    assert due.holds(1, 0, 0.0) == each
+    assert due.take(1, 0, 0.0)
+    assert not due.holds(1, 0, 0.0)

@@ -29,7 +29,16 @@ _TASK = click.option(
     "--task", metavar="TASK", help="The task of the run, as it is given to train.  [default: where it was found then]"
 )
 _RULE = click.Choice(sorted(RATES))
-_PASSED = ("directory", "resume", "start", "precision", "evaluate_every", "checkpoint_every", "seed")
+_PASSED = (
+    "directory",
+    "resume",
+    "start",
+    "precision",
+    "evaluate_every",
+    "wait_for_evaluations",
+    "checkpoint_every",
+    "seed",
+)
 """Flags that are arguments of `distbelief.train` as they are."""
 
 
@@ -120,6 +129,7 @@ def main() -> None:
 @click.option(
     "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
 )
+@click.option("--wait-for-evaluations", is_flag=True, help="Leave out none: train on when the one before is over.")
 @click.option("--checkpoint-every", callback=often, metavar="OFTEN", help="The same.  [default: 60s, and at the end]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of data, model and chance.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -242,7 +252,7 @@ def _train(engine: Engine, session: Session, name: str, quiet: bool, flags: dict
 def _report(run: Run) -> str:
     """What a person wants to know of a run that has ended."""
     from distbelief.observe.progress import told
-    from distbelief.run.result import refusals
+    from distbelief.run.result import left_outs, refusals
 
     s, staleness = run.summary, run.summary["staleness"]
     account = ", ".join(f"{count:,} {name}" for name, count in s["account"].items())
@@ -259,6 +269,8 @@ def _report(run: Run) -> str:
     loss = {} if s["train_loss"] is None else {"train_loss": s["train_loss"]}
     if refused := refusals(s["account"]["refused"], s["train_loss"]):
         lines.append(refused)
+    if left_out := left_outs(s["evaluations_left_out"]):
+        lines.append(as_flags(left_out))
     if numbers := loss | s["metrics"]:
         lines.append(told(numbers))
     if s["resumed_at"] == sum(s["account"].values()):

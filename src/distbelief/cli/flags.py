@@ -31,7 +31,7 @@ _SECTIONS = {
     ).split(),
     "Machine": "engine simulation device precision threads".split(),
     "End, whichever comes first": "epochs examples seconds target patience monitor min_delta".split(),
-    "Run": "directory resume start evaluate_every checkpoint_every seed".split(),
+    "Run": "directory resume start evaluate_every wait_for_evaluations checkpoint_every seed".split(),
 }
 
 

@@ -8,7 +8,7 @@
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 from distbelief.allocation import Allocator, Reason
@@ -93,9 +93,12 @@ class LeaseServer:
         self._allocator.done(lease, outcomes)
         return True, True
 
-    def settle(self) -> SetLiving | None:
-        """Grant what can be granted now. Returns the command to be obeyed by every shard, if the living are others."""
-        granted = self._grant()
+    def settle(self, holds: Callable[[], bool] = lambda: False) -> SetLiving | None:
+        """Grant what can be granted now. Returns the command to be obeyed by every shard, if the living are others.
+
+        `holds` is asked before each lease whether work is held back.
+        """
+        granted = self._grant(holds)
         living = frozenset() if self._allocator.stopped else self._allocator.holders
         alone = self._allocator.alone
         changed = (living, alone) != (self.living.replicas, self.living.alone)
@@ -117,13 +120,15 @@ class LeaseServer:
             taken.append(granted)
         return taken
 
-    def _grant(self) -> list[Granted]:
+    def _grant(self, holds: Callable[[], bool]) -> list[Granted]:
         over = self._allocator.stopped or self._allocator.finished
         asking = [replica for replica in self._waiting if over or replica not in self._ahead]
         for replica in asking:
             self._allocator.ask(replica)
         granted = []
         for replica in asking:
+            if not over and holds():
+                break
             lease, reason = self._allocator.lease(replica)
             if reason is Reason.OUTSTANDING:
                 # So it is for all others.

@@ -10,7 +10,6 @@
     held a second one would keep the others waiting for it.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -52,9 +51,9 @@ class Ledger:
         self._asked: set[int] = set()
         self._alone: int | None = None
         self._epoch, self._batch = 0, 0
-        self._released: deque[Lease] = deque()
+        self._released: list[Lease] = []
         self._leases: dict[int, tuple[Lease, int]] = {}
-        self._number = self._leased = 0
+        self._number = self.leased = 0
         self._held: dict[int, int] = {}
         """How many leases each holder has."""
         self._holders: frozenset[int] | None = None
@@ -65,6 +64,11 @@ class Ledger:
         if self._holders is None:
             self._holders = frozenset(self._held)
         return self._holders
+
+    @property
+    def epoch(self) -> int:
+        """The first epoch of which something is still to be given out."""
+        return min((released.epoch for released in self._released), default=self._epoch)
 
     @property
     def alone(self) -> bool:
@@ -91,7 +95,7 @@ class Ledger:
     @property
     def _remaining(self) -> int:
         """Examples that may still be issued, where there is a limit."""
-        return (self.limit or 0) - self.total.total - self._leased
+        return (self.limit or 0) - self.total.total - self.leased
 
     def size(self, start: int, stop: int) -> int:
         """Examples in the batches [start, stop) of an epoch; the last batch may be smaller."""
@@ -122,7 +126,7 @@ class Ledger:
         lease = portion._replace(number=self._number)
         self._leases[lease.number] = lease, holder
         self._count(holder, 1)
-        self._leased += self.size(lease.start, lease.stop)
+        self.leased += self.size(lease.start, lease.stop)
         return Grant(lease, Reason.GRANTED)
 
     @property
@@ -146,7 +150,7 @@ class Ledger:
         left = self.batches - self._batch
         if (ahead := self._ahead) is not None:
             left = min(left, ahead)
-        if (alone := self.warmstart - self.total.total - self._leased) > 0:
+        if (alone := self.warmstart - self.total.total - self.leased) > 0:
             left = min(left, -(-alone // self.batch_size))
         stop = self._batch + min(left, self._size)
         lease = Lease(0, self._epoch, self._batch, stop)
@@ -209,8 +213,7 @@ class Ledger:
             if rest.epoch == epoch and rest.start <= batch < rest.stop:
                 borders = (rest.start, batch, batch + 1, rest.stop)
                 parts = [rest._replace(start=a, stop=b) for a, b in pairwise(borders) if a < b]
-                released = list(self._released)
-                self._released = deque([*released[:place], *parts, *released[place + 1 :]])
+                self._released[place : place + 1] = parts
                 return True
         return False
 
@@ -218,7 +221,7 @@ class Ledger:
         """Account for a batch that was released as poisoned."""
         if not self.isolate(epoch, batch):
             raise InvariantViolated(f"batch {batch} of epoch {epoch} was not released, and cannot be set aside")
-        self._released = deque(rest for rest in self._released if (rest.epoch, rest.start) != (epoch, batch))
+        self._released = [rest for rest in self._released if (rest.epoch, rest.start) != (epoch, batch)]
         self._spend(epoch, Account(poisoned=self.size(batch, batch + 1)))
 
     def leave(self, holder: int) -> None:
@@ -255,7 +258,7 @@ class Ledger:
         self._number = state.next_lease - 1
         self._epoch, self._batch = state.next_epoch, state.next_batch
         self.epochs_ended = state.epochs_ended
-        self._released = deque(Lease(0, portion.epoch, portion.start, portion.stop) for portion in state.released)
+        self._released = [Lease(0, portion.epoch, portion.start, portion.stop) for portion in state.released]
         self.total = replace(state.total)
         self.accounts = {epoch: replace(account) for epoch, account in state.accounts.items()}
 
@@ -264,7 +267,7 @@ class Ledger:
             raise InvariantViolated(f"lease {number} is not outstanding")
         lease, holder = self._leases.pop(number)
         self._count(holder, -1)
-        self._leased -= self.size(lease.start, lease.stop)
+        self.leased -= self.size(lease.start, lease.stop)
         return lease
 
     def _count(self, holder: int, change: int) -> None:

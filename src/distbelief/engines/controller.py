@@ -20,14 +20,13 @@ from typing import final
 from distbelief.allocation import Allocator, last_push
 from distbelief.downpour.lease_server import LeaseServer
 from distbelief.engines import actions
-from distbelief.engines.due import Due
+from distbelief.engines.due import CheckpointsDue, Due, EvaluationsDue
 from distbelief.engines.outstanding import Outstanding
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
 from distbelief.engines.supervision import Death, Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError
 from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
-from distbelief.run.until import Every
 from distbelief.server.block import record_of
 
 GRACE_S = 30.0
@@ -52,10 +51,9 @@ class Controller:
         incarnations: Sequence[int],
         term: int,
         counts_living: bool,
-        evaluate_every: Every | None,
-        checkpoint_every: Every,
+        evaluations: EvaluationsDue | None,
+        checkpoints: CheckpointsDue,
         supervisor: Supervisor | None = None,
-        evaluates: bool = True,
         seconds_limit: float | None = None,
         seconds_before: float = 0.0,
     ) -> None:
@@ -66,7 +64,7 @@ class Controller:
         self.error: DistBeliefError | None = None
         self.watch = Stopwatch(seconds_before)
         self._limit = seconds_limit
-        self._due = Due(evaluate_every, checkpoint_every, evaluates=evaluates)
+        self.due = Due(allocator, self.watch, evaluations, checkpoints)
         self._leases = LeaseServer(allocator, counts_living=counts_living)
         self._supervisor = supervisor or Supervisor()
         self._kill_at = math.inf
@@ -166,13 +164,13 @@ class Controller:
 
     def evaluated(self, now: float, verdict: str | None) -> None:
         """An evaluation has ended; why the run should end by what it found, or None."""
-        self._due.evaluating = False
+        self.due.evaluating = False
         if verdict is not None and not self.allocator.finished:
             self.stop(now, verdict)
 
     def written(self) -> None:
         """A checkpoint has been written, or could not be."""
-        self._due.writing = False
+        self.due.writing = False
 
     def stop(self, now: float, why: str, grace_s: float = GRACE_S) -> None:
         """End the run: replicas have so much time for the batch they are in."""
@@ -204,13 +202,13 @@ class Controller:
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
         if self._goes_on:
-            seconds = self.watch.seconds(now)
-            evaluate, capture = self._due.look(self.allocator.epochs_ended, examples, seconds)
+            evaluate, capture = self.due.look(now, examples)
             if evaluate:
                 self._actions.append(actions.Evaluate())
+                self._outstanding.when_still(self._grant, now)
             if capture:
                 self._actions.append(self._outstanding.snapshots(self._captured))
-            if self._limit is not None and self.watch.began is not None and seconds >= self._limit:
+            if self._limit is not None and self.watch.began is not None and self.watch.seconds(now) >= self._limit:
                 self.stop(now, "seconds")
 
     def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
@@ -263,7 +261,7 @@ class Controller:
 
     def _grant(self, now: float) -> None:
         """Answer all requests that can be answered now."""
-        if (command := self._leases.settle()) is not None:
+        if (command := self._leases.settle(partial(self.due.holds, now))) is not None:
             self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:

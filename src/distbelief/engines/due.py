@@ -2,6 +2,8 @@
 
 from typing import final
 
+from distbelief.allocation import Allocator
+from distbelief.engines.stopwatch import Stopwatch
 from distbelief.run.until import Every
 
 _FIRST = 16
@@ -10,25 +12,42 @@ _FIRST = 16
 
 @final
 class EvaluationsDue:
-    """Says once for each evaluation that it is due. None: one at the end of each epoch."""
+    """Says once for each evaluation that it is due. None: one at the end of each epoch.
 
-    def __init__(self, every: Every | None) -> None:
+    What falls due while an evaluation is under way is left out, but for one. With `each`, work is held back instead.
+    """
+
+    def __init__(self, every: Every | None, *, each: bool = False) -> None:
         self._every = every
+        self._each = each
         self._begun: int | None = None
+        self._left_out = 0
 
     def take(self, epochs: int, examples: int, seconds: float, *, free: bool = True) -> bool:
-        """Whether one begins after so many ended epochs, examples and seconds: it is due, and none is under way.
+        """Whether one begins after so many ended epochs, examples and seconds: it is due, and none is under way."""
+        count = self._count(epochs, examples, seconds)
+        if self._begun is None:
+            self._begun = count
+        due = count > self._begun
+        if free and due:
+            self._left_out, self._begun = self.left_out(epochs, examples, seconds), count
+        return free and due
 
-        What is missed is not made up for.
-        """
+    def left_out(self, epochs: int, examples: int, seconds: float) -> int:
+        """How many evaluations were left out by now; one that is due is not."""
+        if self._begun is None:
+            return 0
+        return self._left_out + max(0, self._count(epochs, examples, seconds) - self._begun - 1)
+
+    def holds(self, epoch: int, examples: int, seconds: float) -> bool:
+        """Whether work of an epoch waits for an evaluation to begin; `examples`: used, and leased."""
+        return self._each and self._begun is not None and self._count(epoch, examples, seconds) > self._begun
+
+    def _count(self, epochs: int, examples: int, seconds: float) -> int:
         every = self._every
         if every is None:
-            count = epochs
-        else:
-            count = int(examples // every.examples if every.examples else seconds // (every.seconds or 1.0))
-        begun = count if self._begun is None else self._begun
-        self._begun = count if free else begun
-        return free and count > begun
+            return epochs
+        return int(examples // every.examples if every.examples else seconds // (every.seconds or 1.0))
 
 
 @final
@@ -57,18 +76,36 @@ class CheckpointsDue:
 
 @final
 class Due:
-    """Says what is to be begun now: one evaluation and one checkpoint at a time."""
+    """Says what is to be begun now, by the accounts and the time: one evaluation and one checkpoint at a time."""
 
-    def __init__(self, evaluate_every: Every | None, checkpoint_every: Every, *, evaluates: bool) -> None:
+    def __init__(
+        self, allocator: Allocator, watch: Stopwatch, evaluations: EvaluationsDue | None, checkpoints: CheckpointsDue
+    ) -> None:
         self.evaluating = self.writing = False
-        self._evaluations = EvaluationsDue(evaluate_every) if evaluates else None
-        self._checkpoints = CheckpointsDue(checkpoint_every)
+        self._allocator, self._watch = allocator, watch
+        self._evaluations, self._checkpoints = evaluations, checkpoints
 
-    def look(self, epochs: int, examples: int, seconds: float) -> tuple[bool, bool]:
-        """Whether an evaluation, and whether a checkpoint, is to be begun after so many epochs, examples, seconds."""
+    def look(self, now: float, examples: int) -> tuple[bool, bool]:
+        """Whether an evaluation, and whether a checkpoint, is to be begun; `examples`: used, by what replicas tell."""
+        # What a replica did just before its death is in its account alone.
+        examples, seconds = max(examples, self._used), self._watch.seconds(now)
         due, free = self._evaluations, not self.evaluating
-        evaluate = due is not None and due.take(epochs, examples, seconds, free=free)
+        evaluate = due is not None and due.take(self._allocator.epochs_ended, examples, seconds, free=free)
         capture = self._checkpoints.take(examples, seconds, free=not self.writing)
         self.evaluating |= evaluate
         self.writing |= capture
         return evaluate, capture
+
+    def holds(self, now: float) -> bool:
+        """Whether what is to be given out next waits for an evaluation to begin."""
+        due, used, seconds = self._evaluations, self._used + self._allocator.leased, self._watch.seconds(now)
+        return due is not None and due.holds(self._allocator.epoch, used, seconds)
+
+    def left_out(self, now: float) -> int:
+        """How many evaluations fell due while another one was under way, and were not made."""
+        due, seconds = self._evaluations, self._watch.seconds(now)
+        return 0 if due is None else due.left_out(self._allocator.epochs_ended, self._used, seconds)
+
+    @property
+    def _used(self) -> int:
+        return self._allocator.total.used + self._allocator.total.partial

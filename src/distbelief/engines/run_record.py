@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distbelief.allocation import Progress
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, SetAside, WriteCheckpoint
 from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
+from distbelief.engines.due import CheckpointsDue, EvaluationsDue
 from distbelief.engines.progress_table import ProgressTable, total
 from distbelief.engines.replica_slot import ReplicaSlot
 from distbelief.engines.shard_set import Shards
@@ -57,15 +58,15 @@ def controller_of(prepared: Prepared) -> Controller:
     allocator = method.allocator(prepared.examples, epochs=until.epochs, limit=until.examples)
     if resumed is not None:
         allocator.restore_(resumed.state.method)
+    evaluations = EvaluationsDue(prepared.evaluate_every, each=prepared.wait_for_evaluations)
     return Controller(
         allocator,
         incarnations=prepared.incarnations[: prepared.replicas],
         term=prepared.term,
         counts_living=method.admission.round > 1 or method.admission.lead is not None,
-        evaluate_every=prepared.evaluate_every,
-        checkpoint_every=prepared.checkpoint_every,
+        evaluations=evaluations if prepared.sets else None,
+        checkpoints=CheckpointsDue(prepared.checkpoint_every),
         supervisor=Supervisor(method.tolerate, prepared.name_batch),
-        evaluates=bool(prepared.sets),
         seconds_limit=until.seconds,
         seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
     )
@@ -487,6 +488,7 @@ class RunRecord:
         stamp |= {"updates": totals.updates, "seconds": round(totals.seconds, 3)}
         if controller.error is None and not self.shards.finite:
             controller.error = Diverged("parameters have overflowed: lower lr, or set clip_norm")
+        left_out = controller.due.left_out(self.clock())
         wanted = controller.error is None and not self._errors and not self.received
         with self._kept():
             if wanted and self.prepared.sets:
@@ -502,7 +504,8 @@ class RunRecord:
                 self._write_average()
         with self._kept():
             loss = self._speeds.loss()
-            self.tell("stopped", **stamp, stopped_by=stopped_by, refused=account.refused, train_loss=loss)
+            shown = {"refused": account.refused, "train_loss": loss, "evaluations_left_out": left_out}
+            self.tell("stopped", **stamp, stopped_by=stopped_by, **shown)
         with self._kept(), self.received.interruptible():
             self._callbacks.call()
         with self._kept():
@@ -517,6 +520,7 @@ class RunRecord:
             train_loss=self._speeds.loss(),
             setup_seconds=round((controller.watch.began or self._born) - self._born, 3),
             evaluation_seconds=round(self._evaluations.seconds, 3),
+            evaluations_left_out=left_out,
         )
         return Result(summary, next((error for error in (controller.error, *self._errors) if error), None))
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from distbelief.observe.events import STAMP, Observer, ReplicaStatus, Status, died_of
 from distbelief.observe.streams import Forgiving
-from distbelief.run.result import refusals
+from distbelief.run.result import left_outs, refusals
 
 _LINE_S = 5.0
 _LONGEST = 80
@@ -180,7 +180,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
         case "stopped":
             why = _WHY.get(content["stopped_by"], content["stopped_by"])
             done = f"stopped by {why} after {content['examples']:,} examples, {content['updates']:,} updates"
-            return "; ".join(filter(None, [done, refusals(content["refused"], content["train_loss"])]))
+            refused = refusals(content["refused"], content["train_loss"])
+            return "; ".join(filter(None, [done, refused, left_outs(content["evaluations_left_out"])]))
         case _:
             return ""
 

@@ -44,6 +44,8 @@ class Asked:
     until: Until
     evaluate_every: Every | None = None
     """None: each epoch."""
+    wait_for_evaluations: bool = False
+    """Whether work is held back where an evaluation is due and another one is under way."""
     checkpoint_every: Every = _EVERY_MINUTE
     seed: int = 0
     precision: Precision | None = None
@@ -124,6 +126,7 @@ class Prepared(Asked):
         if not self.sets:
             asked = {
                 "evaluate_every": self.evaluate_every,
+                "wait_for_evaluations": self.wait_for_evaluations,
                 f"metrics ({', '.join(self.task.metrics)})": self.task.metrics,
             }
             without = "since there is neither validation nor test data to evaluate"

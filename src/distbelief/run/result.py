@@ -83,6 +83,12 @@ def quantile(histogram: Sequence[int], q: float) -> int:
     return bisect_left(below, q * below[-1]) if below and below[-1] else 0
 
 
+def left_outs(evaluations: int) -> str:
+    """How many evaluations were left out of a run, in words; nothing where none was."""
+    why = "left out since the one before was not over: evaluate less often, or give wait_for_evaluations=True"
+    return f"{evaluations:,} evaluations were {why}" if evaluations else ""
+
+
 def refusals(refused: int, train_loss: float | None) -> str:
     """What was refused of a run, and where its loss stood, in words; nothing where nothing was."""
     loss = "" if train_loss is None else f", training loss {train_loss:.4g}"
