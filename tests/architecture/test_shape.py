@@ -13,7 +13,7 @@ CODE_BUDGET = {
     "cli": 665,
     "downpour": 715,
     "engines": 1570,
-    "engines/local": 664,
+    "engines/local": 666,
     "engines/simulated": 1310,
     "links": 160,
     "observe": 330,

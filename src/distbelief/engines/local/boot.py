@@ -21,9 +21,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     forgive()
     channel = int(sys.argv[1])
-    hung_up = select.poll()
-    hung_up.register(channel, 0)
-    watch = threading.Thread(target=_die_with_controller, args=(hung_up, os.environ[MARK]), daemon=True)
+    watch = threading.Thread(target=_die_with_controller, args=(channel, os.environ[MARK]), daemon=True)
     watch.start()
     from distbelief.engines.local.worker import serve
 
@@ -31,15 +29,22 @@ def main() -> None:
         serve(channel)
     finally:
         # The interpreter would stop this thread at its own end, before all that is to end has ended.
-        if hung_up.poll(0):
+        if _hung_up(channel, timeout_ms=0):
             watch.join()
 
 
-def _die_with_controller(hung_up: select.poll, mark: str) -> None:
+def _die_with_controller(channel: int, mark: str) -> None:
     """End this process and all that it started when the other end of its channel is closed, however that dies."""
-    hung_up.poll()
+    _hung_up(channel)
     end_descendants(mark, spared=os.getpid())
     os.killpg(0, signal.SIGKILL)
+
+
+def _hung_up(channel: int, timeout_ms: int | None = None) -> bool:
+    """Whether the other end of a socket is closed by then."""
+    waiting = select.poll()
+    waiting.register(channel, 0)
+    return bool(waiting.poll(timeout_ms))
 
 
 if __name__ == "__main__":

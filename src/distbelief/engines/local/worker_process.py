@@ -50,7 +50,8 @@ class WorkerProcess:
         self.pidfd = os.pidfd_open(self._process.pid)
         """Readable when the process has ended."""
         # In a child of the user's it would hide from the worker that this process has died.
-        forks.hold(self.channel.fileno())
+        self._end = self.channel.fileno()
+        forks.hold(self._end)
         self.who = (-1, 0)
         """The replica and the incarnation that it was made."""
 
@@ -89,7 +90,7 @@ class WorkerProcess:
         # What it has started, such as data-loader processes, lives in its session; or elsewhere, with its mark.
         self.kill()
         end_descendants(self._mark)
-        forks.release(self.channel.fileno())
+        forks.release(self._end)
         self.channel.close()
         os.close(self.pidfd)
         return status
