@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,8 +78,16 @@ class Portions:
     async def lease(self) -> Lease | None:
         return self._left.pop(0) if self._left else None
 
-    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+    def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> Awaitable[None]:
         self.outcomes.append(list(outcomes))
+        return heard()
+
+
+def heard() -> asyncio.Future[None]:
+    """What is acknowledged at once."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future
 
 
 class LedgerWork:
@@ -99,8 +107,9 @@ class LedgerWork:
                 return lease
             await asyncio.sleep(0.1)
 
-    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+    def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> Awaitable[None]:
         self._ledger.done(lease.number, outcomes)
+        return heard()
 
 
 class Computed:

@@ -17,11 +17,12 @@ The rules of `WorkSource`:
 
 1.  `lease` answers with work, or with None when there will be no more.
 2.  Every lease ends in one `done`, or with the death of its holder; never both.
-3.  `done` tells of every batch of the lease in order; what it leaves out at the end was not worked on. It returns when
-    the controller has acknowledged it, so that what is pushed afterwards belongs to a later lease for everybody.
+3.  `done` tells of every batch of the lease in order; what it leaves out at the end was not worked on. The account
+    leaves at the call. What it returns is awaited until the controller has acknowledged it: before that nothing of a
+    later lease is pushed, and no later account is given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -230,7 +231,7 @@ class WorkSource(Protocol):
     async def lease(self) -> Lease | None:
         """The next portion."""
 
-    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+    def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> Awaitable[None]:
         """Account for a lease."""
 
 

@@ -90,7 +90,7 @@ def test_accounts_are_numbered_and_each_waits_until_it_is_heard() -> None:
     async def main() -> None:
         carrier = Carrier()
         work, outcomes = LeaseClient(carrier), [Outcome(4, 8, Verdict.APPLIED)]
-        telling = asyncio.create_task(work.done(lease_of(1), outcomes))
+        telling = asyncio.ensure_future(work.done(lease_of(1), outcomes))
         await asyncio.sleep(1.0)
         assert not telling.done()
         outcomes.clear()

@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -296,9 +296,9 @@ def a_repeated_request_gets_another_lease() -> Iterator[None]:
 def accounts_are_not_numbered() -> Iterator[None]:
     inner = LeaseClient.done
 
-    async def done(self: LeaseClient, lease: Any, outcomes: Sequence[Outcome]) -> None:
+    def done(self: LeaseClient, lease: Any, outcomes: Sequence[Outcome]) -> Awaitable[None]:
         self._told = 0
-        await inner(self, lease, outcomes)
+        return inner(self, lease, outcomes)
 
     with _patch(LeaseClient, "done", done):
         yield

@@ -40,10 +40,10 @@ class LeaseClient:
             self._expect(lease)
         return lease
 
-    async def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
+    def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> Awaitable[None]:
         """Account for a lease."""
         self._told += 1
-        await self._requests.done(self._told, lease.number, tuple(outcomes))
+        return self._requests.done(self._told, lease.number, tuple(outcomes))
 
     def close(self) -> None:
         """Ask for nothing more: the replica has ended."""

@@ -10,7 +10,7 @@ for each portion of the data:
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
@@ -54,6 +54,7 @@ class DownpourReplica:
         self._staging = torch.empty_like(self.parameters) if self.overlap else self.parameters
         self._fetching: asyncio.Task[tuple[Version, ...]] | None = None
         self._pushing: asyncio.Task[None] | None = None
+        self._acknowledgement: Awaitable[None] | None = None
         self._versions: tuple[Version, ...] = ()
         self._hand_over = HandOver(self.method.clip_norm)
         rule = self.method.local_rule
@@ -68,9 +69,10 @@ class DownpourReplica:
         try:
             while (lease := await self.work.lease()) is not None:
                 await self._portion(lease)
+            await self._acknowledged()
         finally:
-            for task in (self._fetching, self._pushing):
-                if task is not None:
+            for task in (self._fetching, self._pushing, self._acknowledgement):
+                if isinstance(task, asyncio.Future):
                     task.cancel()
 
     async def _portion(self, lease: Lease) -> None:
@@ -100,7 +102,19 @@ class DownpourReplica:
             await self._push()
         await self._settle()
         self._tell()
-        await self.work.done(lease, self._account.outcomes)
+        await self._acknowledged()
+        # Waited for when there is something to push: the next gradient is computed meanwhile.
+        self._acknowledgement = self.work.done(lease, self._account.outcomes)
+
+    async def _acknowledged(self) -> None:
+        """Wait until the controller has heard of the last lease.
+
+        Shards know of a replica's last push alone: if it died with a later one, what was done of that lease would be
+        leased again.
+        """
+        if self._acknowledgement is not None:
+            acknowledgement, self._acknowledgement = self._acknowledgement, None
+            await acknowledgement
 
     async def _fetch(self) -> None:
         if self._fetching is not None:
@@ -137,7 +151,9 @@ class DownpourReplica:
         work = account.close()
         if not frozen.finite:
             self._refuse(work)
-        elif self.overlap:
+            return
+        await self._acknowledged()
+        if self.overlap:
             self._pushing = asyncio.create_task(self._deliver(frozen, work))
         else:
             await self._deliver(frozen, work)

@@ -72,16 +72,19 @@ class HandOver:
         """
         if self._size is not None:
             return values(scalars)
-        present, clipped = _present(self.tensors), self.clip_norm is not None
-        norms = [torch.stack(torch._foreach_norm(present)).norm()] if present and (clipped or norm) else []
-        # Not always norms: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
-        sizes = [] if clipped else [tensor.sum() for tensor in present]
-        weights = [] if self._weight is None else [self._weight]
-        read = values((*scalars, *weights, *norms, *sizes))
-        found, read = read[: len(scalars)], read[len(scalars) :]
-        self._weight_read = sum(read[: len(weights)])
-        self._norm = read[len(weights)] if norms else None
-        self._size = sum(read[len(weights) :] if clipped else read[len(weights) + len(norms) :])
+        present, clipped, wanted = _present(self.tensors), self.clip_norm is not None, [*scalars]
+        if self._weight is not None:
+            wanted.append(self._weight)
+        if norm := bool(present) and (clipped or norm):
+            wanted.append(torch.stack(torch._foreach_norm(present)).norm())
+        if not clipped:
+            # Not always the norm: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+            wanted += [tensor.sum() for tensor in present]
+        read = values(wanted)
+        found, rest = read[: len(scalars)], iter(read[len(scalars) :])
+        self._weight_read = 0.0 if self._weight is None else next(rest)
+        self._norm = next(rest) if norm else None
+        self._size = (self._norm or 0.0) if clipped else sum(rest)
         return found
 
     @property

@@ -163,7 +163,8 @@ class Shard:
     def _execute(self, command: Push | Command) -> Any:
         """The one way by which a shard changes: one command after the other, each under the lock."""
         with self.lock:
-            self._recover()
+            if self._header[block.APPLYING]:
+                self._recover()
             return self._obey[type(command)](command)
 
     def _recover(self) -> None:

@@ -93,6 +93,10 @@ class FlatModule:
     def refresh(self) -> None:
         """Make the parameters equal to the vector, whatever the user's code has put in their place."""
         self._put_back(keep=False)
+        self.cast_()
+
+    def cast_(self) -> None:
+        """The same where all parameters are in their places, as they are after `settle`."""
         if self._cast[0]:
             torch._foreach_copy_(*self._cast)
 
@@ -289,7 +293,7 @@ class ModuleGradients:
         self.begin(epoch, batch)
         examples = moved(self.batches(epoch, batch), self.flat.device)
         seed_everything(derive(self.seed, "chance", epoch, batch))
-        self.flat.refresh()
+        self.flat.cast_()
         with autocast(self.flat.device, self.precision):
             found = self.task.forward(self.flat.module, examples)
         found.loss.backward()

@@ -70,10 +70,7 @@ class Settings:
             numpy_errors={name: how for name, how in np.geterr().items() if how not in ("call", "log")},
             default_dtype=torch.get_default_dtype(),
             matmul_precision=torch.get_float32_matmul_precision(),
-            deterministic=(
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-            ),
+            deterministic=_deterministic(),
             anomaly=(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
             check_sparse=torch.sparse.check_sparse_tensor_invariants.is_enabled(),
             sharing=torch.multiprocessing.get_sharing_strategy(),
@@ -94,7 +91,9 @@ class Settings:
         np.seterr(**self.numpy_errors)
         torch.set_default_dtype(self.default_dtype)
         torch.set_float32_matmul_precision(self.matmul_precision)
-        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
+        if self.deterministic != _deterministic():
+            # It imports the whole compiler, which takes longer than torch itself.
+            torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
         torch.autograd.set_detect_anomaly(*self.anomaly)
         (torch.sparse.check_sparse_tensor_invariants.enable if self.check_sparse else _nothing)()
         torch.multiprocessing.set_sharing_strategy(self.sharing)
@@ -107,6 +106,10 @@ class Settings:
 
 def _nothing() -> None:
     """The sparse tensors of a fresh process are not checked."""
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _backend(path: str) -> Any:
