@@ -1,4 +1,4 @@
-"""The lease client: a replica's side of the lease server, over whatever carries its requests."""
+"""The lease client: a replica's side of the lease protocol, independent of the transport."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,20 +8,20 @@ from distbelief.ports import Lease, Outcome
 
 
 class Requests(Protocol):
-    """What carries requests to the lease server. A request leaves when the method is called, not when it is awaited."""
+    """Transport to the lease server. It sends a request when the method is called, not when the result is awaited."""
 
     def lease(self, number: int) -> Awaitable[Lease | None]:
-        """Ask for work; the reply."""
+        """Request a lease, and return it; None: there is no more work. `number` lets the server recognise a retry."""
 
     def done(self, number: int, lease: int, outcomes: Sequence[Outcome]) -> Awaitable[None]:
-        """Account for a lease; returns when that is acknowledged."""
+        """Report the outcomes of a lease, and return when the server has acknowledged the report."""
 
 
 @final
 class LeaseClient:
-    """`WorkSource` of one replica. One lease is asked for ahead, so that the replica need not wait for the next.
+    """`WorkSource` of one replica. It prefetches one lease, so that the replica need not wait for the next.
 
-    `expect` is told of each lease before its batches are asked for.
+    It calls `expect` with each lease before the replica asks for the batches of that lease.
     """
 
     def __init__(self, requests: Requests, expect: Callable[[Lease], object] = lambda lease: None) -> None:
@@ -32,7 +32,7 @@ class LeaseClient:
         self._ahead: Awaitable[Lease | None] | None = None
 
     async def lease(self) -> Lease | None:
-        """The next portion; it was usually granted while the last was worked on."""
+        """Return the next lease, usually prefetched while the replica worked on the last one; None: no more work."""
         lease = await (self._ahead or self._ask())
         self._ahead = None
         if lease is not None:
@@ -41,12 +41,12 @@ class LeaseClient:
         return lease
 
     def done(self, lease: Lease, outcomes: Sequence[Outcome]) -> Awaitable[None]:
-        """Account for a lease."""
+        """Report the outcomes of a lease, and return when the server has acknowledged the report."""
         self._told += 1
         return self._requests.done(self._told, lease.number, tuple(outcomes))
 
     def close(self) -> None:
-        """Ask for nothing more: the replica has ended."""
+        """Cancel the prefetch: the replica has ended."""
         if isinstance(self._ahead, asyncio.Future):
             self._ahead.cancel()
 

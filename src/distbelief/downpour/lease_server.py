@@ -1,10 +1,10 @@
-"""The lease server: answers requests for work, and accounts of it, that may come twice, late, or not at all.
+"""The lease server: answers work requests and reports of ended leases. Messages may be repeated, delayed or lost.
 
-1.  A replica numbers its requests for work from 1, and its accounts likewise; it repeats each until it is answered.
-2.  A request of the newest number is answered again with the reply that it had; one of an older number is not answered.
-3.  A replica that was shut out, or of another incarnation, is not answered.
-4.  Where the admission policy counts the living, a lease is granted when every shard knows its holder: a push that came
-    before would find a round that does not wait for it.
+1.  A replica numbers its work requests from 1, and its reports likewise. It retries each until it is answered.
+2.  A retry of the newest request gets the same reply again. An older request gets no reply.
+3.  A message from a replica that was shut out, or from another incarnation, gets no reply.
+4.  Where the admission policy counts living replicas, the server sends a lease only after every shard knows its holder.
+    Otherwise a push could arrive in a round that does not wait for its replica.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from distbelief.ports import Lease, Outcome, SetLiving
 
 
 class Granted(NamedTuple):
-    """A reply to a request for work; None: there will be no more."""
+    """The reply to a work request; `lease=None`: there is no more work."""
 
     replica: int
     incarnation: int
@@ -25,7 +25,7 @@ class Granted(NamedTuple):
 
 
 class _Slot:
-    """What one incarnation has asked and told, and the reply to its newest request."""
+    """The newest request and report numbers of one incarnation, and the reply to the newest request."""
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
@@ -36,29 +36,29 @@ class _Slot:
 
 @final
 class LeaseServer:
-    """Between the replicas' requests and the allocator."""
+    """Answers the replicas' work requests with leases from the allocator."""
 
     def __init__(self, allocator: Allocator, *, counts_living: bool) -> None:
         self.living = SetLiving(0, frozenset(), False)
-        """The newest command that tells the shards who holds leases."""
+        """The newest command to the shards; it lists the replicas that hold leases."""
         self._allocator = allocator
         self._counts_living = counts_living
         self._slots: dict[int, _Slot] = {}
         self._waiting: dict[int, None] = {}
         """Replicas whose newest request has no reply yet, in the order in which they asked."""
         self._ahead: set[int] = set()
-        """Those of them that are not given a second lease: they are not asked about again before they end the first."""
+        """Waiting replicas that get no second lease now. They are skipped until they report the end of a lease."""
         self._known = 0
-        """The newest command that every shard has obeyed."""
+        """Number of the newest command that every shard has executed."""
         self._held: deque[tuple[int, Granted]] = deque()
-        """Replies that wait for a command of this number to be obeyed."""
+        """Pending replies, each with the number of the command that every shard must execute first."""
 
     def open(self, replica: int, incarnation: int) -> None:
-        """A replica begins; what the incarnation before it asked is forgotten."""
+        """Register a new incarnation of a replica. Its request and report numbers start anew."""
         self._slots[replica] = _Slot(incarnation)
 
     def shut(self, replica: int) -> None:
-        """A replica is dead: what is still under way from it has no effect."""
+        """Remove a dead replica. Its messages that are still under way have no effect."""
         self._slots.pop(replica, None)
         self._waiting.pop(replica, None)
         self._ahead.discard(replica)
@@ -69,7 +69,7 @@ class LeaseServer:
         return replica in self._waiting
 
     def request(self, replica: int, incarnation: int, number: int) -> Granted | None:
-        """A request for work has come; the reply that it had before, if it is a repetition of one that was answered."""
+        """Handle a work request. Returns the earlier reply if this is a retry of an answered request, else None."""
         slot = self._slot(replica, incarnation)
         if slot is None or number < slot.asked:
             return None
@@ -82,7 +82,7 @@ class LeaseServer:
     def account(
         self, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
     ) -> tuple[bool, bool]:
-        """An account of a lease has come; whether to acknowledge it, and whether it is new."""
+        """Handle the report of an ended lease. Returns whether to acknowledge the report, and whether it is new."""
         slot = self._slot(replica, incarnation)
         if slot is None or number < slot.told:
             return False, False
@@ -94,9 +94,10 @@ class LeaseServer:
         return True, True
 
     def settle(self, holds: Callable[[], bool] = lambda: False) -> SetLiving | None:
-        """Grant what can be granted now. Returns the command to be obeyed by every shard, if the living are others.
+        """Grant all leases that can be granted now. Returns a command for every shard if the lease holders changed.
 
-        `holds` is asked before each lease whether work is held back.
+        The start and the end of a warm start count as a change too. `holds` is called before each lease; if it returns
+        True, no further lease is granted now.
         """
         granted = self._grant(holds)
         living = frozenset() if self._allocator.stopped else self._allocator.holders
@@ -108,11 +109,11 @@ class LeaseServer:
         return self.living if changed else None
 
     def obeyed(self, number: int) -> None:
-        """Every shard has obeyed a command."""
+        """Record that every shard has executed the command with this number."""
         self._known = max(self._known, number)
 
     def take(self) -> list[Granted]:
-        """The replies that are to be sent now, in the order in which they were granted."""
+        """Remove and return the replies that can be sent now, in the order in which they were granted."""
         taken = []
         while self._held and (not self._counts_living or self._held[0][0] <= self._known):
             _, granted = self._held.popleft()
@@ -131,7 +132,7 @@ class LeaseServer:
                 break
             lease, reason = self._allocator.lease(replica)
             if reason is Reason.OUTSTANDING:
-                # So it is for all others.
+                # All other replicas would get the same answer.
                 break
             if reason is Reason.AHEAD:
                 self._ahead.add(replica)

@@ -1,13 +1,12 @@
-"""The ledger: which batches are leased to whom, and what became of every example of every epoch.
+"""The ledger: which replica holds a lease on which batches, and the outcome of every example of every epoch.
 
 1.  An epoch's batches are leased in portions, in order; a batch is in at most one lease at a time.
-2.  A lease ends in `done` or with the death of its holder. Batches that no push holds are leased again.
-3.  Every example of an ended epoch is in exactly one account: used, refused (not finite), dropped (by the admission
-    policy), partial (its pusher died when some shards had it), or poisoned (set aside). None of these is leased again:
-    a batch that is late once will be late again, and would starve its replica.
+2.  A lease ends in `done` or with the death of its holder. Batches that are in no push are leased again.
+3.  Every example of an ended epoch is counted exactly once: as used, refused (gradient not finite), dropped (by the
+    admission policy), partial (its replica died when only some shards had the push), or poisoned (set aside). None of
+    these is leased again: a batch that is late once would be late again, and would starve its replica.
 4.  Epochs follow each other without a pause; an epoch may end after the next has begun.
-5.  Where portions have become smaller, near the end of the run, a holder has one lease at a time: a slow replica that
-    held a second one would keep the others waiting for it.
+5.  Where portions are small, near the end of the run, a holder has one lease: the others would wait for its second one.
 """
 
 from collections.abc import Sequence
@@ -27,11 +26,11 @@ _PORTION = 32
 @final
 @dataclass(eq=False, kw_only=True)
 class Ledger:
-    """Hands out the data of `epochs` epochs (None: without end) or `limit` examples, whichever comes first.
+    """Hands out the data of `epochs` epochs (None: no limit) or `limit` examples, whichever comes first.
 
-    A portion has at most 32 batches, and less towards the end of the run, so that `replicas` of any speed end together;
-    its size depends on its place alone. `warmstart`: examples that one holder works alone. `quorum`: holders that must
-    have asked before anyone is given work; only the beginning waits for them.
+    A portion has at most 32 batches, and fewer towards the end of the run, so that `replicas` of different speeds end
+    together; its size depends only on its position in the run. `examples`: per epoch. `warmstart`: examples that a
+    single replica works on at the start. `quorum`: replicas that must have asked before the first lease is granted.
     """
 
     examples: int
@@ -55,24 +54,24 @@ class Ledger:
         self._leases: dict[int, tuple[Lease, int]] = {}
         self._number = self.leased = 0
         self._held: dict[int, int] = {}
-        """How many leases each holder has."""
+        """Number of outstanding leases of each holder."""
         self._holders: frozenset[int] | None = None
 
     @property
     def holders(self) -> frozenset[int]:
-        """Who holds leases."""
+        """The replicas that hold leases."""
         if self._holders is None:
             self._holders = frozenset(self._held)
         return self._holders
 
     @property
     def epoch(self) -> int:
-        """The first epoch of which something is still to be given out."""
+        """The first epoch that still has batches to lease."""
         return min((released.epoch for released in self._released), default=self._epoch)
 
     @property
     def alone(self) -> bool:
-        """Whether one holder works alone."""
+        """Whether the warm start is under way, in which a single replica works alone."""
         return self.total.total < self.warmstart
 
     @property
@@ -82,7 +81,10 @@ class Ledger:
 
     @property
     def _waiting(self) -> Lease | None:
-        """What was released first and is still wanted: a run may go on with an end that lies before it."""
+        """The first released portion that is still to be leased, or None.
+
+        A resumed run can end before the run that it continues: released portions beyond its end stay unleased.
+        """
         if self.limit is not None and self._remaining <= 0:
             return None
         return next((p for p in self._released if self.epochs is None or p.epoch < self.epochs), None)
@@ -94,7 +96,7 @@ class Ledger:
 
     @property
     def _remaining(self) -> int:
-        """Examples that may still be issued, where there is a limit."""
+        """Number of examples that `limit` still allows to be leased. Only meaningful if there is a limit."""
         return (self.limit or 0) - self.total.total - self.leased
 
     def size(self, start: int, stop: int) -> int:
@@ -102,11 +104,11 @@ class Ledger:
         return min(stop * self.batch_size, self.examples) - start * self.batch_size
 
     def ask(self, holder: int) -> None:
-        """Somebody wants work. Where several do at once, all of them ask before the first is answered."""
+        """Count a replica that wants work for the quorum. If several ask at once, call this for all before `lease`."""
         self._asked.add(holder)
 
     def lease(self, holder: int) -> Grant:
-        """Work for a holder, or why there is none."""
+        """Grant a lease to a replica, or return the reason why there is none."""
         self.ask(holder)
         if self.stopped or self.finished:
             return Grant(None, Reason.FINISHED)
@@ -131,18 +133,15 @@ class Ledger:
 
     @property
     def _ahead(self) -> int | None:
-        """Batches that have never been leased and are to be; None: without end."""
-        ahead = None
-        if self.epochs is not None:
-            ahead = (self.epochs - self._epoch) * self.batches - self._batch
+        """Number of batches that are still to be leased for the first time; None: no limit."""
+        ends = [] if self.epochs is None else [(self.epochs - self._epoch) * self.batches - self._batch]
         if self.limit is not None:
-            allowed = -(-self._remaining // self.batch_size)
-            ahead = allowed if ahead is None else min(ahead, allowed)
-        return ahead
+            ends.append(-(-self._remaining // self.batch_size))
+        return min(ends, default=None)
 
     @property
     def _size(self) -> int:
-        """Batches in a portion at this place of the run."""
+        """Maximum number of batches in the next portion, at this position in the run."""
         ahead = self._ahead
         return _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self.replicas)))
 
@@ -158,7 +157,7 @@ class Ledger:
         return lease
 
     def _again(self, released: Lease) -> Lease:
-        """What was released, as far as the limit allows."""
+        """Take a released portion for a new lease. What exceeds `limit` stays released."""
         self._released.remove(released)
         if self.limit is None:
             return released
@@ -167,7 +166,7 @@ class Ledger:
         return released._replace(stop=stop)
 
     def done(self, number: int, outcomes: Sequence[Outcome]) -> None:
-        """A lease has ended; what its outcomes leave out was not worked on, and is leased again."""
+        """End a lease, and count the examples of its outcomes. Batches after the last outcome are leased again."""
         lease = self._end(number)
         account, reached = Account(), lease.start
         for start, stop, verdict in outcomes:
@@ -184,7 +183,7 @@ class Ledger:
         self._release(lease._replace(start=reached))
 
     def died(self, holder: int, last: LastPush | None) -> Account:
-        """A holder is dead: account for what its pushes hold, release the rest. Returns what was accounted for."""
+        """End the leases of a dead replica: count the examples in its pushes, release the rest. Returns the counts."""
         if self._alone == holder:
             self._alone = None
         spent = Account()
@@ -208,7 +207,7 @@ class Ledger:
         return spent
 
     def isolate(self, epoch: int, batch: int) -> bool:
-        """Lease a batch by itself from now on; False where it is not among what was released."""
+        """Split a released portion so that a batch is leased by itself. False if the batch is not released."""
         for place, rest in enumerate(self._released):
             if rest.epoch == epoch and rest.start <= batch < rest.stop:
                 borders = (rest.start, batch, batch + 1, rest.stop)
@@ -218,19 +217,19 @@ class Ledger:
         return False
 
     def set_aside(self, epoch: int, batch: int) -> None:
-        """Account for a batch that was released as poisoned."""
+        """Count a released batch as poisoned, so that it is not leased again."""
         if not self.isolate(epoch, batch):
             raise InvariantViolated(f"batch {batch} of epoch {epoch} was not released, and cannot be set aside")
         self._released = [rest for rest in self._released if (rest.epoch, rest.start) != (epoch, batch)]
         self._spend(epoch, Account(poisoned=self.size(batch, batch + 1)))
 
     def leave(self, holder: int) -> None:
-        """Somebody who is counted on at the beginning will not come any more."""
+        """Lower the quorum: this replica will not take part."""
         self._asked.discard(holder)
         self.quorum -= 1
 
     def stop(self) -> None:
-        """Give out nothing more; what is leased may still be done."""
+        """Grant no more leases. Outstanding leases may still end with `done`."""
         self.stopped = True
 
     def leases_of(self, holder: int) -> list[int]:
@@ -238,7 +237,7 @@ class Ledger:
         return sorted(number for number, (_, who) in self._leases.items() if who == holder)
 
     def state(self) -> LedgerState:
-        """Where the data stand, for a ledger without leases: what is written down is leased to nobody."""
+        """Return the state to store in a checkpoint. Raises `InvariantViolated` if leases are outstanding."""
         if self._leases:
             raise InvariantViolated("a ledger with leases outstanding cannot be written down")
         return LedgerState(
@@ -254,7 +253,7 @@ class Ledger:
         )
 
     def restore_(self, state: LedgerState) -> None:
-        """Go on from where another ledger of the same data and batch size stood."""
+        """Continue from the state of another ledger with the same data and batch size."""
         self._number = state.next_lease - 1
         self._epoch, self._batch = state.next_epoch, state.next_batch
         self.epochs_ended = state.epochs_ended
@@ -288,7 +287,7 @@ class Ledger:
             self._released.append(rest)
 
     def check(self) -> None:
-        """Raise `InvariantViolated` unless every example is in exactly one place."""
+        """Raise `InvariantViolated` unless accounts, released portions and leases add up to the examples issued."""
         for epoch in range(self.epochs_ended, self._epoch + 1):
             waiting = [lease for lease in self._released if lease.epoch == epoch]
             leased = [lease for lease, _ in self._leases.values() if lease.epoch == epoch]

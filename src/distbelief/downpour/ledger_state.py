@@ -1,6 +1,6 @@
-"""What a ledger writes down: plain values, checked.
+"""The state of a ledger in a checkpoint: plain values, validated when they are constructed.
 
-A ledger that is written down has no leases outstanding: what was leased has been accounted for, or released.
+The state has no outstanding leases: every leased batch has been accounted for or released.
 """
 
 import math
@@ -11,7 +11,7 @@ from distbelief.allocation import Account
 
 @dataclass(frozen=True)
 class Portion:
-    """The batches [start, stop) of an epoch, leased to nobody."""
+    """The batches [start, stop) of an epoch. No replica holds a lease on them."""
 
     epoch: int
     start: int
@@ -20,24 +20,24 @@ class Portion:
 
 @dataclass(frozen=True)
 class LedgerState:
-    """Where the data of a run stand.
+    """The position of a run in its data.
 
-    Raises `ValueError` for numbers that no ledger can have.
+    Raises `ValueError` if the numbers are inconsistent.
     """
 
     examples: int
-    """Of an epoch."""
+    """Examples per epoch."""
     batch_size: int
     next_lease: int
-    """The number of the next lease. Numbers go on over all lives of a run."""
+    """The number of the next lease. A resumed run continues the numbering."""
     next_epoch: int
     next_batch: int
     epochs_ended: int
     released: tuple[Portion, ...]
-    """What is to be leased again, in this order."""
+    """Portions to lease again, in this order."""
     total: Account
     accounts: dict[int, Account]
-    """Of each epoch that has begun and not ended."""
+    """The account of each epoch that has begun and not ended, as far as it has one."""
 
     def __post_init__(self) -> None:
         counts = [self.next_epoch, self.next_batch, self.epochs_ended]
@@ -45,7 +45,8 @@ class LedgerState:
         if min(self.examples, self.batch_size, self.next_lease) < 1 or min(counts) < 0:
             raise ValueError("a count of the ledger is too small")
         batches = -(-self.examples // self.batch_size)
-        # As many at the most as accounts, portions and the epoch at hand: a count from a file is not to be trusted.
+        # `next_epoch` comes from a file and may be corrupt. Each epoch begun before it has an account or a released
+        # portion, which bounds it. Without this bound, a huge `next_epoch` would make the loop below almost endless.
         most = self.epochs_ended + len(self.released) + len(self.accounts)
         begun = range(self.epochs_ended, min(self.next_epoch, most) + 1)
         places = {*self.accounts, *(portion.epoch for portion in self.released)}
@@ -63,9 +64,9 @@ class LedgerState:
             raise ValueError("the ledger's total is not the sum of its epochs")
 
     def recut(self, batch_size: int) -> "LedgerState":
-        """The same place in the data, told in batches of another size.
+        """Convert the position to another batch size.
 
-        Raises `ValueError` where such a batch would hold both what has been accounted for and what has not.
+        Raises `ValueError` if a new batch would straddle a border between examples accounted for and others.
         """
         places = [self.next_batch, *(place for portion in self.released for place in (portion.start, portion.stop))]
         inside = math.gcd(*(place * self.batch_size for place in places if place * self.batch_size < self.examples))

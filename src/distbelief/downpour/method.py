@@ -1,4 +1,4 @@
-"""Downpour SGD as a value: every choice of the method, checked where it is made."""
+"""The configuration of Downpour SGD: an immutable value, validated when it is constructed."""
 
 import math
 from collections.abc import Sequence
@@ -22,19 +22,20 @@ from distbelief.server.rules import Adagrad, Rule, rule_over
 class Downpour:
     """Asynchronous SGD with a sharded parameter server (section 4.1).
 
-    `replicas`: copies of the model that train at once; "auto" is the machine's cores, 4 at most.
-    `shards`: parts of the parameter vector; "auto" is one a replica for vectors of a million elements and more, else 1.
-    `batch_size`: examples a batch and replica; None is the loader's own, else 32.
-    `optimizer`: the rule inside the shards. `local_optimizer`: the rule of the replica's own step between fetches
-    (line 8 of the listing); None is the shards' rule. It has no effect where every step begins with a fetch.
-    `n_fetch`, `n_push`: batches between fetches, and between pushes; what is pushed is the sum.
-    `warmstart`: examples that one replica works alone before the others are let loose.
-    `clip_norm`: largest 2-norm of a push. `tolerate`: how many batches may be set aside at which three replicas die, or
-    the user's code fails twice; one more ends the run. `overlap`: batches that fetches and pushes may lag behind, 0 or
-    1; None is the engine's own: 0 on both of today's.
-    `average`: decay of an exponential moving average of the parameters,
-    such as 0.999, kept in the shards: after each update, average ← decay·average + (1 - decay)·parameters. None: none
-    is kept. Of a parameter that got no gradient both stand still.
+    `replicas`: number of copies of the model that train concurrently; "auto": one per core of the machine, at most 4.
+    `shards`: number of parts of the parameter vector; "auto": one per replica for a vector of a million elements or
+    more, else 1.
+    `batch_size`: examples in a batch of one replica; None: the loader's own, else 32.
+    `optimizer`: the rule of the shards. `local_optimizer`: the rule of the replica's local step between fetches (line 8
+    of the listing); None: the shards' rule. It has no effect if every step begins with a fetch.
+    `n_fetch`, `n_push`: batches between fetches, and between pushes. A push is the sum of its batches' gradients.
+    `warmstart`: examples that a single replica works on before the others start.
+    `clip_norm`: largest 2-norm of a push. `tolerate`: number of batches that may be set aside; one more ends the run. A
+    batch is set aside if three replicas die at it, or if the user's code fails twice at it. `overlap`: batches by which
+    fetches and pushes may lag behind, 0 or 1; None: the engine's default, currently 0 on both engines.
+    `average`: decay of an exponential moving average of the parameters, such as 0.999; None: no average. The shards
+    keep it: after each update, average ← decay·average + (1 - decay)·parameters. An update without a gradient for a
+    parameter changes neither the parameter nor its average.
     """
 
     replicas: int | Literal["auto"] = "auto"
@@ -84,11 +85,11 @@ class Downpour:
 
     @property
     def kept(self) -> dict[str, float | None]:
-        """The vectors that belong to a run beside its parameters, and what fills them at first: None, these."""
+        """State vectors of a run by name, each with its initial fill value; None: it starts as the parameters."""
         return {**self.optimizer.state, **({} if self.average is None else {AVERAGE: None})}
 
     def over(self, examples: int | None) -> "Downpour":
-        """The same for a run of so many examples: schedules that end with the run get a number."""
+        """Return the method with its schedules resolved for a run that ends after `examples`."""
         optimizer, *local = (rule_over(rule, examples) for rule in self._rules)
         return replace(self, optimizer=optimizer, local_optimizer=local[0] if local else None)
 
@@ -97,12 +98,12 @@ class Downpour:
         return [rule for rule in (self.optimizer, self.local_optimizer) if rule is not None]
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Raise `UsageError` for a parameter group that fits none of a model's parameters."""
+        """Raise `UsageError` for a parameter group whose pattern matches none of the model's parameters."""
         for rule in self._rules:
             check_patterns(rule, names)
 
     def remarks(self, trained: Sequence[str], end: int | None) -> list[str]:
-        """Settings that have no effect in a run of these parameters that ends after so many examples, in sentences."""
+        """Describe the settings that have no effect in a run that trains `trained` and ends after `end` examples."""
         unused = "local_optimizer has no effect with n_fetch=1: a fetch replaces the parameters after each step"
         found = [line for rule in self._rules for line in remarks(rule, trained, end)]
         found += [unused] if self.local_optimizer and self.local_rule is None else []
@@ -111,11 +112,11 @@ class Downpour:
         return list(dict.fromkeys(found))
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
-        """The same with these numbers in the place of "auto" and None."""
+        """Return the method with these numbers instead of "auto" and None."""
         return replace(self, replicas=replicas, shards=shards, batch_size=batch_size)
 
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Ledger:
-        """Who hands out the data of a run with these numbers of `replicas` and `batch_size`, which are decided."""
+        """Create the ledger that hands out the data of a run. Call `decided` first."""
         assert isinstance(self.replicas, int) and self.batch_size is not None
         return Ledger(
             examples=examples,
@@ -128,22 +129,22 @@ class Downpour:
         )
 
     def replica(self, **parts: Unpack[ReplicaParts]) -> Replica:
-        """One copy of the model, at work by this method."""
-        # Not at the top, since a replica's module needs this one.
+        """Create a replica that trains one copy of the model by this method."""
+        # Imported here, since `downpour.replica` imports this module.
         from distbelief.downpour.replica import DownpourReplica
 
         return DownpourReplica(self, **parts)
 
 
 def _check_rule(name: str, rule: object) -> None:
-    """Raise `UsageError` for what is no rule, and say what takes the place of torch's parameter groups."""
-    # A class has the rule's methods too.
+    """Raise `UsageError` unless `rule` is a rule. The message names the replacement for torch's parameter groups."""
+    # `isinstance(rule, Rule)` also holds for a rule class that was not instantiated, since it has the same attributes.
     if isinstance(rule, Rule) and not isinstance(rule, type):
         return
     wanted = f"{name} must be one of SGD, Adagrad, Adam, AdamW, such as Adagrad(0.01)"
     if not isinstance(rule, Sequence | Optimizer | type) or isinstance(rule, str):
         raise UsageError(f"{wanted}, not {rule!r}")
-    # Of some of these the text runs over pages.
+    # The repr of an optimizer or of a list of tensors can run over pages.
     what = f"the class {rule.__name__}" if isinstance(rule, type) else f"a value of type {type(rule).__name__}"
     raise UsageError(
         f"{wanted}, not {what}: it lives in the shards, one for all parameters. Those that want another treatment get "

@@ -28,16 +28,16 @@ from distbelief.server.rules import Rule
 from distbelief.server.schedules import rate
 
 _REFUSALS = 20
-"""Gradients that are not finite, one after the other, after which a replica gives up."""
+"""Number of consecutive non-finite gradients after which a replica raises `Diverged`."""
 
 _NORM_S = 1.0
-"""How often the norm of a push is looked at, where it is not needed anyway: it costs as much as the check."""
+"""Seconds between readings of a push's norm where no `clip_norm` requires it: one costs as much as the check."""
 
 
 @final
 @dataclass(eq=False)
 class DownpourReplica:
-    """One copy of the model, working through leases until there are none; made of `ReplicaParts`."""
+    """Trains one copy of the model, lease by lease, until there is no more work. Its fields are `ReplicaParts`."""
 
     method: Downpour
     _: KW_ONLY
@@ -81,7 +81,7 @@ class DownpourReplica:
             if self.stopping():
                 break
             await self._fetch()
-            # It may have waited until the run was stopped: what it would compute now is in nobody's round.
+            # The fetch may have waited until the run was stopped. A gradient computed now would belong to no round.
             if self.stopping():
                 break
             if not self._account.open:
@@ -127,17 +127,17 @@ class DownpourReplica:
                 self._versions = await self.client.fetch(self.parameters)
 
     def _read(self, gradient: Gradient, due: bool) -> float:
-        """A batch's loss, read together with whatever else of the step must be read; takes the local step."""
+        """Read a batch's loss, together with the other scalars of the step, and take the local step."""
         if self._local is None and not due:
             return values((gradient.loss,))[0]
         now = asyncio.get_running_loop().time()
         if norm := due and now >= self._norm_at:
             self._norm_at = now + _NORM_S
         (loss,) = self._hand_over.read(gradient.loss, norm=norm)
-        # What is not finite will be refused. Taken here, it would stay in the state of the rule for good. Where what is
-        # accrued is not finite, it may be an earlier batch's fault.
+        # A non-finite gradient will be refused. In the local step, it would stay in the rule's state for good. If the
+        # accrued gradient is not finite, an earlier batch may be the cause, so check this batch by itself.
         if self._local is not None and (self._hand_over.finite or all_finite(gradient.tensors)):
-            # What the run had used at the last fetch: so many updates, each of so many batches.
+            # Estimate the examples that the run had used at the last fetch: updates · batches per push · batch size.
             self._batch = max(self._batch, gradient.examples)
             self._local(gradient, self._versions[0].updates * self.method.n_push * self._batch)
         return loss
@@ -195,10 +195,10 @@ class DownpourReplica:
 
 @final
 class LocalStep:
-    """The client's own step between fetches, w ← w − α·g, with the state of its rule private to the replica."""
+    """A replica's local step between fetches, w ← w − α·g. The state of its rule is private to the replica."""
 
     def __init__(self, rule: Rule, layout: Layout, parameters: Tensor) -> None:
-        # Of each group its rule and the places of its parameters.
+        # For each group, its rule and the indices of its parameters.
         self._groups = split(rule, [entry.name for entry in layout.entries])
         self._parameters = [view.view(-1) for view in layout.views(parameters)]
         self._state = [
@@ -208,7 +208,7 @@ class LocalStep:
         self._step = torch.zeros((), dtype=torch.float32, device=parameters.device)
 
     def __call__(self, gradient: Gradient, examples: int) -> None:
-        """Apply a batch's finite gradient to the replica's own parameters; `examples`: the run's, for schedules."""
+        """Apply a batch's finite gradient to the local parameters. `examples`: number used by the run."""
         flat = [None if tensor is None else tensor.reshape(-1) for tensor in gradient.tensors]
         if all(tensor is None for tensor in flat):
             return
@@ -229,7 +229,7 @@ class LocalStep:
 
 @final
 class _Account:
-    """What became of the batches of one lease."""
+    """Tracks the batches of one lease: those accrued for the next push, and the outcomes of earlier pushes."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -239,7 +239,7 @@ class _Account:
 
     @property
     def open(self) -> bool:
-        """Whether batches have been accrued and not handed over."""
+        """Whether there are batches that have been accrued and are in no push yet."""
         return self._stop > self._start
 
     def accrued(self, batch: int, examples: int) -> None:
@@ -247,7 +247,7 @@ class _Account:
         self._examples += examples
 
     def close(self) -> Work:
-        """The batches accrued so far become one push."""
+        """Return the `Work` of a push with the batches accrued so far, and start the next one."""
         work = Work(self.lease.number, self._start, self._stop, self._examples, self._refused, self._dropped)
         self._start, self._examples = self._stop, 0
         return work

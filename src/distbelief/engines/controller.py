@@ -1,14 +1,13 @@
-"""The controller: it is told what happened and when, and answers with what is to be done.
+"""The controller: a state machine that takes events, each with its time, and returns actions.
 
-It hands out work, watches replicas and replaces them, says what is due, and ends the run. An engine's driver carries
-messages, time and deaths to it, and its actions to where they belong; nothing else decides.
+It grants leases, replaces dead replicas, starts evaluations and checkpoints when they are due, and ends the run. An
+engine's driver reports messages, time and deaths to it and carries out its actions; the driver makes no decisions.
 
-1.  Every call is given the present time in seconds. `take` hands over the actions that have come up, in their order.
-2.  What is told twice, late, or of an incarnation that is over has no effect.
-3.  A replica that is dead is fenced at every shard before its leases are released, and before it is replaced.
-4.  While snapshots are taken the allocator stands still, and what would change it waits: the checkpoint's parameters
-    and its account belong to one instant.
-5.  Where the admission policy counts the living, a lease is granted when every shard knows its holder.
+1.  One method handles each kind of event. `now` is the time in seconds. `take` returns the pending actions in order.
+2.  An event that is repeated, late, or about a replaced incarnation has no effect.
+3.  The controller fences a dead replica at every shard before it releases the replica's leases and replaces it.
+4.  While snapshots are taken, events that would change the allocator are deferred: a checkpoint is of one instant.
+5.  Where the admission policy counts living replicas, a lease is sent only after every shard knows its holder.
 """
 
 import copy
@@ -30,18 +29,18 @@ from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
 from distbelief.server.block import record_of
 
 GRACE_S = 30.0
-"""How long replicas may take for the batch they are in, at the end of a run."""
+"""At the end of a run: seconds that replicas get to finish their current batch before they are killed."""
 REQUESTED_GRACE_S = 5.0
-"""The same where the run was asked to end: a machine that is taken away gives little time."""
+"""`GRACE_S` for a run that was asked to end: a machine that is about to be preempted gives little time."""
 LEAVE_S = 5.0
-"""How long a replica may take to end when it has nothing more to do: threads of the user's may never end."""
+"""Seconds that a replica without work gets to exit before it is killed: a thread of the user's may never end."""
 
 
 @final
 class Controller:
-    """One run's. `counts_living`: the admission policy counts the living. `incarnations`: those there have been before.
+    """One run's controller. `incarnations`: of each replica, the newest before it. `seconds_before`: of the run before.
 
-    `seconds_before`: of the run that this one goes on from. `error` is what ended the run early.
+    `counts_living`: whether the admission policy does. `error`, `stopped_by`: what ended the run early, or None.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Controller:
         self._actions: list[actions.Action] = []
 
     def take(self) -> list[actions.Action]:
-        """What is to be done now."""
+        """Remove and return the pending actions, in order."""
         taken, self._actions = self._actions, []
         return taken
 
@@ -83,7 +82,7 @@ class Controller:
 
     @property
     def wakes_at(self) -> float:
-        """When `tick` will next end something, if it is called then; infinite if nothing is planned."""
+        """Time of the next deadline that `tick` enforces: a kill, or the end of the run. Infinite if there is none."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
         if self._limit is not None and self.watch.began is not None and self._goes_on:
@@ -95,16 +94,16 @@ class Controller:
         return self.stopped_by is None and not self.allocator.finished
 
     def waits(self, replica: int) -> bool:
-        """Whether a replica has nothing to do until it is given work."""
+        """Whether a replica is idle: its request is unanswered, and it holds no lease."""
         return self._leases.waits(replica) and replica not in self.allocator.holders
 
     def begin(self, now: float) -> None:
-        """The run begins."""
+        """Start all replicas."""
         for slot in self.slots:
             self._start(now, slot)
 
     def requested(self, now: float, replica: int, incarnation: int, number: int) -> None:
-        """A replica asks for work, for the `number`-th time."""
+        """Handle a work request of a replica. A retry carries the same `number`."""
         if (slot := self._slot(replica, incarnation)) is None:
             return
         slot.heard(now)
@@ -116,24 +115,24 @@ class Controller:
     def accounted(
         self, now: float, replica: int, incarnation: int, number: int, lease: int, outcomes: Sequence[Outcome]
     ) -> None:
-        """A replica accounts for a lease, for the `number`-th time."""
+        """Handle a replica's report of an ended lease. A retry carries the same `number`."""
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.heard(now)
             self._outstanding.when_still(self._account, now, slot, incarnation, number, lease, outcomes)
 
     def failed(self, now: float, replica: int, incarnation: int, failure: Failure) -> None:
-        """A replica says why it is about to end."""
+        """Handle a replica's report that it has failed and is about to end."""
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.failure = failure
             slot.leave_by(now + LEAVE_S)
 
     def closing(self, now: float, replica: int, incarnation: int) -> None:
-        """A replica will say nothing more."""
+        """Handle the last message of a replica: it is about to end."""
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.leave_by(now + LEAVE_S)
 
     def ended(self, now: float, replica: int, incarnation: int, ending: Ending) -> None:
-        """A replica has ended, or is held to be dead."""
+        """Handle a replica that has ended or counts as dead. Fence it at every shard, unless its work was done."""
         if (slot := self._slot(replica, incarnation)) is None:
             return
         slot.alive = False
@@ -146,34 +145,34 @@ class Controller:
         self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
 
     def gone(self, now: float, replica: int) -> None:
-        """A replica that was to be started will never be there."""
+        """Handle a replica that will never start. The others do not wait for it any more."""
         slot = self.slots[replica]
         slot.never_came()
         self.allocator.leave(replica)
         self._outstanding.when_still(self._grant, now)
 
     def returned(self, shard: int) -> None:
-        """A shard's machine is back, without the shard."""
+        """Handle the return of a machine that has lost its shard: restore the shard in a new term."""
         self.term += 1
         fenced = tuple(slot.incarnation - slot.alive for slot in self.slots)
         self._actions.append(actions.RestoreShard(shard, self.term, fenced, self._leases.living))
 
     def executed(self, now: float, number: int, answers: Sequence[Answer]) -> None:
-        """Every shard has obeyed a command, or has been copied."""
+        """Handle the answers of all shards to the command or capture with this `number`."""
         self._outstanding.executed(now, number, answers)
 
     def evaluated(self, now: float, verdict: str | None) -> None:
-        """An evaluation has ended; why the run should end by what it found, or None."""
+        """Handle the end of an evaluation. `verdict`: the reason to end the run that it found, or None."""
         self.due.evaluating = False
         if verdict is not None and not self.allocator.finished:
             self.stop(now, verdict)
 
     def written(self) -> None:
-        """A checkpoint has been written, or could not be."""
+        """Handle the end of a checkpoint's writing, whether it succeeded or not."""
         self.due.writing = False
 
     def stop(self, now: float, why: str, grace_s: float = GRACE_S) -> None:
-        """End the run: replicas have so much time for the batch they are in."""
+        """End the run. Replicas get `grace_s` seconds to finish their current batch; then they are killed."""
         self.stopped_by = self.stopped_by or why
         self._kill_at = min(self._kill_at, now + grace_s)
         self.allocator.stop()
@@ -181,7 +180,7 @@ class Controller:
         self._outstanding.when_still(self._grant, now)
 
     def abandon(self, now: float, why: str, fence: Callable[[int, int], Sequence[Answer]]) -> None:
-        """The run is over, and no replica lives: account for each by what `fence` has the shards say of it."""
+        """End a run whose replicas have all died. `fence` fences one at every shard and returns its push records."""
         self.stop(now, why, 0.0)
         for slot in (slot for slot in self.slots if slot.alive or slot.fencing):
             slot.alive, slot.state, who = False, "dead", (slot.replica, slot.incarnation)
@@ -193,7 +192,10 @@ class Controller:
         self.stop(now, "failure", 0.0)
 
     def tick(self, now: float, examples: int, steps: Sequence[int]) -> None:
-        """Time has passed; `examples` have been used over the run's life, and each replica has done so many `steps`."""
+        """Kill overdue replicas, suspect silent ones, start what is due, and enforce the time limit.
+
+        `examples`: number used over the whole life of the run. `steps`: number that each replica has done.
+        """
         self._supervisor.look(examples)
         for slot, done in zip(self.slots, steps, strict=True):
             slot.look(now, done)
@@ -212,7 +214,7 @@ class Controller:
                 self.stop(now, "seconds")
 
     def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
-        """The slot of a replica, unless that incarnation is over."""
+        """The slot of a replica; None if it is not alive in this incarnation."""
         slot = self.slots[replica]
         return slot if slot.alive and slot.incarnation == incarnation else None
 
@@ -227,7 +229,7 @@ class Controller:
             self._actions.append(actions.Kill(slot.replica, slot.incarnation))
 
     def _fenced(self, slot: ReplicaSlot, ending: Ending, died_at: float, now: float, answers: Sequence[Answer]) -> None:
-        """No shard takes anything more from a dead replica: account for it, and replace it."""
+        """Every shard has fenced a dead replica: account for its work, then replace it or fail the run."""
         slot.fencing = False
         records = [answer for answer in answers if answer is None or isinstance(answer, PushRecord)]
         last, failure = last_push(records), slot.failure
@@ -265,7 +267,7 @@ class Controller:
             self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:
-            # No person is to wait for replicas that are still starting.
+            # All work is done: kill replicas that are still starting, so that the user does not wait for them.
             for slot in (slot for slot in self.slots if slot.state == "starting"):
                 self._kill(slot)
                 slot.state = "done"
@@ -288,7 +290,7 @@ class Controller:
             self._actions.append(granted)
 
     def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:
-        """The run at this instant, as if every replica died now: nothing that a shard has is lost, or used again."""
+        """Write a checkpoint of the snapshots, and of an allocator in which every replica died when they were taken."""
         allocator = copy.deepcopy(self.allocator)
         taken = [snapshot for snapshot in snapshots if isinstance(snapshot, Snapshot)]
         for slot in self.slots:

@@ -1,1 +1,1 @@
-"""The parameter server of section 4: a vector cut over shards, each with its rule, its admission and its account."""
+"""The parameter server of section 4: a vector divided into shards, each with rule, admission policy and push log."""

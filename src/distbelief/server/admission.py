@@ -1,4 +1,4 @@
-"""Admission: whether a shard applies a push, holds it, or turns it away. Pure decisions with their reason."""
+"""Admission policies: pure functions that decide whether a shard applies, holds or refuses a push, and say why."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final, runtime_checkable
@@ -17,22 +17,23 @@ class Decision(NamedTuple):
 
 @runtime_checkable
 class Admission(Protocol):
-    """A policy.
+    """An admission policy.
 
-    1. `round` is how many pushes one update of a round takes; 1 where pushes are applied one by one. Where it is more,
-       the replicas begin together, and the shard keeps a vector for the sum of a round.
-    2. `admit` sees the staleness of a push, how many the shard holds for the present round, and how many replicas live.
-       It answers APPLIED (with all that is held), HELD, or a refusal.
-    3. `lead` is how many steps a replica may be ahead of the slowest living one when it fetches; None: any number.
+    1. `round` is the number of pushes that make up one update; 1 means that each push is an update of its own. If it is
+       larger, the replicas start together, and the shard keeps a vector with the sum of the open round.
+    2. `admit` gets the staleness of a push, the number of pushes held for the open round, and the number of living
+       replicas. It returns APPLIED (the push and all held ones), HELD, or a refusal.
+    3. `lead` is the number of steps that a replica may be ahead of the slowest living replica when it fetches; None
+       means no limit. A replica is living while it holds a lease.
     """
 
     @property
     def round(self) -> int:
-        """Pushes to an update."""
+        """Number of pushes that make up one update."""
 
     @property
     def lead(self) -> int | None:
-        """Steps that a replica may be ahead."""
+        """Steps that a replica may be ahead of the slowest living one; None: no limit."""
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
         """Decide on one push."""
@@ -42,16 +43,16 @@ _ON_ARRIVAL = Decision(Verdict.APPLIED, "applied on arrival")
 
 
 class _OneByOne:
-    """What holds of a policy that does not say otherwise: neither rounds nor waiting."""
+    """Default properties of a policy: no rounds, and no limit on a replica's lead."""
 
     @property
     def round(self) -> int:
-        """Pushes to an update."""
+        """Number of pushes that make up one update."""
         return 1
 
     @property
     def lead(self) -> int | None:
-        """Steps that a replica may be ahead."""
+        """Steps that a replica may be ahead of the slowest living one; None: no limit."""
         return None
 
 
@@ -70,12 +71,12 @@ class Asynchronous(_OneByOne):
 class StalenessScaled(_OneByOne):
     """Every push is applied when it arrives, with the learning rate divided by its staleness (Zhang et al. 2015).
 
-    A push of staleness τ moves the parameters by 1/max(1, τ) of what it would, whatever the rule: with n replicas of
-    like speed, by about 1/(n - 1). Each shard divides by its own.
+    The factor for a push of staleness τ is 1/max(1, τ), under every rule. With n replicas of equal speed, staleness is
+    about n - 1, and so the factor is about 1/(n - 1). Each shard measures staleness by its own updates.
     """
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
-        """Apply, the less the staler."""
+        """Apply, with a learning rate that shrinks with staleness."""
         if staleness <= 1:
             return _ON_ARRIVAL
         return Decision(Verdict.APPLIED, f"applied at 1/{staleness} of the learning rate", 1 / staleness)
@@ -84,9 +85,9 @@ class StalenessScaled(_OneByOne):
 @final
 @dataclass(frozen=True)
 class Bounded(_OneByOne):
-    """What is older than `versions` updates of its shard is refused, the rest applied on arrival.
+    """A shard refuses a push whose staleness exceeds `versions` updates, and applies the others on arrival.
 
-    With n replicas of like speed staleness is about n - 1: a bound below that refuses most of the work.
+    With n replicas of equal speed, staleness is about n - 1. A smaller bound refuses most of the work.
     """
 
     versions: int
@@ -95,7 +96,7 @@ class Bounded(_OneByOne):
         check_whole("versions", self.versions, least=0)
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
-        """Refuse what is too old."""
+        """Refuse a push that is too stale."""
         if staleness > self.versions:
             return Decision(Verdict.TOO_OLD, f"{staleness} updates old, and {self.versions} are allowed")
         return _ON_ARRIVAL
@@ -104,11 +105,12 @@ class Bounded(_OneByOne):
 @final
 @dataclass(frozen=True)
 class Paced(_OneByOne):
-    """Nobody is more than `steps` batches ahead of the slowest living replica; nothing is refused (Ho et al. 2013).
+    """A replica more than `steps` batches ahead of the slowest living one waits; no push is refused (Ho et al. 2013).
 
-    It is the next fetch that waits, so that a replica which fetches every n batches may be n - 1 more ahead. 0 keeps
-    all in step; those who hold no lease, or are dead, hold nobody up. A batch counts when it is pushed: one whose
-    gradient is not finite never is. The first shard keeps the pace for all.
+    The next fetch waits, not the push: a replica that fetches every n batches can be n - 1 batches further ahead.
+    `steps=0` keeps all replicas in step. No replica waits for one that is dead or holds no lease. A batch counts once
+    it is pushed; a batch with a non-finite gradient is never pushed and never counts. Only the first
+    shard paces: two shards that have not seen the same pushes could each make another replica wait, forever.
     """
 
     steps: int
@@ -118,7 +120,7 @@ class Paced(_OneByOne):
 
     @property
     def lead(self) -> int:
-        """Steps that a replica may be ahead."""
+        """Steps that a replica may be ahead of the slowest living one."""
         return self.steps
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
@@ -129,11 +131,11 @@ class Paced(_OneByOne):
 @final
 @dataclass(frozen=True)
 class Buffered(_OneByOne):
-    """The mean of m pushes is one update; what comes late for its round is dropped (Chen et al. 2016).
+    """The mean of m pushes is one update; a push that arrives after its round was closed is dropped (Chen et al. 2016).
 
-    m = 1 is asynchronous, m below the number of replicas is synchronous with backup workers, m equal to it is
-    synchronous. No round waits for more than the living holders of leases, so a death or the end of the data closes
-    one; it is divided by m all the same (by the number of replicas, if that is less).
+    m equal to the number of replicas is synchronous training, a smaller m is synchronous with backup workers, and m = 1
+    is asynchronous. A round takes at most as many pushes as replicas are living, so a death or the end of the data can
+    close it early. The sum of such a round is still divided by min(m, number of replicas).
     """
 
     m: int
@@ -143,11 +145,11 @@ class Buffered(_OneByOne):
 
     @property
     def round(self) -> int:
-        """Pushes to an update."""
+        """Number of pushes that make up one update."""
         return self.m
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
-        """Drop what is late, hold until the round is full."""
+        """Drop a late push; hold the others until the round is full."""
         if staleness > 0 and self.m > 1:
             return Decision(Verdict.LATE, f"its round was closed {staleness} updates ago")
         needed = max(1, min(self.m, living))

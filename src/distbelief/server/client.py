@@ -1,4 +1,4 @@
-"""The client of all shards: hands over gradients, pushes them, fetches parameters, and keeps account of versions."""
+"""A replica's client of the parameter server: it prepares gradients, pushes them and fetches parameters."""
 
 import asyncio
 import math
@@ -15,28 +15,29 @@ from distbelief.server.patience import Patience, insist
 
 
 class FrozenGradient(NamedTuple):
-    """A gradient that has been handed over: nobody changes it any more."""
+    """A gradient that is ready to push. Its tensors do not change any more."""
 
     tensors: list[Tensor | None]
     versions: tuple[Version, ...]
-    """Of each shard, at the fetch that the oldest gradient in it was computed from."""
+    """The version of each shard at the fetch that the oldest accrued gradient was computed from."""
     finite: bool
     weight: float = 0.0
-    """Of the sum that it is; 0: of means."""
+    """Total weight, if the tensors are gradients of weighted sums; 0 if they are sums of gradients of batch means."""
     norm: float | None = None
-    """2-norm of its mean before it was clipped, where that was read."""
+    """2-norm before clipping, divided by the mean weight of a batch; None if it was not read or is not finite."""
 
 
 @dataclass
 class HandOver:
-    """Accrue, clip, check, freeze: how gradients leave a replica.
+    """Turns the gradients of batches into one `FrozenGradient`: accrue, check, clip, freeze.
 
-    The paper's listing clears the accrued gradient inside the asynchronous push, where the next batch may already be
-    adding to it; here the tensors change hands, and the next batch begins with none. The first gradient accrued is kept
-    as the tensors autograd made, so that a push of one batch copies nothing.
+    In the paper's listing the asynchronous push clears the accrued gradient while the next batch may already be adding
+    to it. Here `take` transfers the tensors to the push, and the next batch starts with none. The first gradient is
+    accrued in the tensors that autograd made, so a push of one batch copies nothing.
 
-    A gradient is refused if and only if an element of it is NaN or infinite, whatever its sum or norm comes to. With
-    `clip_norm`, one is refused too whose 2-norm float64 cannot hold: there is nothing to divide by.
+    `finite` is False if an element is NaN or infinite, or if the weight is negative or not finite. A sum or norm that
+    overflows is no reason by itself. With `clip_norm`, `finite` is also False if the 2-norm overflows float64: clipping
+    would have to divide by it.
     """
 
     clip_norm: float | None = None
@@ -46,12 +47,12 @@ class HandOver:
     _weight: Tensor | None = None
     _weight_read: float = 0.0
     _size: float | None = None
-    """2-norm of what is accrued or, where nothing is clipped, the sum of its elements; None until it is read."""
+    """The number that `finite` checks: with `clip_norm` the 2-norm, else the sum of all elements; None until read."""
     _norm: float | None = None
-    """2-norm of what is accrued, where it was read."""
+    """2-norm of the accrued gradient; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
-        """Add a batch's gradient. Owns its tensors from here on."""
+        """Add a batch's gradient, and take ownership of its tensors."""
         self._size = self._norm = None
         self.batches += 1
         if not self.tensors:
@@ -66,9 +67,10 @@ class HandOver:
         self.tensors = [new if mine is None else mine for mine, new in both]
 
     def read(self, *scalars: Tensor, norm: bool = False) -> list[float]:
-        """The values of scalars; the size of what is accrued is read with them, once for each gradient accrued.
+        """Read scalars and, in the same transfer, `_size` of the accrued gradient unless it is known already.
 
-        On a GPU this is the one time that a step waits for it. `norm`: read the 2-norm too, where nothing is clipped.
+        On a GPU this is the one point at which a step waits for the device. `norm`: also read the 2-norm where no
+        `clip_norm` requires it anyway.
         """
         if self._size is not None:
             return values(scalars)
@@ -78,7 +80,7 @@ class HandOver:
         if norm := bool(present) and (clipped or norm):
             wanted.append(torch.stack(torch._foreach_norm(present)).norm())
         if not clipped:
-            # Not always the norm: the squares of a vanishing gradient are subnormal numbers, which a core is slow at.
+            # A sum, not a norm: the squares of a vanishing gradient are subnormal numbers, which slow a core down.
             wanted += [tensor.sum() for tensor in present]
         read = values(wanted)
         found, rest = read[: len(scalars)], iter(read[len(scalars) :])
@@ -89,11 +91,11 @@ class HandOver:
 
     @property
     def finite(self) -> bool:
-        """Whether what is accrued may be pushed."""
+        """Whether the accrued gradient is finite, and so may be pushed."""
         if self._size is None:
             self.read()
         if self._size is not None and not math.isfinite(self._size):
-            # The sum or the squares of finite numbers may be too large: seldom, so that it may take a second look.
+            # The sum or norm of finite elements can overflow. This is rare, so a second, slower check is affordable.
             self._size = self._look_closer(_present(self.tensors))
         return self._size is not None and math.isfinite(self._size) and 0 <= self._weight_read < math.inf
 
@@ -103,12 +105,12 @@ class HandOver:
         return float(torch.stack(torch._foreach_norm(present, dtype=torch.float64)).norm())
 
     def take(self) -> FrozenGradient:
-        """The accrued gradient, clipped to `clip_norm` and checked; the next batch begins anew.
+        """Return the accrued gradient, checked and clipped to `clip_norm`, and start an empty one.
 
-        It is checked before the first shard sees anything, so that it is pushed whole or refused whole.
+        The check comes before any shard receives a part, so that either all shards get the gradient or none does.
         """
         finite, size, weight = self.finite, self._size, self._weight_read
-        # Of the mean: what will be left of a sum once it has been divided.
+        # A shard divides a weighted sum by the mean weight of a batch. `clip_norm` and `norm` refer to that quotient.
         divisor = weight / self.batches if weight else 1.0
         norm = self._norm if self.clip_norm is None else size
         norm = norm / divisor if norm is not None and math.isfinite(norm) else None
@@ -125,7 +127,7 @@ def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
 
 
 def values(scalars: Sequence[Tensor]) -> list[float]:
-    """Read tensors of one element: all at once where they are on a GPU, which every read waits for."""
+    """Read one-element tensors. On a GPU, stack them and read once, since each read waits for the device."""
     if len(scalars) > 1 and scalars[0].device.type != "cpu":
         return torch.stack(list(scalars)).tolist()
     return [scalar.item() for scalar in scalars]
@@ -138,11 +140,11 @@ def all_finite(tensors: Iterable[Tensor | None]) -> bool:
 
 @final
 class Client:
-    """One replica's (or one of its partitions') dealings with the parameter server.
+    """Pushes and fetches for one replica, or for one partition of its model.
 
-    Replies of a push are one a shard; a shard's `at_least` binds the next fetch from it, unless some shard turned the
-    push away: then nothing is waited for. With `patience`, calls are made again until they are answered, over links
-    that lose messages.
+    A push gets one reply per shard. The next fetch from a shard waits for the `at_least` of the shard's reply. If any
+    shard refused the push, the next fetch waits at no shard. `patience` is for links that lose messages: the client
+    retries each call until it is answered.
     """
 
     def __init__(
@@ -165,13 +167,13 @@ class Client:
         self._at_least = [ORIGIN] * len(links)
         self._whole = tuple(tuple(piece.slice for piece in pieces) for pieces in layout.pieces)
         sizes = [entry.size for entry in layout.entries]
-        # None stands for the whole of a tensor.
+        # For each shard and piece: the parameter's index, its elements in the shard (None: all), their place there.
         self._cuts = [
             [(p.entry, None if p.stop - p.start == sizes[p.entry] else slice(p.start, p.stop), p.slice) for p in pieces]
             for pieces in layout.pieces
         ]
         self._into: tuple[Tensor, list[Tensor]] | None = None
-        # Each replica begins at another shard, so that they do not queue at one after the other.
+        # Replica r starts at shard r mod the number of shards, so that the replicas do not all queue at the same shard.
         self._turn = [(replica + i) % len(links) for i in range(len(links))]
         self._in_turn = all(link.answers_at_once for link in links)
 
@@ -187,8 +189,8 @@ class Client:
 
         awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
         if awaited:
-            # Both lists before the first wait, in which a push may end; and where it may have to wait first, so that
-            # what others hold is not old by then.
+            # Build both lists before the first await, since a push that ends meanwhile changes `_at_least`. Fetch first
+            # from shards that may make the fetch wait: the parameters of the others would be stale after the wait.
             rest = [shard for shard in self._turn if self._at_least[shard] == ORIGIN]
             await self._at_each(awaited, one)
             await self._at_each(rest, one)
@@ -197,13 +199,13 @@ class Client:
         return tuple(versions)
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
-        """A vector's part of each shard. Kept, since a replica fetches into the same one each time."""
+        """Views of a vector, one per shard. They are cached, since a replica fetches into the same vector each time."""
         if self._into is None or self._into[0] is not vector:
             self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
         return self._into[1]
 
     async def push(self, frozen: FrozenGradient, work: Work) -> list[Reply]:
-        """Offer a gradient to every shard; one push is under way at a time."""
+        """Push a gradient to every shard, and return one reply per shard. Only one push may be under way."""
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
@@ -219,14 +221,14 @@ class Client:
 
         await self._at_each(self._turn, one)
         told = [replies[shard] for shard in range(len(self.links))]
-        # Who was turned away at a shard is missing in its round, and must not wait for another shard's: those who wait
-        # there for that round may be whom the other one waits for.
+        # If shard A refused this push, A's open round still lacks this replica. If the replica now waited for shard B's
+        # round, it could deadlock with replicas that wait at A for A's round and are missing in B's.
         turned_away = not all(reply.verdict.used for reply in told)
         self._at_least = [ORIGIN if turned_away else reply.at_least for reply in told]
         return told
 
     async def _at_each(self, shards: Sequence[int], one: Callable[[int], Coroutine[None, None, None]]) -> None:
-        """At one after the other where they answer at once, else at all together."""
+        """Await `one` for each shard: in sequence if all links answer at once, else concurrently."""
         if self._in_turn:
             for shard in shards:
                 await one(shard)
@@ -236,17 +238,17 @@ class Client:
                     group.create_task(one(shard))
 
     def _cut(self, flat: list[Tensor | None], shard: int) -> tuple[tuple[Slice, ...], list[Tensor]]:
-        """The views of a gradient that belong to a shard, and where they belong."""
+        """Return the slices of a shard that a gradient covers, and the gradient's view for each."""
         slices, gradients = [], []
         for entry, part, place in self._cuts[shard]:
             if (tensor := flat[entry]) is not None:
                 slices.append(place)
                 gradients.append(tensor if part is None else tensor[part])
         whole = self._whole[shard]
-        # The kept tuple, where nothing is left out: the shard finds its views by it.
+        # If no parameter is missing, reuse the cached tuple: it is the key of the shard's cache of views.
         return (whole if len(slices) == len(whole) else tuple(slices)), gradients
 
 
 def verdict_of(replies: Sequence[Reply]) -> Verdict:
-    """What became of a gradient at all shards: used if any used it, else the first shard's refusal."""
+    """Combine the verdicts of all shards: the first one that means "used", else the first shard's refusal."""
     return next((reply.verdict for reply in replies if reply.verdict.used), replies[0].verdict)

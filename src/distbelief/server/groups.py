@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters a rule treats in another way, and which elements of a shard these are."""
+"""Parameter groups: the parameters with options of their own, and the elements of a shard that belong to them."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from distbelief.server.rules import Rule, Vectors
 from distbelief.server.schedules import missed
 
 _NAMED = 8
-"""Names of parameters that a sentence lists."""
+"""Maximum number of parameter names in an error message."""
 
 
 class Group(NamedTuple):
-    """The elements of a shard that one rule is for; no ranges: all of them."""
+    """A rule, and the ranges of a shard's elements that it updates; empty `ranges` mean all elements."""
 
     rule: Rule
     ranges: tuple[Slice, ...] = ()
@@ -25,7 +25,7 @@ class Group(NamedTuple):
 
 
 def _places(rule: Rule, names: Sequence[str]) -> dict[str | None, list[int]]:
-    """Which of the names belong to each pattern, by their places; None: to no pattern. The first that fits wins."""
+    """Map each pattern to the indices of its names; None: names without a pattern. The first match of a name wins."""
     patterns = list(getattr(rule, "groups", {}))
     found: dict[str | None, list[int]] = {pattern: [] for pattern in (None, *patterns)}
     for place, name in enumerate(names):
@@ -34,13 +34,13 @@ def _places(rule: Rule, names: Sequence[str]) -> dict[str | None, list[int]]:
 
 
 def split(rule: Rule, names: Sequence[str]) -> list[tuple[Rule, list[int]]]:
-    """The rule of each group that has parameters, and the places of these among the names."""
+    """Return the rule of each group that has parameters, with the indices of these parameters in `names`."""
     rules: dict[str | None, Rule] = {None: rule, **getattr(rule, "variants", {})}
     return [(rules[pattern], places) for pattern, places in _places(rule, names).items() if places]
 
 
 def groups_of(rule: Rule, layout: Layout) -> list[tuple[Group, ...]]:
-    """The groups in each shard; none where one rule is for all parameters."""
+    """Return the groups of each shard; empty tuples if `rule` itself updates all parameters."""
     parts = split(rule, [entry.name for entry in layout.entries])
     if len(parts) == 1 and parts[0][0] is rule:
         return [()] * layout.shards
@@ -55,7 +55,7 @@ def groups_of(rule: Rule, layout: Layout) -> list[tuple[Group, ...]]:
 
 
 def _ranges(spans: Sequence[tuple[int, int]], low: int, high: int) -> tuple[Slice, ...]:
-    """The parts of ascending spans of the vector that lie in a shard; neighbours become one."""
+    """Intersect ascending spans with the shard [low, high). Results count from `low`; adjacent ones are merged."""
     found: list[Slice] = []
     for start, stop in ((max(start, low) - low, min(stop, high) - low) for start, stop in spans):
         if found and found[-1].stop == start < stop:
@@ -66,12 +66,15 @@ def _ranges(spans: Sequence[tuple[int, int]], low: int, high: int) -> tuple[Slic
 
 
 class Cut(NamedTuple):
-    """What one rule updates where a gradient of certain slices is applied."""
+    """The share of one rule in the update by a gradient with given slices."""
 
     rule: Rule
     slices: list[Slice]
     picks: list[tuple[int, slice | None]] | None
-    """For each slice its gradient, and which of its elements if not all; None: the gradients as they come."""
+    """For each slice, the index of its gradient and the elements to take from it (None: all).
+
+    `picks=None`: the i-th slice takes the whole i-th gradient.
+    """
 
     def pick(self, gradients: Vectors) -> Vectors:
         """The gradients of these slices."""
@@ -81,7 +84,7 @@ class Cut(NamedTuple):
 
 
 def cut(groups: Sequence[Group], slices: Sequence[Slice]) -> list[Cut]:
-    """Cut the slices of a gradient by groups, which hold each element once."""
+    """Divide the slices of a gradient among the groups. Each element belongs to exactly one group."""
     if len(groups) == 1:
         return [Cut(groups[0].rule, list(slices), None)]
     ordered = sorted((span, number) for number, group in enumerate(groups) for span in group.ranges)
@@ -109,9 +112,10 @@ def check_patterns(rule: Rule, names: Sequence[str]) -> None:
 
 
 def remarks(rule: Rule, names: Sequence[str], end: int | None) -> list[str]:
-    """What of a rule, its schedules in numbers, has no effect in a run that trains parameters of these names.
+    """Describe the settings of a rule that have no effect in a run that trains the parameters `names`.
 
-    `end`: examples after which the run ends; None where only time or metrics end it.
+    The rule's schedules must be resolved, see `rule_over`. `end`: number of examples after which the run ends; None if
+    only time or metrics end it.
     """
     rates = [each.lr for each, _ in split(rule, names)]
     empty = [pattern for pattern, places in _places(rule, names).items() if pattern is not None and not places]

@@ -1,4 +1,4 @@
-"""A shard behind messages: a host answers for it, and keeps the fetches that wait for it to come so far."""
+"""A host serves one shard over messages. It queues a fetch until the shard reaches the version it waits for."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, final
@@ -10,27 +10,27 @@ from distbelief.ports import Capture, Command, Push, Reply, Restore, Snapshot, V
 from distbelief.server.shard import Shard
 
 Answer = Callable[[Any, int], object]
-"""Sends an answer back, as a message of so many bytes."""
+"""Callback that sends an answer back. Arguments: the answer, and the size of its vectors in bytes."""
 SMALL = 0
-"""Bytes that a message without a vector is counted as."""
+"""Size in bytes that is reported for an answer without vectors."""
 
 
 class HostObserver(Protocol):
-    """Is told what a host answers."""
+    """Observer of a host. The host calls one method for each request that it serves."""
 
     def pushed(self, shard: int, push: Push, reply: Reply) -> None:
         """A push was answered."""
 
     def saw(self, shard: int, version: Version) -> None:
-        """A version was told to a replica."""
+        """The host answers a fetch with this version."""
 
     def obeyed(self, shard: int, command: Command, living: int) -> None:
-        """A command was obeyed; the shard then counts so many living."""
+        """The shard has executed a command. `living`: number of living replicas after it."""
 
 
 @final
 class ShardHost:
-    """One shard's host. A host that has lost its shard answers nothing but `Restore`: who asks will ask again."""
+    """Serves one shard. After `lose`, it ignores all requests but `Restore`; the clients' retries succeed later."""
 
     def __init__(self, shard: Shard, number: int = 0, observer: HostObserver | None = None) -> None:
         self.shard = shard
@@ -38,11 +38,11 @@ class ShardHost:
         self._observer = observer
         self._lost = False
         self.waiting: dict[str, tuple[Version, Answer]] = {}
-        """The fetches that wait, by the machine: for what. One that is made again takes the place of the first."""
+        """Waiting fetches by machine: the version to wait for, and the callback. A retry replaces the earlier entry."""
         self._copy: tuple[Version, Tensor] | None = None
 
     def fetch(self, at_least: Version, machine: str, answer: Answer) -> None:
-        """Answer with the version and a copy of the parameters, once the shard has come so far."""
+        """Answer with the version and a copy of the parameters, once the shard has reached `at_least`."""
         if self._lost:
             return
         if self.shard.reached < at_least:
@@ -51,7 +51,7 @@ class ShardHost:
             self._answer(answer)
 
     def push(self, push: Push, answer: Answer) -> None:
-        """Admit a push, answer, and let go the fetches that waited for it."""
+        """Pass a push to the shard, answer it, and answer the waiting fetches that can now proceed."""
         if self._lost:
             return
         reply = self.shard.push(push)
@@ -61,7 +61,7 @@ class ShardHost:
         self._let_go()
 
     def execute(self, command: Command, answer: Answer) -> None:
-        """Obey a command of the controller's, answer, and let go the fetches that waited for it."""
+        """Execute a controller command, answer it, and answer the waiting fetches that can now proceed."""
         if self._lost and not isinstance(command, Restore):
             return
         self._lost = False
@@ -75,7 +75,7 @@ class ShardHost:
         self._let_go()
 
     def lose(self) -> None:
-        """The machine has died: the fetches that waited wait in vain, and the shard must be restored."""
+        """Handle the death of the machine: drop the waiting fetches, and ignore requests until a `Restore`."""
         self.waiting.clear()
         self._copy = None
         self._lost = True
@@ -89,7 +89,7 @@ class ShardHost:
                     self._answer(answer)
 
     def _answer(self, answer: Answer) -> None:
-        # One copy for all who fetch the same version: in a synchronous round these are all replicas.
+        # All fetches of the same version share one copy. In a synchronous round, all replicas fetch the same version.
         if self._copy is None or self._copy[0] != self.shard.version:
             copy = torch.empty_like(self.shard.parameters)
             self._copy = self.shard.fetch(copy), copy
@@ -99,7 +99,7 @@ class ShardHost:
 
 
 def scatter(snapshot: Any, command: Capture) -> Snapshot:
-    """Copy the vectors that a host has answered a capture with to where it wants them; returns the integers alone."""
+    """Copy the vectors of a host's answer into the targets of `command`; return a snapshot without vectors."""
     for name, targets in command.into.items():
         for part, target in targets:
             target.copy_(snapshot.vectors[name][part.start : part.stop])

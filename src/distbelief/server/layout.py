@@ -1,8 +1,9 @@
 """The parameter vector: which elements belong to which parameter, and which to which shard.
 
-All parameters are one flat vector. Each begins at a multiple of `ALIGNMENT` elements, and shards are cut at such
-multiples without regard to the tensors, so that a cut tensor goes through the same vector instructions as a whole one
-and the last bit of a fused kernel does not depend on the number of shards.
+All parameters form one flat vector. Each parameter begins at a multiple of `ALIGNMENT` elements. Shard borders lie at
+such multiples too, and may lie inside a parameter. The aligned parts of a divided tensor go through the same vector
+instructions as the whole tensor, so the result of a fused kernel does not depend on the number of shards, to the last
+bit.
 """
 
 import math
@@ -38,7 +39,10 @@ class Entry(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The part of a parameter that lies in a shard: elements [start, stop) of the parameter, `slice` of the shard."""
+    """The part of a parameter that lies in a shard.
+
+    It is the elements [start, stop) of the parameter with index `entry`, and the elements `slice` of the shard.
+    """
 
     entry: int
     start: int
@@ -89,7 +93,7 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, without padding."""
+        """Number of elements of all parameters, without padding."""
         return sum(entry.size for entry in self.entries)
 
     def part(self, vector: Tensor, shard: int) -> Tensor:
@@ -97,7 +101,7 @@ class Layout:
         return vector[self.borders[shard] : self.borders[shard + 1]]
 
     def views(self, vector: Tensor) -> list[Tensor]:
-        """A flat vector as one view a parameter, in the parameters' shapes."""
+        """Views of a flat vector, one per parameter, in the parameters' shapes."""
         return [vector[e.offset : e.offset + e.size].view(e.shape) for e in self.entries]
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
@@ -105,7 +109,7 @@ class Layout:
         return {entry.name: view for entry, view in zip(self.entries, self.views(vector), strict=True)}
 
     def gather_(self, vector: Tensor, tensors: Sequence[Tensor]) -> None:
-        """Copy tensors, one a parameter, into a flat vector."""
+        """Copy tensors, one per parameter, into a flat vector."""
         torch._foreach_copy_(self.views(vector), list(tensors))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Patience: calls that are made again until they are answered. Repeating is safe, as the rules of the ports say."""
+"""Retries with a growing time-out. A retry is safe: by the rules in `ports.py`, a call takes effect at most once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Patience(NamedTuple):
-    """How long an answer is waited for before the call is made again; twice as long each time, up to a limit."""
+    """The time-outs of a retried call: `first_s` at first, doubled for each retry, at most `longest_s`."""
 
     first_s: float
     longest_s: float
@@ -18,10 +18,9 @@ class Patience(NamedTuple):
 async def insist(
     patience: Patience | None, attempt: Callable[[], Awaitable[T]], transferring: Callable[[], bool] = lambda: False
 ) -> T:
-    """Attempt until there is an answer, whether it is lost or the link says that it failed; None: once.
+    """Retry `attempt` on a time-out or a `ConnectionError` until it answers. `patience=None`: try once, no time-out.
 
-    An attempt times out when nothing has been `transferring` for so long: a large transfer that makes progress never
-    does.
+    The time-out starts anew while `transferring()` is true, so a large transfer that makes progress never times out.
     """
     if patience is None:
         return await attempt()
@@ -33,14 +32,14 @@ async def insist(
                 with _extended(limit, seconds, transferring):
                     return await attempt()
         except (TimeoutError, ConnectionError):
-            # A link that fails at once is given the same time to recover.
+            # Sleep for the rest of the time-out: a link that fails at once gets the same time to recover.
             await asyncio.sleep(begun + seconds - loop.time())
             seconds = min(2 * seconds, patience.longest_s)
 
 
 @contextmanager
 def _extended(limit: asyncio.Timeout, seconds: float, transferring: Callable[[], bool]) -> Iterator[None]:
-    """Put a limit off as long as something moves."""
+    """Extend the time-out while `transferring()` is true. Checks twice per time-out."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(seconds / 2, lambda: look())
 

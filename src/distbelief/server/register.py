@@ -1,7 +1,8 @@
-"""The register of a shard: who pushed what, who lives, and how far everybody is.
+"""The bookkeeping of a shard: the pushes it has seen, the living replicas, and the steps of each replica.
 
-It is the integers at the head of the shard's block, changed so that a death between any two writes can be seen and
-mended. The shard's lock is held by whoever calls; what only reads one integer needs none.
+The state is the integers at the start of the shard's block. They are written in such an order that the next lock holder
+can detect and repair a death between any two writes. The caller holds the shard's lock; a method that reads a single
+integer needs no lock.
 """
 
 from typing import final
@@ -12,12 +13,12 @@ from distbelief.server import block
 from distbelief.server.block import ShardSpec
 
 SEEN = "seen before"
-"""The reason of a reply that tells again what became of a push."""
+"""`Reply.reason` for a repetition of a replica's last push. The reply repeats the original verdict."""
 
 
 @final
 class Register:
-    """The account of one shard. `numbers` are the integers of its block, which the caller owns."""
+    """The bookkeeping of one shard. `numbers` are the integers of its block; the caller owns them."""
 
     def __init__(self, spec: ShardSpec, numbers: "memoryview[int]") -> None:
         self.numbers = numbers
@@ -32,15 +33,15 @@ class Register:
         return Version(self.numbers[block.TERM], self.numbers[block.VERSION])
 
     def slot(self, replica: int) -> int:
-        """Where a replica's slot begins."""
+        """Offset of a replica's slot in the block, in integers. Raises `InvariantViolated` for an unknown replica."""
         if not 0 <= replica < self._replicas:
             raise InvariantViolated(f"replica {replica} has no slot among {self._replicas}")
         return block.slot_of(replica)
 
     def answered(self, slot: int, push: Push) -> Reply | None:
-        """The answer to a push that is not to be looked at again, or None where it is new.
+        """Return the reply to a repeated or fenced push, or None if the push is new.
 
-        The last one of a replica is told again what became of it: the answer may have been lost on its way.
+        A repetition of the replica's last push gets the original verdict again, since the first reply may be lost.
         """
         numbers = self.numbers
         incarnation = numbers[slot + block.INCARNATION]
@@ -57,13 +58,13 @@ class Register:
         return Reply(verdict, SEEN, staleness, self.version, self.at_least(slot, verdict, count))
 
     def at_least(self, slot: int, verdict: Verdict, count: int) -> Version:
-        """What a replica's next fetch waits for, after a push before which the shard had applied `count` updates."""
+        """Return the version that a replica's next fetch waits for. `count`: updates applied before its last push."""
         if self.lead is not None:
             return Version(self.numbers[block.TERM], max(0, self.numbers[slot + block.CLOCK] - self.lead))
         return Version(self.numbers[block.TERM], count + 1) if verdict is Verdict.HELD else ORIGIN
 
     def begin(self, slot: int, push: Push, verdict: Verdict) -> None:
-        """Write down what is about to be done with a push, and what will be true afterwards."""
+        """Record a push and the values that hold after it (write-ahead), before the shard's vectors change."""
         numbers = self.numbers
         if numbers[slot + block.INCARNATION] != push.incarnation:
             numbers[slot + block.SEQUENCE] = numbers[slot + block.BEGUN] = 0
@@ -88,7 +89,7 @@ class Register:
         numbers[block.APPLYING] = slot
 
     def begin_closing(self) -> None:
-        """Write down that the open round is about to be closed, for nobody's push."""
+        """Record (write-ahead) that the open round closes without another push."""
         numbers = self.numbers
         numbers[block.NEXT_VERSION] = numbers[block.VERSION] + 1
         numbers[block.NEXT_EXAMPLES] = numbers[block.EXAMPLES] + numbers[block.HELD_EXAMPLES]
@@ -98,7 +99,7 @@ class Register:
         numbers[block.APPLYING] = block.NOBODY
 
     def commit(self) -> None:
-        """End what is under way; repeating it changes nothing."""
+        """Make the recorded values current, and end the update under way. Idempotent."""
         numbers = self.numbers
         slot = numbers[block.APPLYING]
         numbers[block.VERSION] = numbers[block.NEXT_VERSION]
@@ -117,19 +118,19 @@ class Register:
         numbers[block.APPLYING] = 0
 
     def round_divisor(self, push: Push | None) -> float:
-        """The mean weight of a batch in the open round and the push that closes it; 1 where these are means."""
+        """Mean weight of a batch, over the open round and the push that closes it; 1 if the gradients are of means."""
         weight = self._floats[block.HELD_WEIGHT] + (push.weight if push else 0.0)
         batches = self.numbers[block.HELD_BATCHES] + (push.work.stop - push.work.start if push else 0)
         return weight / batches if weight else 1.0
 
     @property
     def opens_round(self) -> bool:
-        """Whether a pusher died while its push was to be the first of a round."""
+        """Whether the interrupted update, if any, is the first push held for a round."""
         numbers = self.numbers
         return bool(numbers[block.APPLYING] and not numbers[block.HELD] and numbers[block.NEXT_HELD])
 
     def recover(self) -> None:
-        """End a push whose pusher died inside it, and mark it as torn."""
+        """Complete an interrupted update. If it is a push, mark the push as torn: its verdict becomes negative."""
         numbers = self.numbers
         if slot := numbers[block.APPLYING]:
             if slot > 0:
@@ -138,16 +139,16 @@ class Register:
             self.commit()
 
     def count_staleness(self, staleness: int) -> None:
-        """A push of this staleness was used."""
+        """Add a used push to the histogram of staleness."""
         numbers = self.numbers
         numbers[block.HEADER + min(staleness, block.BINS - 1)] += 1
         numbers[block.STALEST] = max(numbers[block.STALEST], staleness)
 
     def set_living(self, command: SetLiving) -> bool:
-        """Take note of which replicas hold leases; True if the open round is full with these.
+        """Record which replicas hold leases. True if these make the open round full; a stale command has no effect.
 
-        A replica that begins to live is put where the slowest of the others is, if that is further: it holds no other
-        up for what it has not done before. Where there are no others, all are put where the furthest of them is.
+        Under a pacing policy, a replica that joins gets the slowest clock of the replicas already living, if its own is
+        lower: these do not wait for steps that it missed. If none is living, all that join get their largest clock.
         """
         numbers = self.numbers
         if command.number <= numbers[block.COMMAND]:
@@ -164,7 +165,7 @@ class Register:
         for slot in map(block.slot_of, range(self._replicas)):
             numbers[slot + block.LIVES] &= slot in living
         there = [numbers[slot + block.CLOCK] for slot in living if numbers[slot + block.LIVES]]
-        # Where nobody is, they begin together.
+        # If no replica was living, all that join start with the same clock.
         slowest = min(there) if there else max((numbers[slot + block.CLOCK] for slot in living), default=0)
         for slot in living:
             if not numbers[slot + block.LIVES]:
@@ -173,20 +174,20 @@ class Register:
         numbers[block.SLOWEST] = self._slowest()
 
     def _slowest(self) -> int:
-        """The steps of the slowest living replica."""
+        """The smallest clock of the living replicas; NEVER if none is living."""
         numbers, slots = self.numbers, map(block.slot_of, range(self._replicas))
         return min((numbers[slot + block.CLOCK] for slot in slots if numbers[slot + block.LIVES]), default=block.NEVER)
 
     def fence(self, replica: int, incarnation: int) -> PushRecord | None:
-        """The last push that this incarnation began, or None; nothing more is taken from it."""
+        """Refuse further pushes of this incarnation and earlier ones; return its last push, or None."""
         numbers, slot = self.numbers, self.slot(replica)
-        # Dead between its own mark and the header's: nothing was changed, so it had not begun.
+        # A process that died after it set BEGUN and before it set APPLYING changed no vector: its push had not begun.
         numbers[slot + block.BEGUN] = numbers[slot + block.SEQUENCE]
         numbers[slot + block.FENCED] = max(numbers[slot + block.FENCED], incarnation)
         return block.record_in(numbers, replica, incarnation)
 
     def begin_term(self, term: int) -> None:
-        """Go on in a term in which all replicas begin in step."""
+        """Enter a new term: reset the clocks of all replicas and the number of the last command to 0."""
         numbers = self.numbers
         numbers[block.TERM], numbers[block.COMMAND] = term, 0
         for replica in range(self._replicas):
@@ -194,7 +195,7 @@ class Register:
         numbers[block.SLOWEST] = self._slowest()
 
     def faults(self) -> list[str]:
-        """What is not as it must be."""
+        """Names of the invariants that are violated."""
         numbers = self.numbers
         slots = [block.slot_of(replica) for replica in range(self._replicas)]
         faults = {

@@ -1,6 +1,6 @@
-"""Update rules: what a shard does with an admitted gradient. Values; their state lives in the shard.
+"""Update rules: how a shard applies an admitted gradient. A rule is an immutable value; its state lives in the shard.
 
-Each is one multi-tensor fused kernel, in place, and equals the torch optimizer of its name bit for bit.
+Each rule runs one multi-tensor fused kernel in place. Its results equal the torch optimizer of its name bit for bit.
 """
 
 from abc import ABC, abstractmethod
@@ -16,18 +16,18 @@ from distbelief.server.schedules import Schedule, check_rate, lr_over, rate
 
 Vectors = Sequence[Tensor]
 Groups = Mapping[str, Mapping[str, Any]]
-"""Options in the place of a rule's own, by patterns of the names of the parameters that they are for."""
+"""Options that override those of a rule, by the pattern of parameter names that they apply to."""
 
 
 @runtime_checkable
 class Rule(Protocol):
     """An update rule.
 
-    1. `state` names the vectors that the rule keeps beside the parameters, each with the value that fills it at first.
-    2. `update_` changes parameters and state in place and leaves the gradients as they are. All lists run in parallel:
+    1. `state` names the vectors that the rule keeps besides the parameters, each with its initial fill value.
+    2. `update_` changes parameters and state in place and does not change the gradients. The lists correspond by index:
        `state[k][i]` is the part of vector k that belongs to `parameters[i]`.
-    3. `step`, a float32 scalar, counts the shard's updates from 1; `rate` is the learning rate, scaled as the
-       admission policy says.
+    3. `step`, a float32 scalar, counts updates from 1: the shard's, or those of a replica's local step. `rate` is the
+       learning rate; a shard multiplies it by the `scale` of the admission decision.
     """
 
     @property
@@ -36,7 +36,7 @@ class Rule(Protocol):
 
     @property
     def state(self) -> dict[str, float]:
-        """Vectors that the rule keeps, and what fills them at first."""
+        """State vectors by name, each with its initial fill value."""
 
     def update_(
         self, parameters: Vectors, gradients: Vectors, state: Sequence[Vectors], step: Tensor, rate: float
@@ -56,8 +56,8 @@ def _check(lr: float | Schedule, weight_decay: float, **fractions: float) -> Non
 class _Grouped(ABC):
     """A rule with parameter groups: `groups={"*.bias": {"weight_decay": 0, "lr": 0.1}}`.
 
-    Keys are shell patterns of parameter names, and the first that fits a name wins; values are options of the rule in
-    the place of its own. Equal to the parameter groups of torch's optimizer.
+    Keys are shell patterns of parameter names; the first that matches a name wins. Values override options of the rule
+    for these parameters. The results equal those of torch's parameter groups.
     """
 
     groups: Groups
@@ -65,8 +65,9 @@ class _Grouped(ABC):
     def __post_init__(self) -> None:
         self._check()
         groups = _options(type(self).__name__, self.groups, [name for name in vars(self) if name != "groups"])
-        # A copy, since the rule is a value.
+        # The rule is immutable, so it keeps a copy that the caller cannot change.
         object.__setattr__(self, "groups", groups)
+        # Building the variants checks the options of every group.
         _ = self.variants
 
     @abstractmethod
@@ -86,7 +87,7 @@ class _Grouped(ABC):
 
 
 def _options(rule: str, groups: object, known: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A copy of a rule's groups. Raises `UsageError` for what are no groups of options that it has."""
+    """Copy a rule's groups. Raises `UsageError` if they are malformed or set an option that the rule does not have."""
     example = 'such as {"*.bias": {"weight_decay": 0}}'
     if not isinstance(groups, Mapping):
         raise UsageError(f"groups must be options by patterns of parameter names, {example}, not {groups!r}")
@@ -95,7 +96,7 @@ def _options(rule: str, groups: object, known: Sequence[str]) -> dict[str, dict[
             raise UsageError(f"a group is a pattern and its options, {example}, not {pattern!r}: {options!r}")
         if alien := [name for name in options if name not in known]:
             raise UsageError(f"{rule} has no option {alien[0]!r}, in the group {pattern!r}: it has {', '.join(known)}")
-    # JSON has no tuples.
+    # A tuple that went through JSON, such as `betas`, comes back as a list.
     return {
         pattern: {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         for pattern, options in groups.items()
@@ -121,7 +122,7 @@ class SGD(_Grouped):
 
     @property
     def state(self) -> dict[str, float]:
-        """A velocity, where there is momentum in any group."""
+        """The velocity, if the rule or any of its groups has momentum."""
         return {"momentum": 0.0} if self.momentum or any(rule.momentum for rule in self.variants.values()) else {}
 
     def update_(
@@ -138,7 +139,7 @@ class SGD(_Grouped):
             dampening=0.0,
             nesterov=self.nesterov,
             maximize=False,
-            # A velocity of zeros makes the first step what torch makes it by copying the gradient.
+            # On its first step torch copies the gradient to the velocity. Zeros and no dampening give the same result.
             is_first_step=False,
         )
 
@@ -146,11 +147,11 @@ class SGD(_Grouped):
 @final
 @dataclass(frozen=True)
 class Adagrad(_Grouped):
-    """Adagrad as in section 4.1: rate_i = lr / sqrt(Σ g_i²), the present gradient included and no epsilon.
+    """Adagrad as in section 4.1: rate_i = lr / sqrt(Σ g_i²), where the sum includes the current gradient. No epsilon.
 
-    The sum begins at 2⁻¹²⁶, the smallest normal float32: too small to be seen beside any gradient worth a step, so a
-    coordinate's first step is lr·sign(g), and enough that 0/0 cannot occur. With a small epsilon instead, a gradient of
-    10⁻²⁵ would move a weight by 10¹² times what it should. Equals
+    The sum starts at 2⁻¹²⁶, the smallest normal float32. It is negligible beside any gradient worth a step, so the
+    first step of a coordinate is lr·sign(g). It is not 0, so 0/0 cannot occur. With a small epsilon instead, a gradient
+    of 10⁻²⁵ would move a weight by 10¹² times what it should. Equals
     `torch.optim.Adagrad(fused=True, eps=0, initial_accumulator_value=2**-126)`.
     """
 
@@ -188,7 +189,10 @@ class Adagrad(_Grouped):
 
 @dataclass(frozen=True)
 class _Moments(_Grouped):
-    """What Adam and AdamW have in common: means of the gradient and of its square. It counts the shard's updates."""
+    """Base of Adam and AdamW: running means of the gradient and of its square, bias-corrected by `step`.
+
+    `step` counts all updates of the shard, including those in which a parameter has no gradient.
+    """
 
     lr: float | Schedule
     _: KW_ONLY
@@ -237,7 +241,7 @@ class _Moments(_Grouped):
 @final
 @dataclass(frozen=True)
 class Adam(_Moments):
-    """Adam with the weight decay in the gradient: `torch.optim.Adam(fused=True)`."""
+    """Adam with L2 weight decay, which is added to the gradient: `torch.optim.Adam(fused=True)`."""
 
     @property
     def _kernel(self) -> Callable[..., None]:
@@ -247,7 +251,7 @@ class Adam(_Moments):
 @final
 @dataclass(frozen=True)
 class AdamW(_Moments):
-    """Adam with the weight decay beside the gradient: `torch.optim.AdamW(fused=True)`."""
+    """Adam with decoupled weight decay: `torch.optim.AdamW(fused=True)`."""
 
     weight_decay: float = field(default=0.01, kw_only=True)
 
@@ -257,12 +261,12 @@ class AdamW(_Moments):
 
 
 def rule_over(rule: Rule, examples: int | None) -> Rule:
-    """A rule for a run that ends after so many examples, its schedules and those of its groups in numbers.
+    """Return the rule with its schedules, and those of its groups, resolved for a run that ends after `examples`.
 
-    One of the user's own stays as it is. Raises `UsageError` where a schedule needs an end that the run does not have.
+    A user-defined rule is returned unchanged. Raises `UsageError` if a schedule needs an end that the run lacks.
     """
     if not isinstance(rule, _Grouped):
-        # What cannot be put in numbers here is refused before it reaches a shard.
+        # Evaluate the rate once, so that an unresolved schedule raises its error here and not in a shard.
         rate(rule.lr, 0)
         return rule
     groups = {

@@ -1,4 +1,4 @@
-"""Learning rates as values: a number, or a function of the examples that the run has used."""
+"""Learning rates: a number, or a schedule, which is a function of the number of examples that the run has used."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,10 +19,10 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class _Decay(ABC):
-    """From 0 to `peak` over the warm-up, then down to `floor`, a part of the peak, at `examples`.
+    """Base of schedules that rise linearly to `peak` during the warm-up, then fall to `floor * peak` at `examples`.
 
-    `examples`: None is the run's end, as its epochs or examples say. `warmup`: below 1 it is a part of `examples`, from
-    1 on a number of them.
+    `examples`: where the decay ends; None: at the end of the run, which must be given in epochs or examples.
+    `warmup`: a fraction of `examples` if below 1, else a number of examples.
     """
 
     peak: float
@@ -46,7 +46,11 @@ class _Decay(ABC):
             )
 
     def over(self, examples: int | None) -> Self:
-        """The same in numbers, for a run that ends after so many examples; None: it has no such end."""
+        """Return a copy whose `examples` and `warmup` are numbers, for a run that ends after `examples`.
+
+        `examples=None`: the run has no end in examples. Raises `UsageError` if the schedule needs one, or if its
+        warm-up is not shorter than the schedule.
+        """
         name, length = type(self).__name__, examples if self.examples is None else self.examples
         if length is None:
             raise UsageError(
@@ -74,16 +78,16 @@ class _Decay(ABC):
 
     @abstractmethod
     def _left(self, done: float) -> float:
-        """What is left of the way down, from 1 to 0, when so much of it is done."""
+        """Return the remaining part of the decay, from 1 down to 0; `done` is the elapsed fraction, from 0 to 1."""
 
 
 @final
 @dataclass(frozen=True)
 class Cosine(_Decay):
-    """From 0 to `peak` over the warm-up, then along half a cosine to `floor`, a part of the peak, at `examples`.
+    """Rises linearly to `peak` during the warm-up, then falls along half a cosine to `floor * peak` at `examples`.
 
-    `examples`: None is the run's end, as its epochs or examples say. `warmup`: below 1 it is a part of `examples`, from
-    1 on a number of them.
+    `examples`: where the decay ends; None: at the end of the run, which must be given in epochs or examples.
+    `warmup`: a fraction of `examples` if below 1, else a number of examples.
     """
 
     def _left(self, done: float) -> float:
@@ -93,7 +97,7 @@ class Cosine(_Decay):
 @final
 @dataclass(frozen=True)
 class Linear(_Decay):
-    """As `Cosine`, but down a straight line."""
+    """Like `Cosine`, but falls linearly."""
 
     def _left(self, done: float) -> float:
         return 1 - done
@@ -102,7 +106,7 @@ class Linear(_Decay):
 @final
 @dataclass(frozen=True)
 class Steps:
-    """A constant rate from each given number of examples on; the first must be 0."""
+    """A piecewise constant rate: `rates` maps a number of examples to the rate from there on. One key must be 0."""
 
     rates: Mapping[int, float]
 
@@ -124,9 +128,9 @@ def rate(lr: float | Schedule, examples: int) -> float:
 
 
 def lr_over(lr: Any, examples: int | None) -> Any:
-    """A learning rate in numbers, for a run that ends after so many examples.
+    """Resolve a learning rate for a run that ends after `examples`: see `_Decay.over`. Others stay as they are.
 
-    Raises `UsageError` where the run has no such end, and for schedules that give no rates.
+    Raises `UsageError` if a schedule needs an end that the run does not have, or does not return a valid rate.
     """
     lr = lr.over(examples) if isinstance(lr, _Decay) else lr
     first = rate(lr, 0)
@@ -138,7 +142,7 @@ def lr_over(lr: Any, examples: int | None) -> Any:
 
 
 def missed(lr: float | Schedule, end: int) -> str | None:
-    """What of a schedule, in numbers, does not fit a run that ends after so many examples; None if all does."""
+    """Describe how a resolved schedule does not fit a run that ends after `end` examples; None if it fits."""
     if isinstance(lr, _Decay) and lr.examples is not None and lr.examples != end:
         when = "stays there until" if lr.examples < end else "is not there by"
         return (

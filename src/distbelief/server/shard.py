@@ -1,17 +1,17 @@
-"""A shard: one range of the parameter vector, with the state of its rule and the account of who pushed what.
+"""A shard: one range of the parameter vector, the state of its update rule, and the bookkeeping of its pushes.
 
-Everything a shard knows lies in one block of memory that the caller gives, so that several processes can be the same
-shard: whoever holds its lock acts for it. `block.py` says what lies where.
+All state lies in one block of memory that the caller provides; `block.py` defines its layout. Several processes can map
+the same block. The process that holds the lock executes pushes and commands.
 
-The rules of a push:
+A push takes four steps, so that the death of its process can be repaired at any point:
 
-1.  Before anything is changed, the slot of the replica says which push begins and which work it holds.
-2.  The header then says which slot is being applied for, and what version, round and examples will be true afterwards.
+1.  Before any vector changes, `Register.begin` records the push and its work in the replica's slot.
+2.  It records in the header the version, round and examples that hold after the push. Last, it sets APPLYING.
 3.  The kernel runs.
-4.  Version, sequence and the end mark are set in one step that can be repeated. Whoever takes the lock and finds no end
-    mark knows that the holder died inside, repeats that step, and marks the push as torn.
+4.  `Register.commit` sets version and sequence, and clears APPLYING. It is idempotent. A process that takes the lock
+    and finds APPLYING set knows that the previous holder died inside. It marks the push as torn, and commits it.
 
-So a death leaves no push of which it is unknown whether it began, and none is ever applied twice.
+So it is always known whether a push began, and no push is applied twice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ from distbelief.server.groups import Cut, Group, cut
 from distbelief.server.register import Register
 from distbelief.server.schedules import rate
 
-# Sets of slices whose views are kept: one, but for models that leave out parameters by turns.
+# Size of the cache of views, in sets of slices. A model needs one, or more if it leaves out varying parameters.
 _CUTS = 64
 _OTHER_TERM = Decision(Verdict.TOO_OLD, "computed in another term of the shard")
 
@@ -94,9 +94,10 @@ class Shard:
         examples: int = 0,
         term: int = 0,
     ) -> None:
-        """Fill a new shard: parameters, rule state and average (flat, copied), fresh where not given.
+        """Fill a new shard with copies of flat vectors. `state` holds rule state and average by name.
 
-        `updates` and `examples` are what it had reached when these were taken, for schedules and for Adam's step.
+        State that is not given gets its initial value; an average that is not given starts as the parameters. `updates`
+        and `examples` are the counts that belong to these vectors: schedules and Adam's step continue from them.
         """
         for name, value in self.spec.vectors.items():
             self.vectors[name].fill_(value)
@@ -116,12 +117,12 @@ class Shard:
 
     @property
     def reached(self) -> Version:
-        """What fetches wait for: the version; where a policy paces them, the steps of the slowest living replica."""
+        """The progress that fetches wait for: the version or, under a pacing policy, the slowest living clock."""
         return Version(self._header[block.TERM], self._header[self._reached])
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update, by the rule of the parameters that are in no group."""
+        """Learning rate of the next update, for the parameters that are in no group."""
         return rate(self.spec.rule.lr, self._header[block.EXAMPLES])
 
     @property
@@ -131,12 +132,12 @@ class Shard:
 
     @property
     def living(self) -> int:
-        """How many replicas hold leases, as far as the shard has been told."""
+        """Number of replicas that hold leases, by the newest `SetLiving`."""
         return self._header[block.LIVING]
 
     @property
     def staleness(self) -> Tensor:
-        """Histogram of the staleness of used pushes, int64; the last bin holds all that are staler."""
+        """Histogram of the staleness of used pushes, int64. The last bin also counts every larger staleness."""
         return self._numbers[block.HEADER : block.HEADER + block.BINS].clone()
 
     @property
@@ -151,26 +152,26 @@ class Shard:
         return version
 
     def push(self, push: Push) -> Reply:
-        """Admit a gradient and apply it, hold it, or refuse it. At most once for a (replica, incarnation, sequence)."""
+        """Apply, hold or refuse a gradient: at most once for each (replica, incarnation, sequence)."""
         reply: Reply = self._execute(push)
         return reply
 
     def execute(self, command: Command) -> Answer:
-        """Obey a command of the controller's."""
+        """Execute a controller command."""
         answer: Answer = self._execute(command)
         return answer
 
     def _execute(self, command: Push | Command) -> Any:
-        """The one way by which a shard changes: one command after the other, each under the lock."""
+        """Execute a push or command under the lock. After `initialise_`, the shard changes in no other way."""
         with self.lock:
             if self._header[block.APPLYING]:
                 self._recover()
             return self._obey[type(command)](command)
 
     def _recover(self) -> None:
-        """End what the last holder of the lock died in."""
+        """Complete the update during which the previous lock holder died, if there is one."""
         if self._register.opens_round:
-            # It may have died before it had cleared the sum of the round before.
+            # The process may have died before it cleared the sum of the previous round.
             self.vectors[block.ROUND].zero_()
         self._register.recover()
 
@@ -205,24 +206,24 @@ class Shard:
             torch._foreach_add_([total[s.start : s.stop] for s in slices], list(gradients))
 
     def _close_round(self, push: Push | None) -> None:
-        # By the pushes of a full round, also where some are missing, since their pushers died or the data end: it is
-        # the whole that the learning rate was chosen for. So an epoch moves the parameters as far, whoever is there,
-        # and the few pushes that are left at the end of a run do no harm.
-        # The one who makes a warm start is a whole of its own.
+        # Divide by the number of pushes of a full round, even if some are missing because replicas died or the data
+        # ended: the learning rate was chosen for full rounds. So an epoch moves the parameters equally far however many
+        # replicas live, and the few pushes left at the end of a run do no harm.
+        # In a warm start a single replica works alone, and one push is a full round.
         pushes = 1 if self._header[block.ALONE] else self._full
         mean = self.vectors[block.ROUND].div_(pushes * self._register.round_divisor(push))
         self._update((Slice(0, self.spec.elements),), (mean,), 1.0, 1.0)
 
     def _update(self, slices: tuple[Slice, ...], gradients: Sequence[Tensor], scale: float, divisor: float) -> None:
-        """The one path by which parameters change: each group's kernel on the slices that the gradients are for.
+        """Run each group's kernel on the slices that have gradients. Every update takes this path.
 
-        The average takes a step towards the parameters there, and there only: one that gets no gradient has not moved,
-        and its average stands still with it until it moves again.
+        The moving average is updated on these slices only. A parameter without a gradient does not move, and neither
+        does its average.
         """
         if (views := self._views.get(slices)) is None:
             views = self._view(slices)
         if divisor != 1.0:
-            # The pusher's tensors stay as they are, since a push may be sent again.
+            # Divide out of place: the pusher owns the tensors, and may retry the push.
             gradients = torch._foreach_div(list(gradients), divisor)
         self._step.fill_(self._header[block.VERSION] + 1)
         for part, parameters, state, average in views:
@@ -232,7 +233,7 @@ class Shard:
                 torch._foreach_lerp_(average, parameters, 1 - self.spec.average)
 
     def _view(self, slices: tuple[Slice, ...]) -> list[_Views]:
-        """The views that a gradient of these slices changes, which are kept."""
+        """Create and cache the views that a gradient with these slices changes."""
         if len(self._views) == _CUTS:
             self._views.clear()
 
@@ -263,7 +264,7 @@ class Shard:
     def _capture(self, command: Capture) -> Snapshot:
         for name, targets in command.into.items():
             for part, target in targets:
-                # Not torch's copy, whose threads wait for each other on cores that are busy training.
+                # NumPy copies in this thread. The threads of torch's copy wait for each other on cores busy training.
                 target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
         return Snapshot(self._numbers.clone(), {})
 
@@ -279,14 +280,14 @@ class Shard:
         self._set_living(command.living)
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything, taken under the lock."""
+        """Copy the integers and all vectors, under the lock."""
         vectors = {name: torch.empty_like(vector) for name, vector in self.vectors.items()}
         whole = Slice(0, self.spec.elements)
         answer = self._execute(Capture({name: [(whole, vector)] for name, vector in vectors.items()}))
         return Snapshot(answer.numbers, vectors)
 
     def check(self) -> None:
-        """Raise `InvariantViolated` unless the account of the shard is consistent."""
+        """Raise `InvariantViolated` unless the bookkeeping of the shard is consistent."""
         with self.lock:
             self._recover()
             if found := self._register.faults():
