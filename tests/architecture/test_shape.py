@@ -19,8 +19,8 @@ CODE_BUDGET = {
     "observe": 330,
     "observe/report": 845,
     "run": 1830,
-    "server": 1195,
-    "task": 1170,
+    "server": 1200,
+    "task": 1175,
     "tasks": 540,
 }
 """Lines of code by folder. A newcomer reads all of it in a day or two. A new capability brings its own lines with its

@@ -3,7 +3,7 @@
 import pytest
 
 from distbelief.allocation import Account
-from distbelief.downpour.lease_server import Granted, LeaseServer
+from distbelief.downpour.lease_server import LeaseReply, LeaseServer
 from distbelief.downpour.ledger import Ledger
 from distbelief.ports import Lease, Outcome, SetLiving, Verdict
 
@@ -20,7 +20,7 @@ def server_of(ledger: Ledger, *, counts_living: bool = False) -> LeaseServer:
     return server
 
 
-def granted(server: LeaseServer) -> list[Granted]:
+def granted(server: LeaseServer) -> list[LeaseReply]:
     server.settle()
     return server.take()
 
@@ -52,7 +52,7 @@ def test_rule_2_a_request_that_comes_again_has_the_same_reply() -> None:
     server = server_of(ledger := ledger_of())
     lease = ask(server, 1)
     for _ in range(3):
-        assert server.request(0, 1, 1) == Granted(0, 1, 1, lease)
+        assert server.request(0, 1, 1) == LeaseReply(0, 1, 1, lease)
         assert granted(server) == []
     assert ledger.holders == {0}
 
@@ -63,7 +63,7 @@ def test_rule_2_a_request_that_was_overtaken_is_not_answered() -> None:
     second = ask(server, 2)
     assert server.request(0, 1, 1) is None
     assert granted(server) == []
-    assert server.request(0, 1, 2) == Granted(0, 1, 2, second)
+    assert server.request(0, 1, 2) == LeaseReply(0, 1, 2, second)
 
 
 def test_rule_2_a_request_that_waits_may_come_again() -> None:
@@ -80,8 +80,8 @@ def test_rule_2_the_end_is_told_again() -> None:
     lease = ask(server, 1)
     server.account(0, 1, 1, lease.number, whole(lease))
     server.request(0, 1, 2)
-    assert granted(server) == [Granted(0, 1, 2, None)]
-    assert server.request(0, 1, 2) == Granted(0, 1, 2, None)
+    assert granted(server) == [LeaseReply(0, 1, 2, None)]
+    assert server.request(0, 1, 2) == LeaseReply(0, 1, 2, None)
 
 
 def test_rule_2_an_account_that_comes_again_is_acknowledged_and_not_counted() -> None:
@@ -254,4 +254,4 @@ def test_the_end_is_told_to_all_who_wait() -> None:
     server.request(0, 1, 2)
     assert granted(server) == []
     server.account(0, 1, 1, lease.number, whole(lease))
-    assert granted(server) == [Granted(r, 1, n, None) for r, n in ((1, 1), (2, 1), (0, 2))]
+    assert granted(server) == [LeaseReply(r, 1, n, None) for r, n in ((1, 1), (2, 1), (0, 2))]

@@ -16,7 +16,7 @@ from distbelief.engines.simulated.loop import simulate
 from distbelief.errors import Diverged
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Outcome, Push, Reply, Verdict, Version
 from distbelief.server.admission import Asynchronous, Buffered, Decision
-from distbelief.server.client import Client, values
+from distbelief.server.client import Client, read_scalars
 from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD, Adagrad, Adam, Rule
@@ -273,17 +273,17 @@ def test_divergence_leaves_no_push_and_no_fetch_under_way() -> None:
 def test_a_step_waits_once_for_what_it_reads(
     monkeypatch: pytest.MonkeyPatch, n_fetch: int, n_push: int, clip_norm: float | None
 ) -> None:
-    """On a GPU each read waits for it, so that loss, finiteness and norm are read together, by `values`."""
+    """On a GPU each read waits for it, so that loss, finiteness and norm are read together, by `read_scalars`."""
     together: list[int] = []
     reads = Reads()
 
     def counted(scalars: Sequence[Tensor]) -> list[float]:
-        before, read = reads.count, values(scalars)
+        before, read = reads.count, read_scalars(scalars)
         together.append(reads.count - before)
         return read
 
-    monkeypatch.setattr("distbelief.server.client.values", counted)
-    monkeypatch.setattr("distbelief.downpour.replica.values", counted)
+    monkeypatch.setattr("distbelief.server.client.read_scalars", counted)
+    monkeypatch.setattr("distbelief.downpour.replica.read_scalars", counted)
     with reads:
         # The last step pushes, so that there is nothing left to be read at the end of the lease.
         record(Portions((0, 7)), n_fetch=n_fetch, n_push=n_push, clip_norm=clip_norm)

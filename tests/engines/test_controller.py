@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from distbelief.allocation import Account
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.ledger_state import Portion
 from distbelief.engines import actions
-from distbelief.engines.controller import GRACE_S, LEAVE_S, REQUESTED_GRACE_S, Controller
+from distbelief.engines.controller import EXIT_GRACE_S, GRACE_S, REQUESTED_GRACE_S, Controller
 from distbelief.engines.due import CheckpointsDue, EvaluationsDue
 from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import Diverged, UserCodeError, WorkerDied
@@ -114,7 +114,7 @@ class Cluster:
     def lease(self, replica: int, incarnation: int = 1) -> Lease:
         """A replica asks for work and is given some at once."""
         self.ask(replica, incarnation)
-        (granted,) = self.of(Granted)
+        (granted,) = self.of(LeaseReply)
         assert granted[:3] == (replica, incarnation, self._asked[replica])
         assert granted.lease is not None
         return granted.lease
@@ -138,7 +138,7 @@ class Cluster:
         """A replica does all the work that there is, and is told that there is no more."""
         while True:
             self.ask(replica)
-            (granted,) = self.of(Granted)
+            (granted,) = self.of(LeaseReply)
             if granted.lease is None:
                 return
             self.account(replica, granted.lease)
@@ -174,7 +174,7 @@ def test_rule_1_who_asks_is_granted_after_the_shards_are_told() -> None:
     command, granted = cluster.take()
     assert isinstance(command, actions.Execute)
     assert command.command == SetLiving(1, frozenset([0]), False)
-    assert isinstance(granted, Granted)
+    assert isinstance(granted, LeaseReply)
 
 
 def test_rule_1_the_seconds_of_a_run_begin_with_its_first_lease() -> None:
@@ -197,7 +197,7 @@ def test_rule_2_a_request_that_comes_again_is_answered_with_the_same_lease() -> 
     lease = cluster.lease(0)
     for _ in range(2):
         cluster.controller.requested(cluster.now, 0, 1, 1)
-        assert cluster.take() == [Granted(0, 1, 1, lease)]
+        assert cluster.take() == [LeaseReply(0, 1, 1, lease)]
     assert cluster.ledger.leases_of(0) == [lease.number]
 
 
@@ -297,7 +297,7 @@ def test_rule_3_nothing_of_the_dead_is_given_to_others_before_every_shard_is_clo
     assert lost == actions.Lost(0, 1, -9, None, Account(), [None, None], False)
     assert start == actions.Start(0, 2)
     assert commands([command]) == [SetLiving(2, frozenset([1]), False)]
-    assert isinstance(granted, Granted)
+    assert isinstance(granted, LeaseReply)
     assert granted.lease is not None
     assert (granted.replica, granted.lease[1:]) == (1, lease[1:])
 
@@ -340,7 +340,7 @@ def test_rule_3_who_dies_with_its_last_lease_is_fenced_although_it_was_told_of_t
     cluster.take()
     cluster.controller.stop(cluster.now, "target")
     cluster.ask(0)
-    assert [granted.lease for granted in cluster.of(Granted)] == [None]
+    assert [granted.lease for granted in cluster.of(LeaseReply)] == [None]
     cluster.die(0)
     assert Fence(0, 1) in commands(cluster.take())
     assert cluster.controller.over
@@ -403,7 +403,7 @@ def test_rule_4_requests_wait() -> None:
     assert cluster.take() == []
     write, granted = cluster.captured()
     assert isinstance(write, actions.WriteCheckpoint)
-    assert isinstance(granted, Granted)
+    assert isinstance(granted, LeaseReply)
 
 
 def test_rule_4_the_dead_are_fenced_at_once_and_accounted_for_afterwards() -> None:
@@ -430,7 +430,7 @@ def test_rule_4_what_waits_comes_in_its_order() -> None:
     assert [type(action) for action in cluster.captured()] == [
         actions.WriteCheckpoint,
         actions.Execute,
-        Granted,
+        LeaseReply,
         actions.Acknowledge,
     ]
 
@@ -482,7 +482,7 @@ def test_rule_5_a_grant_waits_until_the_shards_know_its_holder() -> None:
     cluster.tick()
     assert cluster.take() == []
     cluster.obey(command)
-    assert [type(action) for action in cluster.take()] == [Granted]
+    assert [type(action) for action in cluster.take()] == [LeaseReply]
 
 
 def test_rule_5_a_later_grant_waits_for_its_own_command() -> None:
@@ -492,9 +492,9 @@ def test_rule_5_a_later_grant_waits_for_its_own_command() -> None:
     cluster.ask(1)
     (second,) = cluster.of(actions.Execute)
     cluster.obey(first)
-    assert [granted.replica for granted in cluster.of(Granted)] == [0]
+    assert [granted.replica for granted in cluster.of(LeaseReply)] == [0]
     cluster.obey(second)
-    assert [granted.replica for granted in cluster.of(Granted)] == [1]
+    assert [granted.replica for granted in cluster.of(LeaseReply)] == [1]
 
 
 def test_rule_5_who_knows_the_newest_command_knows_the_older_ones() -> None:
@@ -503,7 +503,7 @@ def test_rule_5_who_knows_the_newest_command_knows_the_older_ones() -> None:
         cluster.ask(replica)
     first, second = cluster.of(actions.Execute)
     cluster.obey(second)
-    assert [granted.replica for granted in cluster.of(Granted)] == [0, 1]
+    assert [granted.replica for granted in cluster.of(LeaseReply)] == [0, 1]
     cluster.obey(first)
     assert cluster.take() == []
 
@@ -524,7 +524,7 @@ def test_rule_5_who_dies_before_the_shards_know_it_is_granted_nothing() -> None:
 def test_rule_5_elsewhere_a_grant_waits_for_nothing() -> None:
     cluster = Cluster(obedient=False)
     cluster.ask(0)
-    assert [type(action) for action in cluster.take()] == [actions.Execute, Granted]
+    assert [type(action) for action in cluster.take()] == [actions.Execute, LeaseReply]
 
 
 def test_rule_5_a_warm_start_is_told_and_so_is_its_end() -> None:
@@ -532,10 +532,10 @@ def test_rule_5_a_warm_start_is_told_and_so_is_its_end() -> None:
     cluster.ask(0)
     assert commands(cluster.take())[-1] == SetLiving(1, frozenset([0]), True)
     cluster.ask(1)
-    assert cluster.of(Granted) == []
+    assert cluster.of(LeaseReply) == []
     cluster.account(0, Lease(1, 0, 0, 32))
     found = cluster.take()
-    assert [granted.replica for granted in found if isinstance(granted, Granted)] == [1]
+    assert [granted.replica for granted in found if isinstance(granted, LeaseReply)] == [1]
     assert commands(found) == [SetLiving(2, frozenset([1]), False)]
 
 
@@ -547,7 +547,7 @@ def test_a_quorum_that_can_be_had_no_more_is_waited_for_no_longer() -> None:
     assert actions.Start(2, 2) in cluster.take()
     cluster.controller.gone(cluster.now, 2)
     cluster.tick()
-    assert [granted.replica for granted in cluster.of(Granted)] == [0, 1]
+    assert [granted.replica for granted in cluster.of(LeaseReply)] == [0, 1]
 
 
 # Deaths
@@ -636,8 +636,8 @@ def test_who_said_that_it_ends_is_ended_if_it_does_not() -> None:
             cluster.controller.failed(cluster.now, replica, 1, MINE)
         else:
             cluster.controller.closing(cluster.now, replica, 1)
-        assert cluster.controller.wakes_at == cluster.now + LEAVE_S
-        cluster.now += LEAVE_S - 0.1
+        assert cluster.controller.wakes_at == cluster.now + EXIT_GRACE_S
+        cluster.now += EXIT_GRACE_S - 0.1
         cluster.tick()
         assert cluster.take() == []
         cluster.now += 0.1
@@ -724,8 +724,8 @@ def test_who_has_nothing_more_to_do_is_given_five_seconds_to_end() -> None:
     """Threads of the user's may never end."""
     cluster = Cluster(1, batches=3)
     cluster.work_to_the_end(0)
-    assert cluster.controller.wakes_at == cluster.now + LEAVE_S
-    cluster.now += LEAVE_S
+    assert cluster.controller.wakes_at == cluster.now + EXIT_GRACE_S
+    cluster.now += EXIT_GRACE_S
     cluster.tick()
     assert cluster.take() == [actions.Kill(0, 1)]
     cluster.die(0)
@@ -763,19 +763,19 @@ def test_work_waits_for_each_evaluation_where_that_is_asked_for() -> None:
     for _ in range(2):
         cluster.account(0, cluster.lease(0))
     cluster.ask(0)
-    assert cluster.of(Granted) == [], "the first epoch is to be evaluated before the second begins"
+    assert cluster.of(LeaseReply) == [], "the first epoch is to be evaluated before the second begins"
     cluster.tick()
-    evaluate, granted = (action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted))
+    evaluate, granted = (action for action in cluster.take() if isinstance(action, actions.Evaluate | LeaseReply))
     assert isinstance(evaluate, actions.Evaluate), "the evaluation begins before the work"
-    assert isinstance(granted, Granted) and granted.lease is not None
+    assert isinstance(granted, LeaseReply) and granted.lease is not None
     cluster.account(0, granted.lease)
     cluster.account(0, cluster.lease(0))
     cluster.ask(0)
     cluster.tick()
-    assert not [action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted)]
+    assert not [action for action in cluster.take() if isinstance(action, actions.Evaluate | LeaseReply)]
     cluster.controller.evaluated(cluster.now, None)
     cluster.tick()
-    assert len([action for action in cluster.take() if isinstance(action, actions.Evaluate | Granted)]) == 2
+    assert len([action for action in cluster.take() if isinstance(action, actions.Evaluate | LeaseReply)]) == 2
     assert cluster.controller.due.left_out(cluster.now) == 0
 
 
@@ -786,7 +786,7 @@ def test_a_run_that_ends_holds_nothing_back() -> None:
         cluster.account(0, cluster.lease(0))
     cluster.ask(0)
     cluster.controller.stop(cluster.now, "a callback")
-    assert [granted.lease for granted in cluster.of(Granted)] == [None]
+    assert [granted.lease for granted in cluster.of(LeaseReply)] == [None]
 
 
 def test_a_limit_in_seconds_ends_the_run() -> None:
@@ -821,7 +821,7 @@ def test_after_a_stop_everybody_is_told_of_the_end_and_gives_back_what_is_left()
     cluster.controller.stop(cluster.now, "target")
     assert actions.StopWork() in cluster.take()
     cluster.ask(1)
-    assert [granted.lease for granted in cluster.of(Granted)] == [None]
+    assert [granted.lease for granted in cluster.of(LeaseReply)] == [None]
     cluster.controller.accounted(cluster.now, 0, 1, 1, lease.number, [Outcome(0, 2, Verdict.APPLIED)])
     assert cluster.ledger.total == Account(used=20)
     assert cluster.controller.stopped_by == "target"
@@ -882,7 +882,7 @@ def test_it_says_when_it_is_to_be_told_the_time_at_the_latest() -> None:
     cluster.lease(0)
     assert cluster.controller.wakes_at == cluster.now + 50.0
     cluster.controller.closing(cluster.now, 1, 1)
-    assert cluster.controller.wakes_at == cluster.now + LEAVE_S
+    assert cluster.controller.wakes_at == cluster.now + EXIT_GRACE_S
     cluster.now += 50.0
     cluster.tick()
     assert cluster.controller.wakes_at == cluster.now + GRACE_S
@@ -1015,7 +1015,7 @@ class Anarchy:
                     self.lives[replica] = incarnation
                     self.asked[replica] = self.granted[replica] = self.told[replica] = 0
                     self.held[replica] = []
-                case Granted(replica, incarnation, number, lease):
+                case LeaseReply(replica, incarnation, number, lease):
                     assert incarnation == self.lives[replica]
                     if number > self.granted[replica]:
                         self.granted[replica] = number

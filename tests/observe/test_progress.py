@@ -102,12 +102,14 @@ SAME = {"newly_frozen": [], "newly_trained": [], "other_data": False, "earlier":
         ("died", {"replica": 1, "status": 1, "error": "KeyError: 'a'\nmore"}, "replica #1 died (KeyError: 'a')"),
         (
             "stopped",
-            {"stopped_by": "seconds", "examples": 5000, "updates": 10, "refused": 0, "train_loss": 0.5},
-            "stopped by seconds after 5,000 examples, 10 updates\n",
+            {"stopped_by": "seconds", "examples": 5000, "updates": 10, "refused": 0, "train_loss": 0.5}
+            | {"evaluations_left_out": 3},
+            "stopped by seconds after 5,000 examples, 10 updates; 3 evaluations were left out since",
         ),
         (
             "stopped",
-            {"stopped_by": "epochs", "examples": 5000, "updates": 10, "refused": 1320, "train_loss": 0.5},
+            {"stopped_by": "epochs", "examples": 5000, "updates": 10, "refused": 1320, "train_loss": 0.5}
+            | {"evaluations_left_out": 0},
             "10 updates; 1,320 examples refused since their gradients were not finite, training loss 0.5",
         ),
     ],

@@ -9,7 +9,7 @@ from distbelief.chance import generator
 from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Gradient, Push, Reply, Slice, Verdict, Version
 from distbelief.server.admission import Buffered
-from distbelief.server.client import Client, FrozenGradient, HandOver, values, verdict_of
+from distbelief.server.client import Client, FrozenGradient, HandOver, read_scalars, verdict_of
 from distbelief.server.host import ShardHost
 from distbelief.server.layout import Layout
 from distbelief.server.rules import SGD
@@ -152,9 +152,9 @@ def test_what_was_read_of_one_gradient_is_not_taken_for_the_next(clip_norm: floa
 @pytest.mark.parametrize("device", DEVICES)
 def test_scalars_are_read_whatever_their_types(device: str) -> None:
     scalars = [torch.tensor(0.5, dtype=t, device=device) for t in (torch.float32, torch.float64, torch.bfloat16)]
-    assert values(scalars) == [0.5] * 3
-    assert values(scalars[1:2]) == [0.5]
-    assert values([]) == []
+    assert read_scalars(scalars) == [0.5] * 3
+    assert read_scalars(scalars[1:2]) == [0.5]
+    assert read_scalars([]) == []
 
 
 def test_the_poison_of_one_batch_does_not_reach_the_next_push() -> None:

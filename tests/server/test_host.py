@@ -6,7 +6,7 @@ import torch
 
 from distbelief.ports import ORIGIN, Capture, Command, Fence, Push, Reply, Restore, Slice, Snapshot, Verdict, Version
 from distbelief.server.admission import Buffered
-from distbelief.server.host import SMALL, ShardHost, scatter
+from distbelief.server.host import SMALL, ShardHost, copy_vectors
 from distbelief.server.rules import SGD, Adagrad
 from tests.shards import at, living, make_push, make_shard, set_living
 
@@ -106,7 +106,7 @@ def test_a_capture_answers_with_everything_and_the_receiver_takes_its_slices() -
     assert low.tolist() == [9.0] * 4, "not before the answer is there"
     snapshot = answers.values[0]
     assert answers.sizes == [2 * ONES.nbytes]
-    numbers = scatter(snapshot, command)
+    numbers = copy_vectors(snapshot, command)
     assert numbers.vectors == {}
     assert torch.equal(numbers.numbers, host.shard.snapshot().numbers)
     assert torch.equal(torch.cat([low, high]), host.shard.parameters[:6])

@@ -11,7 +11,7 @@ from distbelief.engines.simulated.loop import simulate
 from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Verdict, Version
 from distbelief.server.admission import Bounded
 from distbelief.server.client import Client, FrozenGradient
-from distbelief.server.patience import Patience, insist
+from distbelief.server.patience import Patience, retry
 from distbelief.server.rules import SGD
 from distbelief.server.shard import Shard
 from tests.shards import NO_WORK, at, flat_layout, make_shards, vector_of
@@ -89,7 +89,7 @@ def test_the_time_between_attempts_doubles_up_to_the_limit() -> None:
             await asyncio.sleep(1000)
         return len(times)
 
-    assert simulate(insist(Patience(1.0, 8.0), attempt), seed=0) == 7
+    assert simulate(retry(Patience(1.0, 8.0), attempt), seed=0) == 7
     assert times == [0.0, 1.0, 3.0, 7.0, 15.0, 23.0, 31.0]
 
 
@@ -102,7 +102,7 @@ def test_a_link_that_fails_at_once_is_given_the_same_time() -> None:
             raise ConnectionRefusedError
         return len(times)
 
-    assert simulate(insist(Patience(1.0, 8.0), attempt), seed=0) == 4
+    assert simulate(retry(Patience(1.0, 8.0), attempt), seed=0) == 4
     assert times == [0.0, 1.0, 3.0, 7.0]
 
 
@@ -111,7 +111,7 @@ def test_without_patience_there_is_one_attempt() -> None:
         raise ConnectionRefusedError
 
     with pytest.raises(ConnectionRefusedError):
-        simulate(insist(None, attempt), seed=0)
+        simulate(retry(None, attempt), seed=0)
 
 
 def test_other_errors_are_not_repeated() -> None:
@@ -119,7 +119,7 @@ def test_other_errors_are_not_repeated() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        simulate(insist(Patience(1.0, 8.0), attempt), seed=0)
+        simulate(retry(Patience(1.0, 8.0), attempt), seed=0)
 
 
 def test_a_transfer_that_makes_progress_is_waited_for_however_long_it_takes() -> None:
@@ -134,7 +134,7 @@ def test_a_transfer_that_makes_progress_is_waited_for_however_long_it_takes() ->
 
     async def main() -> tuple[str, float]:
         loop = asyncio.get_running_loop()
-        answer = await insist(Patience(1.0, 4.0), transfer, lambda: loop.time() < until)
+        answer = await retry(Patience(1.0, 4.0), transfer, lambda: loop.time() < until)
         return answer, loop.time()
 
     assert simulate(main(), seed=0) == ("arrived", until)
@@ -152,7 +152,7 @@ def test_a_transfer_that_stands_still_is_begun_anew() -> None:
 
     async def main() -> str:
         loop = asyncio.get_running_loop()
-        return await insist(Patience(1.0, 4.0), transfer, lambda: loop.time() < 10.0)
+        return await retry(Patience(1.0, 4.0), transfer, lambda: loop.time() < 10.0)
 
     assert simulate(main(), seed=0) == "arrived"
     assert begun[0] == 0.0

@@ -16,7 +16,7 @@ from distbelief.ports import Gradient
 from distbelief.server.admission import Buffered
 from distbelief.server.client import HandOver
 from distbelief.server.layout import Layout
-from distbelief.server.rules import SGD, Adagrad, Adam, AdamW, Groups, Rule, rule_over
+from distbelief.server.rules import SGD, Adagrad, Adam, AdamW, Groups, Rule, resolved_rule
 from distbelief.server.schedules import Cosine, Linear
 from tests.shards import NO_WORK, ON_ARRIVAL, make_client, make_push, make_shard, make_shards, set_living
 
@@ -264,7 +264,7 @@ def test_a_value_that_cannot_work_is_refused_where_it_is_made(make: Callable[[],
 
 
 def test_a_rule_for_a_run_has_numbers_in_its_schedules_and_those_of_its_groups() -> None:
-    found = rule_over(SGD(Cosine(0.1), groups={"a": {"lr": Linear(1.0, warmup=0.1)}, "b": {"momentum": 0.5}}), 1000)
+    found = resolved_rule(SGD(Cosine(0.1), groups={"a": {"lr": Linear(1.0, warmup=0.1)}, "b": {"momentum": 0.5}}), 1000)
     groups: Groups = {"a": {"lr": Linear(1.0, 1000, warmup=100)}, "b": {"momentum": 0.5}}
     assert found == SGD(Cosine(0.1, 1000), groups=groups)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from distbelief.errors import UsageError
-from distbelief.server.schedules import Cosine, Linear, Schedule, Steps, check_rate, lr_over, rate
+from distbelief.server.schedules import Cosine, Linear, Schedule, Steps, check_rate, rate, resolved_lr
 
 
 def test_a_cosine_rises_over_the_warm_up_and_falls_to_nothing() -> None:
@@ -30,14 +30,14 @@ def test_a_line_comes_down_to_its_floor() -> None:
 
 @pytest.mark.parametrize("kind", [Cosine, Linear])
 def test_a_schedule_without_an_end_ends_with_the_run(kind: type[Cosine] | type[Linear]) -> None:
-    assert lr_over(kind(0.1, warmup=0.05, floor=0.1), 2000) == kind(0.1, 2000, warmup=100, floor=0.1)
-    assert lr_over(kind(0.1, warmup=300), 2000) == kind(0.1, 2000, warmup=300)
-    assert lr_over(kind(0.1, 500, warmup=0.1), 2000) == lr_over(kind(0.1, 500, warmup=0.1), None)
-    assert lr_over(0.1, None) == 0.1
+    assert resolved_lr(kind(0.1, warmup=0.05, floor=0.1), 2000) == kind(0.1, 2000, warmup=100, floor=0.1)
+    assert resolved_lr(kind(0.1, warmup=300), 2000) == kind(0.1, 2000, warmup=300)
+    assert resolved_lr(kind(0.1, 500, warmup=0.1), 2000) == resolved_lr(kind(0.1, 500, warmup=0.1), None)
+    assert resolved_lr(0.1, None) == 0.1
     with pytest.raises(UsageError, match=r"neither in epochs nor in examples: .*\(0.1, 100_000\)"):
-        lr_over(kind(0.1), None)
+        resolved_lr(kind(0.1), None)
     with pytest.raises(UsageError, match="warms up over 3,000 examples, and the run ends after 2,000"):
-        lr_over(kind(0.1, warmup=3000), 2000)
+        resolved_lr(kind(0.1, warmup=3000), 2000)
     with pytest.raises(UsageError, match="give it examples"):
         kind(0.1)(0)
 
@@ -45,7 +45,7 @@ def test_a_schedule_without_an_end_ends_with_the_run(kind: type[Cosine] | type[L
 @pytest.mark.parametrize("wrong", [math.nan, -1.0, None, "0.1"])
 def test_a_schedule_that_gives_no_rate_is_refused_before_the_run(wrong: Any) -> None:
     with pytest.raises(UsageError, match="after so many examples as a number"):
-        lr_over(lambda examples: wrong, 100)
+        resolved_lr(lambda examples: wrong, 100)
 
 
 def test_steps_hold_from_their_number_of_examples_on() -> None:

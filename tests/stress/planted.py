@@ -52,7 +52,7 @@ def _patch(owner: object, name: str, value: object) -> Any:
 
 @bug
 def a_repeated_push_is_applied_again() -> Iterator[None]:
-    with _patch(Register, "answered", lambda self, slot, push: None):
+    with _patch(Register, "repeated_reply", lambda self, slot, push: None):
         yield
 
 
@@ -176,7 +176,7 @@ def a_partial_push_counts_as_none() -> Iterator[None]:
 
 @bug
 def a_released_portion_is_leased_twice() -> Iterator[None]:
-    inner = Ledger._again
+    inner = Ledger._lease_released
 
     def again(self: Ledger, released: Any) -> Any:
         lease = inner(self, released)
@@ -185,7 +185,7 @@ def a_released_portion_is_leased_twice() -> Iterator[None]:
             self._released.append(released._replace(number=-1))
         return lease
 
-    with _patch(Ledger, "_again", again):
+    with _patch(Ledger, "_lease_released", again):
         yield
 
 

@@ -1,6 +1,7 @@
 """What is in force in the process that calls `train` is in force in its replicas."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,12 @@ def test_what_nothing_can_be_trained_under_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"), pytest.raises(UsageError, match=r'set_default_device\("cpu"\)'):
         train()
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_are_as_they_were_import_nothing() -> None:
+    """Setting deterministic algorithms imports torch's compiler, which takes longer than torch itself."""
+    script = (
+        "import sys; from distbelief.task.settings import Settings; Settings.of_this_process().apply(); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

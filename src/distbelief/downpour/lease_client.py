@@ -29,14 +29,14 @@ class LeaseClient:
         self._expect = expect
         self._asked = 0
         self._told = 0
-        self._ahead: Awaitable[Lease | None] | None = None
+        self._prefetched: Awaitable[Lease | None] | None = None
 
     async def lease(self) -> Lease | None:
         """Return the next lease, usually prefetched while the replica worked on the last one; None: no more work."""
-        lease = await (self._ahead or self._ask())
-        self._ahead = None
+        lease = await (self._prefetched or self._ask())
+        self._prefetched = None
         if lease is not None:
-            self._ahead = self._ask()
+            self._prefetched = self._ask()
             self._expect(lease)
         return lease
 
@@ -47,8 +47,8 @@ class LeaseClient:
 
     def close(self) -> None:
         """Cancel the prefetch: the replica has ended."""
-        if isinstance(self._ahead, asyncio.Future):
-            self._ahead.cancel()
+        if isinstance(self._prefetched, asyncio.Future):
+            self._prefetched.cancel()
 
     def _ask(self) -> Awaitable[Lease | None]:
         self._asked += 1

@@ -15,7 +15,7 @@ from distbelief.allocation import Allocator, Reason
 from distbelief.ports import Lease, Outcome, SetLiving
 
 
-class Granted(NamedTuple):
+class LeaseReply(NamedTuple):
     """The reply to a work request; `lease=None`: there is no more work."""
 
     replica: int
@@ -31,7 +31,7 @@ class _Slot:
         self.incarnation = incarnation
         self.asked = 0
         self.told = 0
-        self.reply: Granted | None = None
+        self.reply: LeaseReply | None = None
 
 
 @final
@@ -46,11 +46,11 @@ class LeaseServer:
         self._slots: dict[int, _Slot] = {}
         self._waiting: dict[int, None] = {}
         """Replicas whose newest request has no reply yet, in the order in which they asked."""
-        self._ahead: set[int] = set()
+        self._one_lease_only: set[int] = set()
         """Waiting replicas that get no second lease now. They are skipped until they report the end of a lease."""
-        self._known = 0
+        self._executed = 0
         """Number of the newest command that every shard has executed."""
-        self._held: deque[tuple[int, Granted]] = deque()
+        self._pending: deque[tuple[int, LeaseReply]] = deque()
         """Pending replies, each with the number of the command that every shard must execute first."""
 
     def open(self, replica: int, incarnation: int) -> None:
@@ -61,14 +61,14 @@ class LeaseServer:
         """Remove a dead replica. Its messages that are still under way have no effect."""
         self._slots.pop(replica, None)
         self._waiting.pop(replica, None)
-        self._ahead.discard(replica)
-        self._held = deque(held for held in self._held if held[1].replica != replica)
+        self._one_lease_only.discard(replica)
+        self._pending = deque(held for held in self._pending if held[1].replica != replica)
 
     def waits(self, replica: int) -> bool:
         """Whether a replica's request is unanswered."""
         return replica in self._waiting
 
-    def request(self, replica: int, incarnation: int, number: int) -> Granted | None:
+    def request(self, replica: int, incarnation: int, number: int) -> LeaseReply | None:
         """Handle a work request. Returns the earlier reply if this is a retry of an answered request, else None."""
         slot = self._slot(replica, incarnation)
         if slot is None or number < slot.asked:
@@ -89,7 +89,7 @@ class LeaseServer:
         if number == slot.told:
             return True, False
         slot.told = number
-        self._ahead.discard(replica)
+        self._one_lease_only.discard(replica)
         self._allocator.done(lease, outcomes)
         return True, True
 
@@ -105,25 +105,25 @@ class LeaseServer:
         changed = (living, alone) != (self.living.replicas, self.living.alone)
         if changed:
             self.living = SetLiving(self.living.number + 1, living, alone)
-        self._held.extend((self.living.number, one) for one in granted)
+        self._pending.extend((self.living.number, one) for one in granted)
         return self.living if changed else None
 
     def obeyed(self, number: int) -> None:
         """Record that every shard has executed the command with this number."""
-        self._known = max(self._known, number)
+        self._executed = max(self._executed, number)
 
-    def take(self) -> list[Granted]:
+    def take(self) -> list[LeaseReply]:
         """Remove and return the replies that can be sent now, in the order in which they were granted."""
         taken = []
-        while self._held and (not self._counts_living or self._held[0][0] <= self._known):
-            _, granted = self._held.popleft()
+        while self._pending and (not self._counts_living or self._pending[0][0] <= self._executed):
+            _, granted = self._pending.popleft()
             self._slots[granted.replica].reply = granted
             taken.append(granted)
         return taken
 
-    def _grant(self, holds: Callable[[], bool]) -> list[Granted]:
+    def _grant(self, holds: Callable[[], bool]) -> list[LeaseReply]:
         over = self._allocator.stopped or self._allocator.finished
-        asking = [replica for replica in self._waiting if over or replica not in self._ahead]
+        asking = [replica for replica in self._waiting if over or replica not in self._one_lease_only]
         for replica in asking:
             self._allocator.ask(replica)
         granted = []
@@ -135,10 +135,10 @@ class LeaseServer:
                 # All other replicas would get the same answer.
                 break
             if reason is Reason.AHEAD:
-                self._ahead.add(replica)
+                self._one_lease_only.add(replica)
             elif lease is not None or reason is Reason.FINISHED:
                 slot = self._slots[replica]
-                granted.append(Granted(replica, slot.incarnation, slot.asked, lease))
+                granted.append(LeaseReply(replica, slot.incarnation, slot.asked, lease))
                 del self._waiting[replica]
         return granted
 

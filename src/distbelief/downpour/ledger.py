@@ -53,7 +53,7 @@ class Ledger:
         self._released: list[Lease] = []
         self._leases: dict[int, tuple[Lease, int]] = {}
         self._number = self.leased = 0
-        self._held: dict[int, int] = {}
+        self._lease_counts: dict[int, int] = {}
         """Number of outstanding leases of each holder."""
         self._holders: frozenset[int] | None = None
 
@@ -61,7 +61,7 @@ class Ledger:
     def holders(self) -> frozenset[int]:
         """The replicas that hold leases."""
         if self._holders is None:
-            self._holders = frozenset(self._held)
+            self._holders = frozenset(self._lease_counts)
         return self._holders
 
     @property
@@ -77,10 +77,10 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether all work is done, or the ledger was stopped and every lease has ended."""
-        return not self._leases and (self.stopped or (self._waiting is None and self._exhausted))
+        return not self._leases and (self.stopped or (self._next_released is None and self._exhausted))
 
     @property
-    def _waiting(self) -> Lease | None:
+    def _next_released(self) -> Lease | None:
         """The first released portion that is still to be leased, or None.
 
         A resumed run can end before the run that it continues: released portions beyond its end stay unleased.
@@ -119,11 +119,11 @@ class Ledger:
                 self._alone = holder
             if self._alone != holder:
                 return Grant(None, Reason.WARM_START)
-        if (waiting := self._waiting) is None and self._exhausted:
+        if (waiting := self._next_released) is None and self._exhausted:
             return Grant(None, Reason.OUTSTANDING if self._leases else Reason.FINISHED)
-        if holder in self._held and self._size < _PORTION:
+        if holder in self._lease_counts and self._portion_batches < _PORTION:
             return Grant(None, Reason.AHEAD)
-        portion = self._next() if waiting is None else self._again(waiting)
+        portion = self._lease_new() if waiting is None else self._lease_released(waiting)
         self._number += 1
         lease = portion._replace(number=self._number)
         self._leases[lease.number] = lease, holder
@@ -132,7 +132,7 @@ class Ledger:
         return Grant(lease, Reason.GRANTED)
 
     @property
-    def _ahead(self) -> int | None:
+    def _batches_left(self) -> int | None:
         """Number of batches that are still to be leased for the first time; None: no limit."""
         ends = [] if self.epochs is None else [(self.epochs - self._epoch) * self.batches - self._batch]
         if self.limit is not None:
@@ -140,23 +140,23 @@ class Ledger:
         return min(ends, default=None)
 
     @property
-    def _size(self) -> int:
+    def _portion_batches(self) -> int:
         """Maximum number of batches in the next portion, at this position in the run."""
-        ahead = self._ahead
+        ahead = self._batches_left
         return _PORTION if ahead is None else max(1, min(_PORTION, ahead // (4 * self.replicas)))
 
-    def _next(self) -> Lease:
+    def _lease_new(self) -> Lease:
         left = self.batches - self._batch
-        if (ahead := self._ahead) is not None:
+        if (ahead := self._batches_left) is not None:
             left = min(left, ahead)
         if (alone := self.warmstart - self.total.total - self.leased) > 0:
             left = min(left, -(-alone // self.batch_size))
-        stop = self._batch + min(left, self._size)
+        stop = self._batch + min(left, self._portion_batches)
         lease = Lease(0, self._epoch, self._batch, stop)
         self._epoch, self._batch = (self._epoch, stop) if stop < self.batches else (self._epoch + 1, 0)
         return lease
 
-    def _again(self, released: Lease) -> Lease:
+    def _lease_released(self, released: Lease) -> Lease:
         """Take a released portion for a new lease. What exceeds `limit` stays released."""
         self._released.remove(released)
         if self.limit is None:
@@ -270,9 +270,9 @@ class Ledger:
         return lease
 
     def _count(self, holder: int, change: int) -> None:
-        left = self._held[holder] = self._held.get(holder, 0) + change
+        left = self._lease_counts[holder] = self._lease_counts.get(holder, 0) + change
         if not left:
-            del self._held[holder]
+            del self._lease_counts[holder]
         if left == max(change, 0):
             self._holders = None
 

@@ -14,7 +14,7 @@ from distbelief.errors import UsageError
 from distbelief.server.admission import Admission, Asynchronous
 from distbelief.server.block import AVERAGE
 from distbelief.server.groups import check_patterns, remarks
-from distbelief.server.rules import Adagrad, Rule, rule_over
+from distbelief.server.rules import Adagrad, Rule, resolved_rule
 
 
 @final
@@ -90,7 +90,7 @@ class Downpour:
 
     def over(self, examples: int | None) -> "Downpour":
         """Return the method with its schedules resolved for a run that ends after `examples`."""
-        optimizer, *local = (rule_over(rule, examples) for rule in self._rules)
+        optimizer, *local = (resolved_rule(rule, examples) for rule in self._rules)
         return replace(self, optimizer=optimizer, local_optimizer=local[0] if local else None)
 
     @property

@@ -21,7 +21,7 @@ from distbelief.allocation import Progress
 from distbelief.downpour.method import Downpour
 from distbelief.errors import Diverged
 from distbelief.ports import Gradient, GradientSource, Lease, Outcome, Reply, Verdict, Version, Work, WorkSource
-from distbelief.server.client import Client, FrozenGradient, HandOver, all_finite, values, verdict_of
+from distbelief.server.client import Client, FrozenGradient, HandOver, all_finite, read_scalars, verdict_of
 from distbelief.server.groups import split
 from distbelief.server.layout import Layout
 from distbelief.server.rules import Rule
@@ -30,7 +30,7 @@ from distbelief.server.schedules import rate
 _REFUSALS = 20
 """Number of consecutive non-finite gradients after which a replica raises `Diverged`."""
 
-_NORM_S = 1.0
+_NORM_S = 2.0
 """Seconds between readings of a push's norm where no `clip_norm` requires it: one costs as much as the check."""
 
 
@@ -61,7 +61,7 @@ class DownpourReplica:
         self._local = None if rule is None else LocalStep(rule, self.client.layout, self.parameters)
         self._refusals = 0
         self._norm_at = -math.inf
-        self._batch = 0
+        self._largest_batch = 0
         self._account = _Account(Lease(0, 0, 0, 0))
 
     async def run(self) -> None:
@@ -90,18 +90,18 @@ class DownpourReplica:
             self._hand_over.accrue(gradient, self._versions)
             self._account.accrued(batch, gradient.examples)
             due = self.progress.steps % self.method.n_push == 0
-            loss = self._read(gradient, due)
+            loss = self._read_and_step(gradient, due)
             if due:
                 await self._push()
             self.progress.steps += 1
             if math.isfinite(loss):
                 self.progress.losses += 1
                 self.progress.loss += loss
-            self._tell()
+            self._report_progress()
         if self._account.open:
             await self._push()
-        await self._settle()
-        self._tell()
+        await self._await_push()
+        self._report_progress()
         await self._acknowledged()
         # Waited for when there is something to push: the next gradient is computed meanwhile.
         self._acknowledgement = self.work.done(lease, self._account.outcomes)
@@ -126,10 +126,10 @@ class DownpourReplica:
             else:
                 self._versions = await self.client.fetch(self.parameters)
 
-    def _read(self, gradient: Gradient, due: bool) -> float:
+    def _read_and_step(self, gradient: Gradient, due: bool) -> float:
         """Read a batch's loss, together with the other scalars of the step, and take the local step."""
         if self._local is None and not due:
-            return values((gradient.loss,))[0]
+            return read_scalars((gradient.loss,))[0]
         now = asyncio.get_running_loop().time()
         if norm := due and now >= self._norm_at:
             self._norm_at = now + _NORM_S
@@ -138,12 +138,12 @@ class DownpourReplica:
         # accrued gradient is not finite, an earlier batch may be the cause, so check this batch by itself.
         if self._local is not None and (self._hand_over.finite or all_finite(gradient.tensors)):
             # Estimate the examples that the run had used at the last fetch: updates · batches per push · batch size.
-            self._batch = max(self._batch, gradient.examples)
-            self._local(gradient, self._versions[0].updates * self.method.n_push * self._batch)
+            self._largest_batch = max(self._largest_batch, gradient.examples)
+            self._local(gradient, self._versions[0].updates * self.method.n_push * self._largest_batch)
         return loss
 
     async def _push(self) -> None:
-        await self._settle()
+        await self._await_push()
         frozen, account = self._hand_over.take(), self._account
         if frozen.norm is not None:
             self.progress.norms += 1
@@ -158,19 +158,19 @@ class DownpourReplica:
         else:
             await self._deliver(frozen, work)
 
-    async def _settle(self) -> None:
+    async def _await_push(self) -> None:
         """Wait for the push under way."""
         if self._pushing is not None:
             pushing, self._pushing = self._pushing, None
             await pushing
 
     async def _deliver(self, frozen: FrozenGradient, work: Work) -> None:
-        self._settled(work, await self.client.push(frozen, work))
+        self._record_replies(work, await self.client.push(frozen, work))
 
-    def _settled(self, work: Work, replies: list[Reply]) -> None:
+    def _record_replies(self, work: Work, replies: list[Reply]) -> None:
         self._refusals = 0
         verdict = verdict_of(replies)
-        self._account.settle(work, verdict)
+        self._account.record(work, verdict)
         self.progress.pushes += verdict.used
         self.progress.examples += work.examples if verdict.used else 0
         self.progress.rejected += not verdict.used
@@ -178,17 +178,17 @@ class DownpourReplica:
 
     def _refuse(self, work: Work) -> None:
         self.source.undo()
-        self._account.settle(work, Verdict.NOT_FINITE)
+        self._account.record(work, Verdict.NOT_FINITE)
         self.progress.rejected += 1
         self._refusals += 1
         if self._refusals == _REFUSALS:
-            self._tell()
+            self._report_progress()
             raise Diverged(
                 f"{_REFUSALS} gradients in a row were not finite and were refused; the server's parameters are finite. "
                 "Lower lr, set clip_norm, or look for a division by zero or a logarithm of zero in the loss"
             )
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         self.progress.fetched_bytes, self.progress.pushed_bytes = self.client.fetched_bytes, self.client.pushed_bytes
         self.watch(self.progress)
 
@@ -252,7 +252,7 @@ class _Account:
         self._start, self._examples = self._stop, 0
         return work
 
-    def settle(self, work: Work, verdict: Verdict) -> None:
+    def record(self, work: Work, verdict: Verdict) -> None:
         if verdict is Verdict.NOT_FINITE:
             self._refused += work.examples
         elif not verdict.used:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from distbelief.allocation import Account
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.ports import Answer, Command, PushRecord, SetLiving
 
 
@@ -109,7 +109,7 @@ Action = (
     Start
     | Kill
     | Suspect
-    | Granted
+    | LeaseReply
     | Acknowledge
     | Execute
     | TakeSnapshots

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.engines import actions
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.run_record import RunRecord, controller_of
@@ -42,7 +42,7 @@ class Carrier(ABC):
 
     def _do(self, action: actions.Action) -> None:
         match action:
-            case Granted() | actions.Acknowledge():
+            case LeaseReply() | actions.Acknowledge():
                 self._answer(action)
             case actions.Execute(number, command):
                 self._execute(number, [command] * self.record.prepared.layout.shards)
@@ -61,7 +61,7 @@ class Carrier(ABC):
                 self.record.keep(action)
 
     @abstractmethod
-    def _answer(self, reply: Granted | actions.Acknowledge) -> None:
+    def _answer(self, reply: LeaseReply | actions.Acknowledge) -> None:
         """Answer a replica's request."""
 
     @abstractmethod

@@ -32,7 +32,7 @@ GRACE_S = 30.0
 """At the end of a run: seconds that replicas get to finish their current batch before they are killed."""
 REQUESTED_GRACE_S = 5.0
 """`GRACE_S` for a run that was asked to end: a machine that is about to be preempted gives little time."""
-LEAVE_S = 5.0
+EXIT_GRACE_S = 5.0
 """Seconds that a replica without work gets to exit before it is killed: a thread of the user's may never end."""
 
 
@@ -85,12 +85,12 @@ class Controller:
         """Time of the next deadline that `tick` enforces: a kill, or the end of the run. Infinite if there is none."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
-        if self._limit is not None and self.watch.began is not None and self._goes_on:
+        if self._limit is not None and self.watch.began is not None and self._running:
             times.append(self.watch.began + self._limit - self.watch.before)
         return min(times)
 
     @property
-    def _goes_on(self) -> bool:
+    def _running(self) -> bool:
         return self.stopped_by is None and not self.allocator.finished
 
     def waits(self, replica: int) -> bool:
@@ -124,12 +124,12 @@ class Controller:
         """Handle a replica's report that it has failed and is about to end."""
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.failure = failure
-            slot.leave_by(now + LEAVE_S)
+            slot.leave_by(now + EXIT_GRACE_S)
 
     def closing(self, now: float, replica: int, incarnation: int) -> None:
         """Handle the last message of a replica: it is about to end."""
         if (slot := self._slot(replica, incarnation)) is not None:
-            slot.leave_by(now + LEAVE_S)
+            slot.leave_by(now + EXIT_GRACE_S)
 
     def ended(self, now: float, replica: int, incarnation: int, ending: Ending) -> None:
         """Handle a replica that has ended or counts as dead. Fence it at every shard, unless its work was done."""
@@ -203,7 +203,7 @@ class Controller:
                 self._kill(slot)
             elif slot.silent(now):
                 self._actions.append(actions.Suspect(slot.replica, slot.incarnation))
-        if self._goes_on:
+        if self._running:
             evaluate, capture = self.due.look(now, examples)
             if evaluate:
                 self._actions.append(actions.Evaluate())
@@ -239,7 +239,7 @@ class Controller:
         error = ending.cause if failure is None else failure.error
         torn = last is not None and last.partial
         self._actions.append(actions.Lost(slot.replica, slot.incarnation, ending.status, error, account, records, torn))
-        if self._goes_on:
+        if self._running:
             death = Death(died_at, ending, failure, last, killed=slot.killed)
             aside, pointless = self._supervisor.judge(death, self.allocator)
             self._actions += aside
@@ -256,7 +256,7 @@ class Controller:
         if new:
             self.watch.work(now)
             if slot.state == "done":
-                slot.leave_by(now + LEAVE_S)
+                slot.leave_by(now + EXIT_GRACE_S)
             self._grant(now)
         if heard:
             self._actions.append(actions.Acknowledge(slot.replica, incarnation, number))
@@ -286,7 +286,7 @@ class Controller:
             else:
                 slot.state = "done"
                 if slot.replica not in self.allocator.holders:
-                    slot.leave_by(now + LEAVE_S)
+                    slot.leave_by(now + EXIT_GRACE_S)
             self._actions.append(granted)
 
     def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:

@@ -42,7 +42,7 @@ class Admission(Protocol):
 _ON_ARRIVAL = Decision(Verdict.APPLIED, "applied on arrival")
 
 
-class _OneByOne:
+class _Defaults:
     """Default properties of a policy: no rounds, and no limit on a replica's lead."""
 
     @property
@@ -58,7 +58,7 @@ class _OneByOne:
 
 @final
 @dataclass(frozen=True)
-class Asynchronous(_OneByOne):
+class Asynchronous(_Defaults):
     """Every push is applied when it arrives (section 4.1)."""
 
     def admit(self, staleness: int, held: int, living: int) -> Decision:
@@ -68,7 +68,7 @@ class Asynchronous(_OneByOne):
 
 @final
 @dataclass(frozen=True)
-class StalenessScaled(_OneByOne):
+class StalenessScaled(_Defaults):
     """Every push is applied when it arrives, with the learning rate divided by its staleness (Zhang et al. 2015).
 
     The factor for a push of staleness τ is 1/max(1, τ), under every rule. With n replicas of equal speed, staleness is
@@ -84,7 +84,7 @@ class StalenessScaled(_OneByOne):
 
 @final
 @dataclass(frozen=True)
-class Bounded(_OneByOne):
+class Bounded(_Defaults):
     """A shard refuses a push whose staleness exceeds `versions` updates, and applies the others on arrival.
 
     With n replicas of equal speed, staleness is about n - 1. A smaller bound refuses most of the work.
@@ -104,7 +104,7 @@ class Bounded(_OneByOne):
 
 @final
 @dataclass(frozen=True)
-class Paced(_OneByOne):
+class Paced(_Defaults):
     """A replica more than `steps` batches ahead of the slowest living one waits; no push is refused (Ho et al. 2013).
 
     The next fetch waits, not the push: a replica that fetches every n batches can be n - 1 batches further ahead.
@@ -130,7 +130,7 @@ class Paced(_OneByOne):
 
 @final
 @dataclass(frozen=True)
-class Buffered(_OneByOne):
+class Buffered(_Defaults):
     """The mean of m pushes is one update; a push that arrives after its round was closed is dropped (Chen et al. 2016).
 
     m equal to the number of replicas is synchronous training, a smaller m is synchronous with backup workers, and m = 1

@@ -15,13 +15,13 @@ from distbelief.server.rules import Rule
 # Header fields.
 VERSION, EXAMPLES, HELD, HELD_EXAMPLES, LIVING, PUSHES, STALEST, SLOWEST = range(8)
 # Write-ahead record of the update under way. APPLYING is the offset of the pusher's slot; 0: no update is under way;
-# NOBODY: a round closes without a push. `Register.commit` copies each NEXT_ value to the field of that name.
+# NO_SLOT: a round closes without a push. `Register.commit` copies each NEXT_ value to the field of that name.
 APPLYING, NEXT_VERSION, NEXT_EXAMPLES, NEXT_HELD, NEXT_HELD_EXAMPLES, NEXT_PUSHES, NEXT_CLOCK = range(8, 15)
 ALONE, TERM, COMMAND = range(15, 18)
 """ALONE: 1 while a single replica makes the warm start. TERM: the shard's. COMMAND: number of the last `SetLiving`."""
 HELD_BATCHES, NEXT_HELD_BATCHES, HELD_WEIGHT, NEXT_HELD_WEIGHT = range(18, 22)
 """Batches and total weight of the pushes in the open round. The two weights are float64 values in int64 places."""
-NOBODY = -1
+NO_SLOT = -1
 # Sizes in integers: the header, and the histogram of staleness.
 HEADER = 24
 BINS = 4096
@@ -29,7 +29,7 @@ BINS = 4096
 # number picks the record, so that the record of the last complete push is never overwritten.
 INCARNATION, SEQUENCE, BEGUN, FENCED, CLOCK, LIVES, RECORDS = range(7)
 RECORD = len(Work._fields) + 2
-NEVER = 1 << 62
+NO_CLOCK = 1 << 62
 """Value of SLOWEST while no replica holds a lease: larger than every clock, so that no fetch waits."""
 SLOT = RECORDS + 2 * RECORD
 PAGE = 4096

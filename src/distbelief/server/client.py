@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distbelief.ports import ORIGIN, Gradient, Push, Reply, ShardLink, Slice, Verdict, Version, Work
 from distbelief.server.layout import Layout
-from distbelief.server.patience import Patience, insist
+from distbelief.server.patience import Patience, retry
 
 
 class FrozenGradient(NamedTuple):
@@ -46,14 +46,14 @@ class HandOver:
     batches: int = 0
     _weight: Tensor | None = None
     _weight_read: float = 0.0
-    _size: float | None = None
+    _probe: float | None = None
     """The number that `finite` checks: with `clip_norm` the 2-norm, else the sum of all elements; None until read."""
     _norm: float | None = None
     """2-norm of the accrued gradient; None until it is read."""
 
     def accrue(self, gradient: Gradient, versions: tuple[Version, ...]) -> None:
         """Add a batch's gradient, and take ownership of its tensors."""
-        self._size = self._norm = None
+        self._probe = self._norm = None
         self.batches += 1
         if not self.tensors:
             self.tensors, self.versions, self._weight = gradient.tensors, versions, gradient.weight
@@ -67,37 +67,37 @@ class HandOver:
         self.tensors = [new if mine is None else mine for mine, new in both]
 
     def read(self, *scalars: Tensor, norm: bool = False) -> list[float]:
-        """Read scalars and, in the same transfer, `_size` of the accrued gradient unless it is known already.
+        """Read scalars and, in the same transfer, `_probe` of the accrued gradient unless it is known already.
 
         On a GPU this is the one point at which a step waits for the device. `norm`: also read the 2-norm where no
         `clip_norm` requires it anyway.
         """
-        if self._size is not None:
-            return values(scalars)
+        if self._probe is not None:
+            return read_scalars(scalars)
         present, clipped, wanted = _present(self.tensors), self.clip_norm is not None, [*scalars]
         if self._weight is not None:
             wanted.append(self._weight)
         if norm := bool(present) and (clipped or norm):
-            wanted.append(torch.stack(torch._foreach_norm(present)).norm())
+            wanted.append(torch.stack(torch._foreach_norm(present)).norm() if clipped else _norm(present))
         if not clipped:
             # A sum, not a norm: the squares of a vanishing gradient are subnormal numbers, which slow a core down.
             wanted += [tensor.sum() for tensor in present]
-        read = values(wanted)
+        read = read_scalars(wanted)
         found, rest = read[: len(scalars)], iter(read[len(scalars) :])
         self._weight_read = 0.0 if self._weight is None else next(rest)
         self._norm = next(rest) if norm else None
-        self._size = (self._norm or 0.0) if clipped else sum(rest)
+        self._probe = (self._norm or 0.0) if clipped else sum(rest)
         return found
 
     @property
     def finite(self) -> bool:
         """Whether the accrued gradient is finite, and so may be pushed."""
-        if self._size is None:
+        if self._probe is None:
             self.read()
-        if self._size is not None and not math.isfinite(self._size):
+        if self._probe is not None and not math.isfinite(self._probe):
             # The sum or norm of finite elements can overflow. This is rare, so a second, slower check is affordable.
-            self._size = self._look_closer(_present(self.tensors))
-        return self._size is not None and math.isfinite(self._size) and 0 <= self._weight_read < math.inf
+            self._probe = self._look_closer(_present(self.tensors))
+        return self._probe is not None and math.isfinite(self._probe) and 0 <= self._weight_read < math.inf
 
     def _look_closer(self, present: list[Tensor]) -> float:
         if self.clip_norm is None:
@@ -109,12 +109,12 @@ class HandOver:
 
         The check comes before any shard receives a part, so that either all shards get the gradient or none does.
         """
-        finite, size, weight = self.finite, self._size, self._weight_read
+        finite, size, weight = self.finite, self._probe, self._weight_read
         # A shard divides a weighted sum by the mean weight of a batch. `clip_norm` and `norm` refer to that quotient.
         divisor = weight / self.batches if weight else 1.0
         norm = self._norm if self.clip_norm is None else size
         norm = norm / divisor if norm is not None and math.isfinite(norm) else None
-        tensors, self.tensors, self._size, self._weight_read, self.batches = self.tensors, [], None, 0.0, 0
+        tensors, self.tensors, self._probe, self._weight_read, self.batches = self.tensors, [], None, 0.0, 0
         if finite and self.clip_norm is not None and size is not None:
             most = self.clip_norm * divisor
             if size > most:
@@ -122,11 +122,17 @@ class HandOver:
         return FrozenGradient(tensors, self.versions, finite, weight, norm)
 
 
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all elements, to be shown. A dot product is not slowed down by squares that are subnormal."""
+    flat = [tensor.flatten() for tensor in tensors]
+    return torch.stack([torch.dot(vector, vector) for vector in flat]).sum().sqrt()
+
+
 def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def values(scalars: Sequence[Tensor]) -> list[float]:
+def read_scalars(scalars: Sequence[Tensor]) -> list[float]:
     """Read one-element tensors. On a GPU, stack them and read once, since each read waits for the device."""
     if len(scalars) > 1 and scalars[0].device.type != "cpu":
         return torch.stack(list(scalars)).tolist()
@@ -172,10 +178,10 @@ class Client:
             [(p.entry, None if p.stop - p.start == sizes[p.entry] else slice(p.start, p.stop), p.slice) for p in pieces]
             for pieces in layout.pieces
         ]
-        self._into: tuple[Tensor, list[Tensor]] | None = None
+        self._cached_parts: tuple[Tensor, list[Tensor]] | None = None
         # Replica r starts at shard r mod the number of shards, so that the replicas do not all queue at the same shard.
-        self._turn = [(replica + i) % len(links) for i in range(len(links))]
-        self._in_turn = all(link.answers_at_once for link in links)
+        self._shard_order = [(replica + i) % len(links) for i in range(len(links))]
+        self._sequential = all(link.answers_at_once for link in links)
 
     async def fetch(self, into: Tensor) -> tuple[Version, ...]:
         """Copy all parameters into a flat vector; returns each shard's version."""
@@ -184,25 +190,25 @@ class Client:
 
         async def one(shard: int) -> None:
             part, link, at_least = parts[shard], self.links[shard], self._at_least[shard]
-            versions[shard] = await insist(self._patience, lambda: link.fetch(part, at_least), link.transferring)
+            versions[shard] = await retry(self._patience, lambda: link.fetch(part, at_least), link.transferring)
             self.fetched_bytes += part.nbytes
 
-        awaited = [shard for shard in self._turn if self._at_least[shard] > ORIGIN]
+        awaited = [shard for shard in self._shard_order if self._at_least[shard] > ORIGIN]
         if awaited:
             # Build both lists before the first await, since a push that ends meanwhile changes `_at_least`. Fetch first
             # from shards that may make the fetch wait: the parameters of the others would be stale after the wait.
-            rest = [shard for shard in self._turn if self._at_least[shard] == ORIGIN]
+            rest = [shard for shard in self._shard_order if self._at_least[shard] == ORIGIN]
             await self._at_each(awaited, one)
             await self._at_each(rest, one)
         else:
-            await self._at_each(self._turn, one)
+            await self._at_each(self._shard_order, one)
         return tuple(versions)
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector, one per shard. They are cached, since a replica fetches into the same vector each time."""
-        if self._into is None or self._into[0] is not vector:
-            self._into = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
-        return self._into[1]
+        if self._cached_parts is None or self._cached_parts[0] is not vector:
+            self._cached_parts = vector, [self.layout.part(vector, shard) for shard in range(len(self.links))]
+        return self._cached_parts[1]
 
     async def push(self, frozen: FrozenGradient, work: Work) -> list[Reply]:
         """Push a gradient to every shard, and return one reply per shard. Only one push may be under way."""
@@ -216,10 +222,10 @@ class Client:
             link = self.links[shard]
             version = frozen.versions[shard]
             push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, frozen.weight)
-            replies[shard] = await insist(self._patience, lambda: link.push(push), link.transferring)
+            replies[shard] = await retry(self._patience, lambda: link.push(push), link.transferring)
             self.pushed_bytes += sum(gradient.nbytes for gradient in gradients)
 
-        await self._at_each(self._turn, one)
+        await self._at_each(self._shard_order, one)
         told = [replies[shard] for shard in range(len(self.links))]
         # If shard A refused this push, A's open round still lacks this replica. If the replica now waited for shard B's
         # round, it could deadlock with replicas that wait at A for A's round and are missing in B's.
@@ -229,7 +235,7 @@ class Client:
 
     async def _at_each(self, shards: Sequence[int], one: Callable[[int], Coroutine[None, None, None]]) -> None:
         """Await `one` for each shard: in sequence if all links answer at once, else concurrently."""
-        if self._in_turn:
+        if self._sequential:
             for shard in shards:
                 await one(shard)
         elif shards:

@@ -114,8 +114,8 @@ def check_patterns(rule: Rule, names: Sequence[str]) -> None:
 def remarks(rule: Rule, names: Sequence[str], end: int | None) -> list[str]:
     """Describe the settings of a rule that have no effect in a run that trains the parameters `names`.
 
-    The rule's schedules must be resolved, see `rule_over`. `end`: number of examples after which the run ends; None if
-    only time or metrics end it.
+    The rule's schedules must be resolved, see `resolved_rule`. `end`: examples after which the run ends; None if only
+    time or metrics end it.
     """
     rates = [each.lr for each, _ in split(rule, names)]
     empty = [pattern for pattern, places in _places(rule, names).items() if pattern is not None and not places]

@@ -58,7 +58,7 @@ class ShardHost:
         if self._observer is not None:
             self._observer.pushed(self.number, push, reply)
         answer(reply, SMALL)
-        self._let_go()
+        self._answer_waiters()
 
     def execute(self, command: Command, answer: Answer) -> None:
         """Execute a controller command, answer it, and answer the waiting fetches that can now proceed."""
@@ -72,7 +72,7 @@ class ShardHost:
             answer(self.shard.execute(command), SMALL)
         if self._observer is not None:
             self._observer.obeyed(self.number, command, self.shard.living)
-        self._let_go()
+        self._answer_waiters()
 
     def lose(self) -> None:
         """Handle the death of the machine: drop the waiting fetches, and ignore requests until a `Restore`."""
@@ -80,7 +80,7 @@ class ShardHost:
         self._copy = None
         self._lost = True
 
-    def _let_go(self) -> None:
+    def _answer_waiters(self) -> None:
         if self.waiting:
             reached = self.shard.reached
             for machine, (at_least, answer) in list(self.waiting.items()):
@@ -98,7 +98,7 @@ class ShardHost:
         answer(self._copy, self._copy[1].nbytes)
 
 
-def scatter(snapshot: Any, command: Capture) -> Snapshot:
+def copy_vectors(snapshot: Any, command: Capture) -> Snapshot:
     """Copy the vectors of a host's answer into the targets of `command`; return a snapshot without vectors."""
     for name, targets in command.into.items():
         for part, target in targets:

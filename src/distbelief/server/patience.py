@@ -15,7 +15,7 @@ class Patience(NamedTuple):
     longest_s: float
 
 
-async def insist(
+async def retry(
     patience: Patience | None, attempt: Callable[[], Awaitable[T]], transferring: Callable[[], bool] = lambda: False
 ) -> T:
     """Retry `attempt` on a time-out or a `ConnectionError` until it answers. `patience=None`: try once, no time-out.

@@ -38,7 +38,7 @@ class Register:
             raise InvariantViolated(f"replica {replica} has no slot among {self._replicas}")
         return block.slot_of(replica)
 
-    def answered(self, slot: int, push: Push) -> Reply | None:
+    def repeated_reply(self, slot: int, push: Push) -> Reply | None:
         """Return the reply to a repeated or fenced push, or None if the push is new.
 
         A repetition of the replica's last push gets the original verdict again, since the first reply may be lost.
@@ -96,7 +96,7 @@ class Register:
         numbers[block.NEXT_HELD] = numbers[block.NEXT_HELD_EXAMPLES] = numbers[block.NEXT_HELD_BATCHES] = 0
         self._floats[block.NEXT_HELD_WEIGHT] = 0.0
         numbers[block.NEXT_PUSHES] = numbers[block.PUSHES]
-        numbers[block.APPLYING] = block.NOBODY
+        numbers[block.APPLYING] = block.NO_SLOT
 
     def commit(self) -> None:
         """Make the recorded values current, and end the update under way. Idempotent."""
@@ -124,7 +124,7 @@ class Register:
         return weight / batches if weight else 1.0
 
     @property
-    def opens_round(self) -> bool:
+    def interrupted_opening(self) -> bool:
         """Whether the interrupted update, if any, is the first push held for a round."""
         numbers = self.numbers
         return bool(numbers[block.APPLYING] and not numbers[block.HELD] and numbers[block.NEXT_HELD])
@@ -174,9 +174,11 @@ class Register:
         numbers[block.SLOWEST] = self._slowest()
 
     def _slowest(self) -> int:
-        """The smallest clock of the living replicas; NEVER if none is living."""
+        """The smallest clock of the living replicas; NO_CLOCK if none is living."""
         numbers, slots = self.numbers, map(block.slot_of, range(self._replicas))
-        return min((numbers[slot + block.CLOCK] for slot in slots if numbers[slot + block.LIVES]), default=block.NEVER)
+        return min(
+            (numbers[slot + block.CLOCK] for slot in slots if numbers[slot + block.LIVES]), default=block.NO_CLOCK
+        )
 
     def fence(self, replica: int, incarnation: int) -> PushRecord | None:
         """Refuse further pushes of this incarnation and earlier ones; return its last push, or None."""

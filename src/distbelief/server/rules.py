@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distbelief.errors import UsageError
-from distbelief.server.schedules import Schedule, check_rate, lr_over, rate
+from distbelief.server.schedules import Schedule, check_rate, rate, resolved_lr
 
 Vectors = Sequence[Tensor]
 Groups = Mapping[str, Mapping[str, Any]]
@@ -260,7 +260,7 @@ class AdamW(_Moments):
         return torch._fused_adamw_
 
 
-def rule_over(rule: Rule, examples: int | None) -> Rule:
+def resolved_rule(rule: Rule, examples: int | None) -> Rule:
     """Return the rule with its schedules, and those of its groups, resolved for a run that ends after `examples`.
 
     A user-defined rule is returned unchanged. Raises `UsageError` if a schedule needs an end that the run lacks.
@@ -270,7 +270,7 @@ def rule_over(rule: Rule, examples: int | None) -> Rule:
         rate(rule.lr, 0)
         return rule
     groups = {
-        pattern: {name: lr_over(value, examples) if name == "lr" else value for name, value in options.items()}
+        pattern: {name: resolved_lr(value, examples) if name == "lr" else value for name, value in options.items()}
         for pattern, options in rule.groups.items()
     }
-    return replace(rule, lr=lr_over(rule.lr, examples), groups=groups)  # type: ignore[type-var]
+    return replace(rule, lr=resolved_lr(rule.lr, examples), groups=groups)  # type: ignore[type-var]

@@ -127,7 +127,7 @@ def rate(lr: float | Schedule, examples: int) -> float:
     return lr if isinstance(lr, int | float) else lr(examples)
 
 
-def lr_over(lr: Any, examples: int | None) -> Any:
+def resolved_lr(lr: Any, examples: int | None) -> Any:
     """Resolve a learning rate for a run that ends after `examples`: see `_Decay.over`. Others stay as they are.
 
     Raises `UsageError` if a schedule needs an end that the run does not have, or does not return a valid rate.

@@ -76,7 +76,7 @@ class Shard:
         self._reached = block.VERSION if spec.admission.lead is None else block.SLOWEST
         self._groups = spec.groups or (Group(spec.rule),)
         self._step = torch.zeros((), dtype=torch.float32)
-        self._obey: dict[type, Callable[[Any], Any]] = {
+        self._handlers: dict[type, Callable[[Any], Any]] = {
             Push: self._push,
             SetLiving: self._set_living,
             Fence: self._fence,
@@ -166,11 +166,11 @@ class Shard:
         with self.lock:
             if self._header[block.APPLYING]:
                 self._recover()
-            return self._obey[type(command)](command)
+            return self._handlers[type(command)](command)
 
     def _recover(self) -> None:
         """Complete the update during which the previous lock holder died, if there is one."""
-        if self._register.opens_round:
+        if self._register.interrupted_opening:
             # The process may have died before it cleared the sum of the previous round.
             self.vectors[block.ROUND].zero_()
         self._register.recover()
@@ -178,7 +178,7 @@ class Shard:
     def _push(self, push: Push) -> Reply:
         register, header = self._register, self._header
         slot = register.slot(push.replica)
-        if (answered := register.answered(slot, push)) is not None:
+        if (answered := register.repeated_reply(slot, push)) is not None:
             return answered
         count, (term, computed_at) = header[block.VERSION], push.version
         staleness, decision = max(0, count - computed_at), _OTHER_TERM

@@ -162,8 +162,8 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     head = [
         cell for row in re.findall(r"<thead>(.*?)</thead>", made.html)[:1] for cell in re.findall("<th>(.*?)</th>", row)
     ]
-    assert head == ["run", "n push", "examples", "updates", "seconds", "examples/s", "loss", "deaths"]
-    assert "1. a12022100.5" in reader.text, "run a, n_push 1, 20 examples, 2 updates, 2 s, 10/s"
+    assert head == ["run", "examples", "updates", "seconds", "examples/s", "loss", "deaths", "n push"], "results first"
+    assert "1. a2022100.501" in reader.text, "run a, 20 examples, 2 updates, 2 s, 10/s, loss 0.5, no deaths, n_push 1"
     assert "do not compare their seconds" not in reader.text
     assert [name for name in made.pictures if name.startswith("comparison-")] == [
         f"comparison-loss-{axis}.png" for axis in ("seconds", "examples", "updates")

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.engines.actions import Acknowledge
 from distbelief.engines.carrier import Carrier
 from distbelief.engines.local.channel import Channel
@@ -172,9 +172,9 @@ class LocalDriver(Carrier):
 
     # From the controller
 
-    def _answer(self, reply: Granted | Acknowledge) -> None:
+    def _answer(self, reply: LeaseReply | Acknowledge) -> None:
         if (process := self._process(reply.replica, reply.incarnation)) is not None:
-            if isinstance(reply, Granted):
+            if isinstance(reply, LeaseReply):
                 process.channel.send("lease", number=reply.number, lease=reply.lease)
             else:
                 process.channel.send("done", number=reply.number)

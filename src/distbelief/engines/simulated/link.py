@@ -10,8 +10,8 @@ from torch import Tensor
 from distbelief.engines.simulated.network import Wire
 from distbelief.ports import ORIGIN, Answer, Capture, Command, Lease, Outcome, Push, Reply, Version
 from distbelief.server import host
-from distbelief.server.host import SMALL, ShardHost, scatter
-from distbelief.server.patience import Patience, insist
+from distbelief.server.host import SMALL, ShardHost, copy_vectors
+from distbelief.server.patience import Patience, retry
 
 CONTROLLER = "controller"
 Serve = Callable[[host.Answer], object]
@@ -61,7 +61,7 @@ class SimulatedLink:
     async def execute(self, command: Command) -> Answer:
         """Send, wait for the answer, and put what was captured into its place."""
         answer: Answer = await self._call(SMALL, lambda answer: self.host.execute(command, answer))
-        return scatter(answer, command) if isinstance(command, Capture) else answer
+        return copy_vectors(answer, command) if isinstance(command, Capture) else answer
 
     def transferring(self) -> bool:
         """Whether bytes are on their way to the shard or back."""
@@ -110,4 +110,4 @@ class SimulatedRequests:
 
     def _call(self, serve: Serve) -> asyncio.Task[Any]:
         machine = f"replica {self.replica}"
-        return asyncio.create_task(insist(self.patience, lambda: call(self.wire, machine, CONTROLLER, SMALL, serve)))
+        return asyncio.create_task(retry(self.patience, lambda: call(self.wire, machine, CONTROLLER, SMALL, serve)))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.engines.actions import Acknowledge
 from distbelief.engines.controller import Controller
 from distbelief.engines.simulated.trace import Trace
@@ -40,10 +40,10 @@ class RequestServer:
         self.controller.accounted(self.clock(), replica, incarnation, number, lease, outcomes)
         self.carry()
 
-    def reply(self, reply: Granted | Acknowledge) -> None:
+    def reply(self, reply: LeaseReply | Acknowledge) -> None:
         """Answer a request; one that has come twice meanwhile is answered once."""
-        lease = reply.lease if isinstance(reply, Granted) else None
-        kind = "lease" if isinstance(reply, Granted) else "done"
+        lease = reply.lease if isinstance(reply, LeaseReply) else None
+        kind = "lease" if isinstance(reply, LeaseReply) else "done"
         if (answer := self._replies.pop((kind, reply.replica, reply.incarnation, reply.number), None)) is not None:
             answer(lease, SMALL)
         given = "none" if lease is None else str(lease.number)

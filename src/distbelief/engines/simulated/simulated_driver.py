@@ -16,7 +16,7 @@ import torch
 
 from distbelief.allocation import Progress
 from distbelief.downpour.lease_client import LeaseClient
-from distbelief.downpour.lease_server import Granted
+from distbelief.downpour.lease_server import LeaseReply
 from distbelief.engines import actions
 from distbelief.engines.assembly import failure_of
 from distbelief.engines.carrier import Carrier
@@ -192,7 +192,7 @@ class SimulatedDriver(Carrier):
                 return
         super()._do(action)
 
-    def _answer(self, reply: Granted | actions.Acknowledge) -> None:
+    def _answer(self, reply: LeaseReply | actions.Acknowledge) -> None:
         self._requests.reply(reply)
 
     def _execute(self, number: int, commands: Sequence[Command]) -> None:

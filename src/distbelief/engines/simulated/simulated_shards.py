@@ -13,7 +13,7 @@ from distbelief.engines.simulated.network import Wire
 from distbelief.engines.simulated.trace import Trace
 from distbelief.ports import Answer, Capture, Command, Restore, Slice, Snapshot
 from distbelief.server.host import ShardHost
-from distbelief.server.patience import Patience, insist
+from distbelief.server.patience import Patience, retry
 from distbelief.server.shard import Shard
 
 
@@ -91,7 +91,7 @@ class SimulatedShards:
             whole, vectors = Slice(0, self.hosts[shard].shard.spec.elements), self.hosts[shard].shard.vectors
             copies = {name: torch.empty_like(vector) for name, vector in vectors.items()}
             command = Capture({name: [*command.into.get(name, ()), (whole, copy)] for name, copy in copies.items()})
-        answer = await insist(self._patience, lambda: link.execute(command), link.transferring)
+        answer = await retry(self._patience, lambda: link.execute(command), link.transferring)
         if copies and isinstance(answer, Snapshot):
             self._copies[shard] = Snapshot(answer.numbers, copies)
         return answer
