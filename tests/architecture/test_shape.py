@@ -18,7 +18,7 @@ CODE_BUDGET = {
     "links": 160,
     "observe": 330,
     "observe/report": 845,
-    "run": 1830,
+    "run": 1845,
     "server": 1200,
     "task": 1175,
     "tasks": 540,

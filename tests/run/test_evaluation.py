@@ -1,5 +1,6 @@
 """Evaluation adds up over batches of unequal size and weight."""
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,15 +84,31 @@ def auc(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [7, 64, 1000])
-def test_a_metric_over_the_set_is_of_all_at_once(batch_size: int) -> None:
+@pytest.mark.parametrize("over", ["set", "batch"])
+def test_a_metric_over_the_set_is_of_all_at_once(batch_size: int, over: Any) -> None:
+    """So is one over a batch that is not defined there: most of these batches are of one class."""
     x, y = problems.points(300)
     x, y = x[y.argsort()], y.sort().values
-    task = problems.task(metrics={"auc": db.Metric(auc, over="set"), "accuracy": db.accuracy})
+    task = problems.task(metrics={"auc": db.Metric(auc, over=over), "accuracy": db.accuracy})
     model = task.build(0)
     found = evaluate(task, model, rows_of((x, y), "test")[0], batch_size)
     with torch.no_grad():
         assert found["auc"] == pytest.approx(float(auc(model(x), y)))
     assert list(found) == ["loss", "auc", "accuracy"]
+
+
+def test_a_metric_that_is_never_a_number_stays_none() -> None:
+    def ragged(prediction: torch.Tensor, target: torch.Tensor) -> float:
+        return math.nan
+
+    class Ragged(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, : 1 + len(x) % 3]
+
+    task = problems.task(model=lambda: Ragged(16, 4), loss=lambda p, t: p.sum(), metrics={"odd": ragged})
+    found = evaluate(task, task.build(0), rows_of(problems.points(64), "test")[0], 5)
+    assert math.isnan(found["odd"])
+    assert math.isfinite(found["loss"])
 
 
 def test_what_cannot_be_joined_is_said() -> None:

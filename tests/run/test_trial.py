@@ -79,6 +79,6 @@ def test_a_metric_that_is_no_number_at_first_is_said() -> None:
     task = problems.task(validation=problems.points(64), metrics={"f1": lambda p, t: math.nan})
     (said,) = prepared(task).remarks
     assert said == (
-        "the metric f1 is nan on the first examples of validation: if it is no mean over examples, give "
-        'metrics={"f1": db.Metric(fn, over="set")}'
+        "the metric f1 is nan on the first examples of validation: where it is not a number on a batch, it is computed "
+        'over the whole set in a second pass; to save that, give metrics={"f1": db.Metric(fn, over="set")}'
     )

@@ -1,7 +1,7 @@
 """Evaluation: the server's parameters, never a replica's drifted copy, over data that is not trained on."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from typing import Any, final
 
@@ -59,12 +59,37 @@ def evaluate(
     """The loss, each metric of a task, and what its step shows; not a number where it is not defined.
 
     Means over all examples, where a batch weighs what it weighs in training; metrics over the set are of all at once.
+    So is, in a second pass, a metric that is not a number on some batch, as AUC where all targets are of one class.
     Raises `Abandoned` between two batches if `abandoned` says so.
     """
+    over_set = {name for name, metric in task.judges.items() if metric.over == "set"}
+    values = _one_pass(task, module, rows, batch_size, abandoned, over_set)
+    undefined = {name for name in task.judges.keys() - over_set if math.isnan(values[name])}
+    if not undefined or task.loss is None or math.isnan(values["loss"]) or len(rows) <= batch_size:
+        return values
+    try:
+        return _one_pass(task, module, rows, batch_size, abandoned, over_set | undefined)
+    except _NotJoined:
+        return values
+
+
+class _NotJoined(TaskError):
+    """The predictions or targets of batches do not go together."""
+
+
+def _one_pass(
+    task: Task,
+    module: nn.Module,
+    rows: Rows,
+    batch_size: int,
+    abandoned: Callable[[], bool],
+    names: Collection[str],
+) -> dict[str, float]:
+    """Evaluate; `names`: the metrics that are given the whole set."""
     module.eval()
     call, device = WithoutGradients(), next(module.parameters()).device
     means: dict[str, _Mean] = {}
-    over_set = {name: metric for name, metric in task.judges.items() if metric.over == "set"}
+    over_set = {name: metric for name, metric in task.judges.items() if name in names}
     kept = []
     for start in range(0, len(rows), batch_size):
         size = min(batch_size, len(rows) - start)
@@ -75,7 +100,7 @@ def evaluate(
         times, weight = (size, size) if found.weight is None else (1, float(found.weight))
         means.setdefault("loss", _Mean()).add(found.loss.item() * times, weight)
         for name, metric in task.judges.items():
-            if metric.over == "batch":
+            if name not in over_set:
                 with noted(f"in the metric {name}"):
                     given = (module, batch) if task.loss is None else (found.prediction, batch[1])
                     value = call(metric.fn, *given)
@@ -113,7 +138,7 @@ def _over_set(metrics: dict[str, Metric], kept: Sequence[Any]) -> dict[str, floa
     try:
         prediction, target = joined(kept)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise TaskError(
+        raise _NotJoined(
             f'the metric {next(iter(metrics))} is over="set", and the predictions or targets of its batches cannot be '
             f"joined: {error}: have the model and the data give equal shapes but for the first dimension, or use "
             'over="batch"'

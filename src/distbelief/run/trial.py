@@ -75,6 +75,7 @@ def try_evaluations(prepared: Prepared, task: Task, module: nn.Module) -> Iterat
         for metric, judge in task.judges.items():
             if judge.over == "batch" and task.loss is not None and not math.isfinite(found[metric]):
                 yield (
-                    f"the metric {metric} is {found[metric]:g} on the first examples of {name}: if it is no mean over "
-                    f'examples, give metrics={{"{metric}": db.Metric(fn, over="set")}}'
+                    f"the metric {metric} is {found[metric]:g} on the first examples of {name}: where it is not a "
+                    "number on a batch, it is computed over the whole set in a second pass; to save that, give "
+                    f'metrics={{"{metric}": db.Metric(fn, over="set")}}'
                 )
