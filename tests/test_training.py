@@ -520,7 +520,7 @@ def test_a_run_without_any_finite_metric_ends_as_it_was_asked_to(
     assert run.metrics["f1"] is None
     assert "f1 not finite" in repr(run)
     said = capsys.readouterr().err
-    assert "the metric f1 is nan on the first examples of validation: if it is no mean over examples, give" in said
+    assert "the metric f1 is nan on the first examples of validation: where it is not a number on a batch" in said
     assert "f1 not finite" in said
     with pytest.raises(DirectoryError, match="what it is judged by was never a finite number"):
         run.model("best")
