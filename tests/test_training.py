@@ -339,9 +339,11 @@ def test_evaluations_are_made_or_counted(tmp_path: Path, capsys: pytest.CaptureF
     left_out = run.summary["evaluations_left_out"]
     assert len(run.history) + left_out == 20
     assert (left_out == 0) == wait
-    assert ("evaluations were left out" in capsys.readouterr().err) == (not wait)
+    assert ("evaluations left out since" in capsys.readouterr().err) == (not wait)
     if wait:
         assert [row["epoch"] for row in run.history] == list(range(1, 21)), "and each at the end of its epoch"
+        with pytest.raises(UsageError, match="at the end of each epoch: leave evaluate_every out"):
+            db.train(problems.task(), evaluate_every=db.Every(examples=64), wait_for_evaluations=True)
 
 
 def test_evaluations_by_examples(tmp_path: Path) -> None:

@@ -89,10 +89,6 @@ class Allocator(Protocol):
         """The first epoch of which something is still to be given out."""
 
     @property
-    def leased(self) -> int:
-        """Examples in leases that have not ended."""
-
-    @property
     def holders(self) -> frozenset[int]:
         """Who holds leases."""
 

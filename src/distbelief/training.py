@@ -50,7 +50,7 @@ class Request:
     if None, else 10 epochs. `directory`: a fresh one under `runs/` if None. `resume`: go on from the directory's newest
     checkpoint, with any number of replicas and shards, or begin if there is none. `start`: the parameters to begin
     with, of a run, its directory, or a `state_dict`. `evaluate_every`: each epoch if None. `wait_for_evaluations`:
-    training waits where an evaluation is due and the one before is not over; else it is left out, and counted.
+    at the end of each epoch training waits for its evaluation to begin; else one may be left out, which is counted.
     `checkpoint_every`: each minute if None; sooner at first, and at the end.
     `callbacks`: each is called as fn(event, run) for everything that happens, with a line of the log of events and a
     `LiveRun`, whose `stop` ends the run. `precision`: "bf16" computes forward passes and their gradients in it where
@@ -93,6 +93,8 @@ class Request:
             raise UsageError(f"callbacks must be a list of functions fn(event, run), not {self.callbacks!r}")
         if self.precision not in (None, "bf16"):
             raise UsageError(f'precision must be None or "bf16", not {self.precision!r}')
+        if self.wait_for_evaluations and self.evaluate_every is not None:
+            raise UsageError("wait_for_evaluations=True waits at the end of each epoch: leave evaluate_every out")
         if self.resume and self.directory is None:
             raise UsageError("resume needs the directory of the run to go on with")
 

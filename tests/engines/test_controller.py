@@ -757,12 +757,18 @@ def test_who_dies_when_all_work_is_done_is_not_replaced() -> None:
     assert cluster.of(actions.Start) == []
 
 
-def test_work_waits_for_each_evaluation_where_that_is_asked_for() -> None:
+def at_the_end_of_an_epoch() -> Cluster:
+    """A cluster that waits for each evaluation, with a replica that asks for work of the second epoch."""
     cluster = Cluster(batches=2, epochs=3, evaluations=EvaluationsDue(None, each=True))
     cluster.tick()
     for _ in range(2):
         cluster.account(0, cluster.lease(0))
     cluster.ask(0)
+    return cluster
+
+
+def test_work_waits_for_each_evaluation_where_that_is_asked_for() -> None:
+    cluster = at_the_end_of_an_epoch()
     assert cluster.of(LeaseReply) == [], "the first epoch is to be evaluated before the second begins"
     cluster.tick()
     evaluate, granted = (action for action in cluster.take() if isinstance(action, actions.Evaluate | LeaseReply))
@@ -780,11 +786,7 @@ def test_work_waits_for_each_evaluation_where_that_is_asked_for() -> None:
 
 
 def test_a_run_that_ends_holds_nothing_back() -> None:
-    cluster = Cluster(batches=2, epochs=3, evaluations=EvaluationsDue(None, each=True))
-    cluster.tick()
-    for _ in range(2):
-        cluster.account(0, cluster.lease(0))
-    cluster.ask(0)
+    cluster = at_the_end_of_an_epoch()
     cluster.controller.stop(cluster.now, "a callback")
     assert [granted.lease for granted in cluster.of(LeaseReply)] == [None]
 

@@ -69,7 +69,7 @@ def test_without_anything_to_evaluate_no_evaluation_is_due() -> None:
         ledger.epochs_ended = epochs
         assert not due.look(0.0, 0)[0]
     assert due.left_out(0.0) == 0
-    assert not due.holds(0.0)
+    assert not due.holds()
 
 
 def test_what_replicas_have_not_told_before_they_died_is_in_the_accounts() -> None:
@@ -92,10 +92,10 @@ def test_what_is_left_out_is_counted() -> None:
 @pytest.mark.parametrize("each", [False, True])
 def test_work_waits_for_each_evaluation_where_that_is_asked_for(each: bool) -> None:
     due = EvaluationsDue(None, each=each)
-    assert not due.holds(1, 0, 0.0), "nothing has begun"
+    assert not due.holds(1), "nothing has begun"
     assert not due.take(0, 0, 0.0)
-    assert [due.holds(epoch, 0, 0.0) for epoch in (0, 1, 2)] == [False, each, each]
+    assert [due.holds(epoch) for epoch in (0, 1, 2)] == [False, each, each]
     assert not due.take(1, 0, 0.0, free=False)
-    assert due.holds(1, 0, 0.0) == each
+    assert due.holds(1) == each
     assert due.take(1, 0, 0.0)
-    assert not due.holds(1, 0, 0.0)
+    assert not due.holds(1)

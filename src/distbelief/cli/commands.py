@@ -129,7 +129,7 @@ def main() -> None:
 @click.option(
     "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
 )
-@click.option("--wait-for-evaluations", is_flag=True, help="Leave out none: train on when the one before is over.")
+@click.option("--wait-for-evaluations", is_flag=True, help="One for each epoch: train on once it has begun.")
 @click.option("--checkpoint-every", callback=often, metavar="OFTEN", help="The same.  [default: 60s, and at the end]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of data, model and chance.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")

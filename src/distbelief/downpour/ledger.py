@@ -52,7 +52,7 @@ class Ledger:
         self._epoch, self._batch = 0, 0
         self._released: list[Lease] = []
         self._leases: dict[int, tuple[Lease, int]] = {}
-        self._number = self.leased = 0
+        self._number = self._leased = 0
         self._lease_counts: dict[int, int] = {}
         """Number of outstanding leases of each holder."""
         self._holders: frozenset[int] | None = None
@@ -97,7 +97,7 @@ class Ledger:
     @property
     def _remaining(self) -> int:
         """Number of examples that `limit` still allows to be leased. Only meaningful if there is a limit."""
-        return (self.limit or 0) - self.total.total - self.leased
+        return (self.limit or 0) - self.total.total - self._leased
 
     def size(self, start: int, stop: int) -> int:
         """Examples in the batches [start, stop) of an epoch; the last batch may be smaller."""
@@ -128,7 +128,7 @@ class Ledger:
         lease = portion._replace(number=self._number)
         self._leases[lease.number] = lease, holder
         self._count(holder, 1)
-        self.leased += self.size(lease.start, lease.stop)
+        self._leased += self.size(lease.start, lease.stop)
         return Grant(lease, Reason.GRANTED)
 
     @property
@@ -149,7 +149,7 @@ class Ledger:
         left = self.batches - self._batch
         if (ahead := self._batches_left) is not None:
             left = min(left, ahead)
-        if (alone := self.warmstart - self.total.total - self.leased) > 0:
+        if (alone := self.warmstart - self.total.total - self._leased) > 0:
             left = min(left, -(-alone // self.batch_size))
         stop = self._batch + min(left, self._portion_batches)
         lease = Lease(0, self._epoch, self._batch, stop)
@@ -266,7 +266,7 @@ class Ledger:
             raise InvariantViolated(f"lease {number} is not outstanding")
         lease, holder = self._leases.pop(number)
         self._count(holder, -1)
-        self.leased -= self.size(lease.start, lease.stop)
+        self._leased -= self.size(lease.start, lease.stop)
         return lease
 
     def _count(self, holder: int, change: int) -> None:

@@ -263,7 +263,7 @@ class Controller:
 
     def _grant(self, now: float) -> None:
         """Answer all requests that can be answered now."""
-        if (command := self._leases.settle(partial(self.due.holds, now))) is not None:
+        if (command := self._leases.settle(self.due.holds)) is not None:
             self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:

@@ -14,7 +14,8 @@ _FIRST = 16
 class EvaluationsDue:
     """Says once for each evaluation that it is due. None: one at the end of each epoch.
 
-    What falls due while an evaluation is under way is left out, but for one. With `each`, work is held back instead.
+    What falls due while an evaluation is under way is left out, but for one. With `each`, for which `every` is None,
+    work is held back instead.
     """
 
     def __init__(self, every: Every | None, *, each: bool = False) -> None:
@@ -39,9 +40,9 @@ class EvaluationsDue:
             return 0
         return self._left_out + max(0, self._count(epochs, examples, seconds) - self._begun - 1)
 
-    def holds(self, epoch: int, examples: int, seconds: float) -> bool:
-        """Whether work of an epoch waits for an evaluation to begin; `examples`: used, and leased."""
-        return self._each and self._begun is not None and self._count(epoch, examples, seconds) > self._begun
+    def holds(self, epoch: int) -> bool:
+        """Whether work of an epoch waits for the evaluation of the one before to begin."""
+        return self._each and self._begun is not None and epoch > self._begun
 
     def _count(self, epochs: int, examples: int, seconds: float) -> int:
         every = self._every
@@ -96,10 +97,9 @@ class Due:
         self.writing |= capture
         return evaluate, capture
 
-    def holds(self, now: float) -> bool:
+    def holds(self) -> bool:
         """Whether what is to be given out next waits for an evaluation to begin."""
-        due, used, seconds = self._evaluations, self._used + self._allocator.leased, self._watch.seconds(now)
-        return due is not None and due.holds(self._allocator.epoch, used, seconds)
+        return self._evaluations is not None and self._evaluations.holds(self._allocator.epoch)
 
     def left_out(self, now: float) -> int:
         """How many evaluations fell due while another one was under way, and were not made."""

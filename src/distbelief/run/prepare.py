@@ -45,7 +45,7 @@ class Asked:
     evaluate_every: Every | None = None
     """None: each epoch."""
     wait_for_evaluations: bool = False
-    """Whether work is held back where an evaluation is due and another one is under way."""
+    """Whether work of an epoch is held back until the evaluation of the one before has begun."""
     checkpoint_every: Every = _EVERY_MINUTE
     seed: int = 0
     precision: Precision | None = None

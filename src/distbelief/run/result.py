@@ -85,8 +85,8 @@ def quantile(histogram: Sequence[int], q: float) -> int:
 
 def left_outs(evaluations: int) -> str:
     """How many evaluations were left out of a run, in words; nothing where none was."""
-    why = "left out since the one before was not over: evaluate less often, or give wait_for_evaluations=True"
-    return f"{evaluations:,} evaluations were {why}" if evaluations else ""
+    instead = "evaluate less often, or each epoch with wait_for_evaluations=True"
+    return f"evaluations left out since others were under way: {evaluations:,}; {instead}" if evaluations else ""
 
 
 def refusals(refused: int, train_loss: float | None) -> str:
