@@ -104,7 +104,7 @@ SAME = {"newly_frozen": [], "newly_trained": [], "other_data": False, "earlier":
             "stopped",
             {"stopped_by": "seconds", "examples": 5000, "updates": 10, "refused": 0, "train_loss": 0.5}
             | {"evaluations_left_out": 3},
-            "stopped by seconds after 5,000 examples, 10 updates; evaluations left out since others were under way: 3; evaluate",
+            "10 updates; evaluations left out since others were under way: 3; evaluate less often, or each epoch",
         ),
         (
             "stopped",
