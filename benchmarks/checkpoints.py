@@ -17,7 +17,7 @@ import torch
 import distbelief as db
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
-from distbelief.engines.local.mapped_shards import MappedShards
+from distbelief.engines.mapped_shards import MappedShards
 from distbelief.engines.run_record import controller_of, flat_at_start
 from distbelief.engines.shard_set import Shards
 from distbelief.run import checkpoint

@@ -19,7 +19,7 @@ import distbelief as db
 from benchmarks.measure import Comparison, interleave, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
 from benchmarks.rivals import train_ddp, train_plain
-from distbelief.engines.local.worker_process import ENVIRONMENT
+from distbelief.engines.worker.worker_process import ENVIRONMENT
 
 REPLICAS = 2
 COLD_START_S = 6.0

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from distbelief import tasks
     from distbelief.downpour.method import Downpour
     from distbelief.engines.local import Local
+    from distbelief.engines.ray import Ray
     from distbelief.engines.simulated import Simulated
     from distbelief.engines.simulated.faults import Cut, Death, Join, Pause, Slow
     from distbelief.engines.simulated.laws import Constant, Exponential, Lognormal, Measured, PerReplica, Spread
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Task", "Metric", "accuracy", "tasks", "train", "Until", "Every", "Run", "load", "DistBeliefError"]
 __all__ += ["Downpour", "SGD", "Adagrad", "Adam", "AdamW", "Cosine", "Linear", "Steps"]
 __all__ += ["Asynchronous", "StalenessScaled", "Bounded", "Paced", "Buffered"]
-__all__ += ["Local", "Simulated", "Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"]
+__all__ += ["Local", "Ray", "Simulated", "Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"]
 __all__ += ["Cut", "Death", "Join", "Pause", "Slow", "Network", "TensorBoard"]
 
 _HOMES = {
     "downpour.method": ("Downpour",),
     "engines.local": ("Local",),
+    "engines.ray": ("Ray",),
     "engines.simulated": ("Simulated",),
     "engines.simulated.faults": ("Cut", "Death", "Join", "Pause", "Slow"),
     "engines.simulated.laws": ("Constant", "Exponential", "Lognormal", "Measured", "PerReplica", "Spread"),

@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.downpour.lease_server import LeaseServer
 from distbelief.downpour.ledger import Ledger
-from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.requests import ChannelRequests
 from distbelief.engines.simulated.link import SimulatedRequests
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Network, Wire
+from distbelief.engines.worker.channel import Channel
+from distbelief.engines.worker.requests import ChannelRequests
 from distbelief.ports import Outcome, Verdict, WorkSource
 from distbelief.server.host import SMALL, Answer
 from distbelief.server.patience import Patience

@@ -67,7 +67,7 @@ def main() -> None:
 @main.command(cls=SectionedCommand, short_help="Train a ready-made task, or one of a Python file.")
 @click.argument("task")
 @click.option("--method", type=click.Choice(["downpour"]), default="downpour", show_default=True)
-@click.option("--engine", type=click.Choice(["local", "simulated"]), default="local", show_default=True)
+@click.option("--engine", type=click.Choice(["local", "ray", "simulated"]), default="local", show_default=True)
 @click.option(
     "--simulation",
     type=_PATH,
@@ -77,6 +77,11 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, help="Where replicas compute: auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster.  [default: RAY_ADDRESS, else this machine]")
+@click.option("--cpus", type=int, help="CPUs of each replica on a Ray cluster.  [default: 1]")
+@click.option("--gpus", type=int, help="GPUs of each replica on a Ray cluster.  [default: 0]")
+@click.option("--spares", type=int, help="Replicas kept ready on a Ray cluster.  [default: 0]")
+@click.option("--trusted-network", is_flag=True, help="Do not encrypt what goes between a Ray cluster's machines.")
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")

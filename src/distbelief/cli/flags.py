@@ -29,7 +29,7 @@ _SECTIONS = {
         "method replicas shards batch_size optimizer lr schedule warmup floor momentum weight_decay n_fetch n_push "
         "warmstart admission local_optimizer local_lr clip_norm tolerate overlap average"
     ).split(),
-    "Machine": "engine simulation device precision threads".split(),
+    "Machine": "engine simulation device precision threads address cpus gpus spares trusted_network".split(),
     "End, whichever comes first": "epochs examples seconds target patience monitor min_delta".split(),
     "Run": "directory resume start evaluate_every wait_for_evaluations checkpoint_every seed".split(),
 }
@@ -125,11 +125,19 @@ def engine_of(flags: dict[str, Any]) -> Engine:
     """The engine that the flags say."""
     from distbelief.cli.simulation_file import read
     from distbelief.engines.local import Local
+    from distbelief.engines.ray import Ray
     from distbelief.engines.simulated import Simulated
 
+    if flags["simulation"] is not None and flags["engine"] != "simulated":
+        raise UsageError("--simulation is for the simulated engine: add --engine simulated")
+    of_ray = {name: flags[name] for name in ("address", "cpus", "gpus", "spares") if flags[name] is not None}
+    if flags["engine"] == "ray":
+        if flags["threads"] is not None:
+            raise UsageError("--threads is for the local engine: on a cluster a replica has as many as it has --cpus")
+        return Ray(device=flags["device"], encrypted=not flags["trusted_network"], **of_ray)
+    if of_ray or flags["trusted_network"]:
+        raise UsageError(f"{_flag(next(iter([*of_ray, 'trusted_network'])))} is for a cluster: add --engine ray")
     if flags["engine"] == "local":
-        if flags["simulation"] is not None:
-            raise UsageError("--simulation is for the simulated engine: add --engine simulated")
         return Local(device=flags["device"], threads=flags["threads"])
     if flags["device"] not in ("auto", "cpu") or flags["threads"] is not None:
         raise UsageError("the simulated engine computes with one thread of the CPU: leave out --device and --threads")

@@ -8,10 +8,9 @@ from distbelief.downpour.lease_server import LeaseReply
 from distbelief.engines import actions
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.run_record import RunRecord, controller_of
-from distbelief.engines.shard_set import Shards
+from distbelief.engines.shard_set import HeldShard, Shards
 from distbelief.ports import Command
 from distbelief.run.prepare import Prepared
-from distbelief.server.shard import Shard
 from distbelief.task.gradients import FlatModule
 
 
@@ -22,7 +21,7 @@ class Carrier(ABC):
     """
 
     def __init__(
-        self, prepared: Prepared, flat: FlatModule, shards: Sequence[Shard], table: ProgressTable, **options: Any
+        self, prepared: Prepared, flat: FlatModule, shards: Sequence[HeldShard], table: ProgressTable, **options: Any
     ) -> None:
         self._table = table
         self._controller = controller_of(prepared)

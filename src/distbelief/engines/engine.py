@@ -58,6 +58,10 @@ class Engine(Protocol):
         """How many replicas "auto" stands for."""
 
     @property
+    def overlap(self) -> int:
+        """Batches by which fetches and pushes may lag behind where the method does not say."""
+
+    @property
     def in_this_process(self) -> bool:
         """Whether the user's code runs here, and may want the terminal."""
 

@@ -63,6 +63,24 @@ class ProgressTable:
         """Whether a replica has not published its buffers since the last request or, without one, at all."""
         return self._cells[self._answers + replica] != self._cells[_REQUESTS] + 1
 
+    @property
+    def requests(self) -> float:
+        """How often buffers have been requested."""
+        return self._cells[_REQUESTS]
+
+    @requests.setter
+    def requests(self, count: float) -> None:
+        self._cells[_REQUESTS] = count
+
+    def answered(self, replica: int) -> float:
+        """The requests for its buffers that a replica has answered, and one more; 0 before it first published any."""
+        return self._cells[self._answers + replica]
+
+    def copy_buffers(self, replica: int, values: Tensor, answered: float) -> None:
+        """Replace a replica's row of buffers by one of another table."""
+        self.buffers[replica] = values
+        self._cells[self._answers + replica] = answered
+
     def publish_buffers(self, replica: int, values: Tensor) -> None:
         """Replace a replica's row of buffers, which answers all requests so far."""
         request = self._cells[_REQUESTS]

@@ -1,14 +1,15 @@
 """All shards of a run, as its record sees them: what they hold, how far they are, where a checkpoint of them goes."""
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from distbelief.ports import Answer, Capture, Command, PushRecord, Slice
+from distbelief.ports import Answer, Capture, Command, PushRecord, Slice, Snapshot
+from distbelief.run.checkpoint import Checkpoint
 from distbelief.run.prepare import Prepared
-from distbelief.run.state import PARAMETERS, flat_state, key
+from distbelief.run.state import PARAMETERS, flat_state, key, parameters_into_
 from distbelief.server.admission import Asynchronous
 from distbelief.server.block import ShardSpec
 from distbelief.server.groups import groups_of
@@ -50,11 +51,59 @@ def shard_specs(prepared: Prepared) -> list[ShardSpec]:
     ]
 
 
+class HeldShard(Protocol):
+    """A shard as the controller's process holds it: in its own memory, or by asking the machine that it is on."""
+
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """The shard's vectors by name: read only, and a copy where they are elsewhere."""
+
+    @property
+    def pushes(self) -> int:
+        """Pushes that moved, or will move, the parameters."""
+
+    @property
+    def staleness(self) -> Tensor:
+        """Histogram of the staleness of used pushes."""
+
+    @property
+    def stalest(self) -> int:
+        """The largest of them."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+
+    def initialise_(
+        self, parameters: Tensor, state: Mapping[str, Tensor] = ..., *, updates: int, examples: int, term: int
+    ) -> None:
+        """Fill a new shard with copies of vectors."""
+
+    def execute(self, command: Command) -> Answer:
+        """Have a command obeyed, and wait for the answer."""
+
+    def check(self) -> None:
+        """Raise `InvariantViolated` unless the bookkeeping is consistent."""
+
+
+def as_written(prepared: Prepared, spec: ShardSpec, shard: int, written: Checkpoint | None, vector: Tensor) -> Snapshot:
+    """A shard as a checkpoint holds it or, without one, as it begins: with its part of `vector`, which is changed."""
+    layout, scratch = prepared.layout, Shard(spec, torch.zeros(spec.nbytes, dtype=torch.uint8))
+    state, counts = dict[str, Tensor](), {}
+    if written is not None:
+        parameters_into_(vector, layout, written.tensors)
+        state = flat_state(layout, written.tensors, prepared.method.kept, vector)
+        counts = {"updates": written.state.updates, "examples": written.state.examples}
+    parts = {name: layout.part(flat, shard) for name, flat in state.items()}
+    scratch.initialise_(layout.part(vector, shard), parts, **counts)
+    return scratch.snapshot()
+
+
 @final
 class Shards:
     """The shards of a run, which it fills as the run begins. The caller owns their memory."""
 
-    def __init__(self, prepared: Prepared, vector: Tensor, shards: Sequence[Shard]) -> None:
+    def __init__(self, prepared: Prepared, vector: Tensor, shards: Sequence[HeldShard]) -> None:
         method, self._layout = prepared.method, prepared.layout
         self._kept = tuple(method.kept)
         self._shards = shards
@@ -125,7 +174,7 @@ class Shards:
     @property
     def finite(self) -> bool:
         """Whether every parameter is a finite number."""
-        return all(bool(torch.isfinite(shard.parameters).all()) for shard in self._shards)
+        return all(bool(torch.isfinite(shard.vectors[PARAMETERS]).all()) for shard in self._shards)
 
     def check(self) -> None:
         """Raise `InvariantViolated` unless every shard's account is consistent."""

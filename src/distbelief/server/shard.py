@@ -41,8 +41,8 @@ from distbelief.server import block
 from distbelief.server.admission import Decision
 from distbelief.server.block import ShardSpec
 from distbelief.server.groups import Cut, Group, cut
-from distbelief.server.register import Register
 from distbelief.server.schedules import rate
+from distbelief.server.shard_numbers import ShardNumbers
 
 # Size of the cache of views, in sets of slices. A model needs one, or more if it leaves out varying parameters.
 _CUTS = 64
@@ -59,21 +59,16 @@ class _Views(NamedTuple):
 
 
 @final
-class Shard:
+class Shard(ShardNumbers):
     """One range of the vector. `memory` is uint8, at least `spec.nbytes`, zeroed if new; the caller owns it."""
 
     def __init__(self, spec: ShardSpec, memory: Tensor, lock: AbstractContextManager[object] | None = None) -> None:
-        self.spec = spec
+        super().__init__(spec, memory[: 8 * spec.numbers].view(torch.int64))
         self.lock = nullcontext() if lock is None else lock
-        self._numbers = memory[: 8 * spec.numbers].view(torch.int64)
-        # A memoryview answers with plain ints, ten times as fast as a tensor's or an array's elements.
-        self._header = self._numbers.numpy().data
-        self._register = Register(spec, self._header)
         flat = memory[8 * spec.numbers : spec.nbytes].view(spec.dtype)
         self.vectors = dict(zip(spec.vectors, flat.split(spec.elements), strict=True))
         self.parameters = self.vectors["parameters"]
         self._full = max(1, min(spec.admission.round, spec.replicas))
-        self._reached = block.VERSION if spec.admission.lead is None else block.SLOWEST
         self._groups = spec.groups or (Group(spec.rule),)
         self._step = torch.zeros((), dtype=torch.float32)
         self._handlers: dict[type, Callable[[Any], Any]] = {
@@ -109,41 +104,6 @@ class Shard:
         self._header[block.VERSION] = self._header[block.PUSHES] = updates
         self._header[block.EXAMPLES] = examples
         self._register.begin_term(term)
-
-    @property
-    def version(self) -> Version:
-        """The shard's term, and the updates applied so far; a push that was refused or is held does not count."""
-        return self._register.version
-
-    @property
-    def reached(self) -> Version:
-        """The progress that fetches wait for: the version or, under a pacing policy, the slowest living clock."""
-        return Version(self._header[block.TERM], self._header[self._reached])
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next update, for the parameters that are in no group."""
-        return rate(self.spec.rule.lr, self._header[block.EXAMPLES])
-
-    @property
-    def pushes(self) -> int:
-        """Pushes that moved, or will move, the parameters."""
-        return self._header[block.PUSHES]
-
-    @property
-    def living(self) -> int:
-        """Number of replicas that hold leases, by the newest `SetLiving`."""
-        return self._header[block.LIVING]
-
-    @property
-    def staleness(self) -> Tensor:
-        """Histogram of the staleness of used pushes, int64. The last bin also counts every larger staleness."""
-        return self._numbers[block.HEADER : block.HEADER + block.BINS].clone()
-
-    @property
-    def stalest(self) -> int:
-        """The largest staleness of a used push."""
-        return self._header[block.STALEST]
 
     def fetch(self, into: Tensor) -> Version:
         """Copy the parameters out, without a lock; returns the version read before the copy."""
@@ -290,5 +250,5 @@ class Shard:
         """Raise `InvariantViolated` unless the bookkeeping of the shard is consistent."""
         with self.lock:
             self._recover()
-            if found := self._register.faults():
+            if found := self.faults:
                 raise InvariantViolated(f"shard at {self.version}: {'; '.join(found)}")

@@ -61,6 +61,11 @@ class Local:
         return min(_MOST_REPLICAS, cores()) if devices == ("cpu",) else len(devices)
 
     @property
+    def overlap(self) -> int:
+        """A step waits for its fetch and its push."""
+        return 0
+
+    @property
     def in_this_process(self) -> bool:
         """Replicas are processes of their own."""
         return False

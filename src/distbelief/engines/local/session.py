@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, final
 
-from distbelief.engines.local.worker_process import Workers
+from distbelief.engines.worker.worker_process import Workers
 
 if TYPE_CHECKING:
     from distbelief.engines.local import Local

@@ -35,6 +35,8 @@ class Simulated:
     network: Network = field(default_factory=Network)
     faults: Sequence[Fault] = ()
 
+    overlap: ClassVar = 0
+    """A step waits for its fetch and its push."""
     in_this_process: ClassVar = True
     """All of it is in one process."""
     devices: ClassVar = ("cpu",)

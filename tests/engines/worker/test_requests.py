@@ -3,8 +3,8 @@
 import asyncio
 
 from distbelief.downpour.lease_client import LeaseClient
-from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.requests import ChannelRequests
+from distbelief.engines.worker.channel import Channel
+from distbelief.engines.worker.requests import ChannelRequests
 from distbelief.ports import Lease, Outcome, Verdict
 
 FIRST, SECOND = Lease(7, 0, 0, 4), Lease(8, 0, 4, 8)

@@ -1,6 +1,6 @@
 """Where a worker begins: it watches its controller before it imports anything that takes long.
 
-Started as `python -m distbelief.engines.local.boot CHANNEL`, by the number of a descriptor.
+Started as `python -m distbelief.engines.worker.boot CHANNEL`, by the number of a descriptor.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from distbelief.engines.local.descendants import MARK, end_descendants
+from distbelief.engines.worker.descendants import MARK, end_descendants
 from distbelief.observe.streams import forgive
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     channel = int(sys.argv[1])
     watch = threading.Thread(target=_die_with_controller, args=(channel, os.environ[MARK]), daemon=True)
     watch.start()
-    from distbelief.engines.local.worker import serve
+    from distbelief.engines.worker.worker import serve
 
     try:
         serve(channel)

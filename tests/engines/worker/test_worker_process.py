@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from distbelief.engines.local.worker_process import Workers
+from distbelief.engines.worker.worker_process import Workers
 
 REQUESTS = (signal.SIGINT, signal.SIGHUP)
 

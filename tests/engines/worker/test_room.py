@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distbelief.engines.local import room
-from distbelief.engines.local.worker_process import Workers
+from distbelief.engines.worker import room
+from distbelief.engines.worker.worker_process import Workers
 from distbelief.errors import UsageError
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from distbelief.engines.local.channel import Channel
+from distbelief.engines.worker.channel import Channel
 
 
 def test_messages_keep_their_order_and_bring_descriptors() -> None:

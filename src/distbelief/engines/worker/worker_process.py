@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import final
 
-from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.descendants import MARK, end_descendants, new_mark
-from distbelief.engines.local.room import require_room
+from distbelief.engines.worker.channel import Channel
+from distbelief.engines.worker.descendants import MARK, end_descendants, new_mark
+from distbelief.engines.worker.room import require_room
 from distbelief.links import forks
 
 ENVIRONMENT = {
@@ -30,6 +30,23 @@ _EXIT_S = 5.0
 """How long a process that has closed its channel may take to end."""
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped (SIGSTOP)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill_group(pid: int) -> bool:
+    """Kill a worker and what is in its group; False where there is none."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @final
 class WorkerProcess:
     """One worker. It begins to import torch at once, and waits for its job."""
@@ -39,7 +56,7 @@ class WorkerProcess:
         path = os.pathsep.join(filter(None, (_HOME, os.environ.get("PYTHONPATH"))))
         self._mark = new_mark()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distbelief.engines.local.boot", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "distbelief.engines.worker.boot", str(theirs.fileno())],
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
@@ -68,16 +85,11 @@ class WorkerProcess:
     @property
     def stopped(self) -> bool:
         """Whether the process is stopped (SIGSTOP)."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        return is_stopped(self.pid)
 
     def kill(self) -> None:
         """End it and whatever it started, now."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        if not kill_group(self.pid):
             self._process.kill()
 
     def reap(self) -> int:

@@ -6,31 +6,36 @@ It imports torch while the controller prepares the run, then waits for its job o
 import asyncio
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distbelief.allocation import Progress
+from distbelief.allocation import Progress, Replica
 from distbelief.downpour.lease_client import LeaseClient
 from distbelief.engines.assembly import assemble, failure_of
-from distbelief.engines.local.channel import Channel
-from distbelief.engines.local.descendants import MARK
-from distbelief.engines.local.job import Job
-from distbelief.engines.local.requests import ChannelRequests
-from distbelief.engines.local.worker_process import ENVIRONMENT
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.shipping import unpack
+from distbelief.engines.worker.channel import Channel
+from distbelief.engines.worker.descendants import MARK
+from distbelief.engines.worker.job import Job
+from distbelief.engines.worker.requests import ChannelRequests
+from distbelief.engines.worker.worker_process import ENVIRONMENT
 from distbelief.links.forks import children_end_too
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
+from distbelief.links.wire import Keys, WireClient
 from distbelief.ports import ShardLink
 from distbelief.run.prepare import Prepared
+from distbelief.server.patience import Patience
 from distbelief.task.gradients import FlatModule, ModuleGradients
 from distbelief.task.settings import Settings
 
+PATIENCE = Patience(5.0, 60.0)
+"""Of calls over a wire."""
 _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
 
@@ -82,37 +87,58 @@ def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
 
 
 def _work(channel: Channel, message: dict[str, Any]) -> None:
-    replica, incarnation = message["replica"], message["incarnation"]
-    *_, shards_fd, table_fd = message["fds"]
+    replica = message["replica"]
     job = _job(message)
     run = job.run
     torch.set_num_threads(job.threads)
     device = torch.device(job.devices[replica % len(job.devices)])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    table = ProgressTable(SharedMemory(table_fd).bytes, run.replicas, job.buffers)
+    table = ProgressTable(SharedMemory(message["fds"][2]).bytes, run.replicas, job.buffers)
     flat = FlatModule(run.task.build(run.seed).train(), run.layout, run.mutable_buffers, device)
     flat.load_buffers_(table.buffers[replica])
-    memory = SharedMemory(shards_fd)
-    links: list[ShardLink] = [MappedLink(s) for s in map_shards(memory, job.specs, map_locks(memory, len(job.specs)))]
-    if device.type != "cpu":
-        parts = [run.layout.part(flat.vector, shard) for shard in range(len(links))]
-        links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
-    asyncio.run(_run(channel, run, table, flat, links, replica, incarnation))
+    asyncio.run(_run(channel, job, message, table, flat))
 
 
-async def _run(
+@contextmanager
+def _links(job: Job, message: dict[str, Any], flat: FlatModule) -> Iterator[list[ShardLink]]:
+    """A link to each shard: those in this machine's memory are mapped, the others reached through their servers."""
+    here, links = message["here"], dict[int, ShardLink]()
+    if here:
+        memory, specs = SharedMemory(message["fds"][3]), [job.specs[shard] for shard in here]
+        mapped = map_shards(memory, specs, map_locks(memory, len(specs)))
+        links.update(zip(here, map(MappedLink, mapped), strict=True))
+    keys = None if message["keys"] is None else Keys(*message["keys"])
+    clients = {address: WireClient(address, keys) for _, address in message["servers"]}
+    for shard, address in message["servers"]:
+        links[shard] = clients[address].link(shard, job.specs[shard])
+    if flat.device.type != "cpu":
+        links = {shard: StagedLink(link, flat.layout.part(flat.vector, shard)) for shard, link in links.items()}
+    try:
+        yield [links[shard] for shard in range(len(job.specs))]
+    finally:
+        for client in clients.values():
+            client.close()
+
+
+async def _run(channel: Channel, job: Job, message: dict[str, Any], table: ProgressTable, flat: FlatModule) -> None:
+    with _links(job, message, flat) as links:
+        await _replica(channel, job.run, message["replica"], message["incarnation"], table, flat, links).run()
+
+
+def _replica(
     channel: Channel,
     run: Prepared,
+    replica: int,
+    incarnation: int,
     table: ProgressTable,
     flat: FlatModule,
     links: list[ShardLink],
-    replica: int,
-    life: int,
-) -> None:
+) -> Replica:
     batches = run.batches(workers=run.workers)
-    # A GPU computes by itself: meanwhile this process can move bytes.
-    beside = run.overlap > 0 and flat.device.type != "cpu"
+    at_once = all(link.answers_at_once for link in links)
+    # A GPU computes by itself, and a wire carries: meanwhile this process can move bytes.
+    beside = run.overlap > 0 and (flat.device.type != "cpu" or not at_once)
 
     def publish_buffers() -> None:
         table.publish_buffers(replica, flat.buffers())
@@ -123,11 +149,11 @@ async def _run(
             publish_buffers()
 
     requests = ChannelRequests(channel, publish_buffers)
-    await assemble(
+    return assemble(
         run,
         links,
         replica,
-        life,
+        incarnation,
         source=ModuleGradients(
             run.task.placed(flat.device),
             flat,
@@ -141,4 +167,5 @@ async def _run(
         parameters=flat.vector,
         stopping=lambda: table.stopping,
         watch=publish,
-    ).run()
+        patience=None if at_once else PATIENCE,
+    )

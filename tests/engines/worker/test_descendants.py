@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distbelief.engines.local.descendants import MARK, end_descendants, new_mark
+from distbelief.engines.worker.descendants import MARK, end_descendants, new_mark
 from distbelief.run.directory import RunDirectory
 from tests.lives import Life
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from distbelief.engines.local.channel import Channel
+from distbelief.engines.worker.channel import Channel
 from distbelief.ports import Lease, Outcome
 
 

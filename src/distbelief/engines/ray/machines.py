@@ -1,0 +1,166 @@
+"""The machines of a run: an actor on each that holds a shard or a replica."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import ray
+from ray.exceptions import RayActorError
+
+from distbelief.engines.progress_table import ProgressTable
+from distbelief.engines.ray.calls import Calls, answer
+from distbelief.engines.ray.cluster import on_node, require_versions, shard_nodes
+from distbelief.engines.ray.machine import Machine, Row
+from distbelief.engines.ray.remote_shard import RemoteShard
+from distbelief.engines.ray.seat import REACHABLE_S
+from distbelief.errors import UsageError
+from distbelief.links.mapped import SharedMemory
+from distbelief.links.wire import Keys, WireClient
+from distbelief.server.block import ShardSpec
+
+_LOOK_S = 0.2
+_STARTED_S = 120.0
+
+
+class Known(NamedTuple):
+    """A machine that is ready for replicas."""
+
+    node: str
+    name: str
+    socket: str
+    actor: Any
+
+
+@final
+class Machines:
+    """Made in the controller's thread, used in that of the calls, which posts `lost` and `rows`."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        settings: SharedMemory,
+        job: SharedMemory,
+        table: ProgressTable,
+        *,
+        keys: Keys | None,
+        lost: Callable[[Known, list[int]], object],
+        rows: Callable[[Known, dict[int, Row]], object],
+    ) -> None:
+        self._calls = calls
+        self._lost = lost
+        self._rows = rows
+        self.keys = keys
+        # Once to a machine, by Ray's object store.
+        self._sent = [ray.put(memory.bytes.numpy()) for memory in (settings, job)]
+        self._known: dict[str, asyncio.Task[Known]] = {}
+        self._clients: list[WireClient] = []
+        self._specs: Sequence[ShardSpec] = ()
+        self._shards: dict[int, RemoteShard] = {}
+        self.servers: dict[int, str] = {}
+        """The address by which each shard is served."""
+        self.homes: dict[int, str] = {}
+        """The machine of each shard."""
+        self._table = table
+
+    async def at(self, node: str) -> Known:
+        """The machine of a node. Raises `UsageError` where it has other versions, or not enough memory."""
+        if node not in self._known:
+            self._known[node] = asyncio.create_task(self._open(node))
+        try:
+            return await asyncio.shield(self._known[node])
+        except BaseException:
+            self._known.pop(node, None)
+            raise
+
+    async def hold(self, specs: Sequence[ShardSpec]) -> list[RemoteShard]:
+        """Make the shards of a run, on machines that are there to stay where there are any."""
+        self._specs = specs
+        homes = shard_nodes(len(specs))
+        for node in dict.fromkeys(homes):
+            await self._hold(node, [shard for shard, home in enumerate(homes) if home == node])
+        return [self._shards[shard] for shard in range(len(specs))]
+
+    async def bring_back(self, shards: Sequence[int]) -> None:
+        """Make shards anew, on any machine, that have died with theirs. They do nothing until they are restored."""
+        while True:
+            try:
+                return await self._hold(shard_nodes(1)[0], shards, lost=True)
+            except (RayActorError, TimeoutError):
+                # Ray has not yet noticed that this one is gone, too.
+                await asyncio.sleep(1.0)
+
+    async def _hold(self, node: str, shards: Sequence[int], *, lost: bool = False) -> None:
+        actor = _actor(node)
+        about = await asyncio.wait_for(answer(actor.about.remote()), _STARTED_S)
+        require_versions(about.name, about.versions)
+        specs = {shard: self._specs[shard] for shard in shards}
+        try:
+            address = await answer(actor.hold.remote(specs, about.address, self.keys, lost))
+        except UsageError as error:
+            raise UsageError(f"{about.name}: {error}") from error
+        self._clients.append(client := WireClient(address, self.keys))
+        for shard, spec in specs.items():
+            self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(actor, client)
+            self.servers[shard], self.homes[shard] = address, node
+        # In the place of one that holds none, if there is one: what is mapped there goes on.
+        self._known[node] = asyncio.create_task(self._ready(Known(node, about.name, about.socket, actor)))
+        await self._known[node]
+
+    def shards_at(self, node: str) -> list[int]:
+        """The shards of a machine."""
+        return [shard for shard, home in self.homes.items() if home == node]
+
+    @property
+    def ready(self) -> list[Known]:
+        """The machines that can be asked."""
+        tasks = [task for task in self._known.values() if task.done() and not task.cancelled()]
+        return [task.result() for task in tasks if task.exception() is None]
+
+    def name_of(self, shard: int) -> str:
+        """What the machine of a shard is called."""
+        return self._known[self.homes[shard]].result().name
+
+    async def look(self, machine: Known) -> None:
+        """Have the progress of a machine's replicas put into the table."""
+        call = machine.actor.look.remote(self._table.requests, self._table.stopping)
+        rows = await asyncio.wait_for(answer(call), REACHABLE_S)
+        self._calls.post(lambda: self._rows(machine, rows))
+
+    async def close(self) -> None:
+        """End the actors."""
+        for client in self._clients:
+            client.close()
+        for machine in self.ready:
+            ray.kill(machine.actor)
+
+    async def _open(self, node: str) -> Known:
+        actor = _actor(node)
+        about = await asyncio.wait_for(answer(actor.about.remote()), _STARTED_S)
+        require_versions(about.name, about.versions)
+        return await self._ready(Known(node, about.name, about.socket, actor))
+
+    async def _ready(self, machine: Known) -> Known:
+        """Send the task to a machine, and begin to watch it."""
+        count, buffers = self._table.buffers.shape
+        try:
+            await answer(machine.actor.receive.remote(*self._sent, count, buffers))
+        except UsageError as error:
+            raise UsageError(f"{machine.name}: {error}") from error
+        self._calls.start(self._watch(machine))
+        return machine
+
+    async def _watch(self, machine: Known) -> None:
+        try:
+            while True:
+                await self.look(machine)
+                await asyncio.sleep(_LOOK_S)
+        except (RayActorError, TimeoutError):
+            self._known.pop(machine.node, None)
+            gone = self.shards_at(machine.node)
+            for shard in gone:
+                del self.homes[shard]
+            self._calls.post(lambda: self._lost(machine, gone))
+
+
+def _actor(node: str) -> Any:
+    return ray.remote(Machine).options(num_cpus=0, scheduling_strategy=on_node(node), max_restarts=0).remote()
