@@ -147,6 +147,8 @@ class LocalDriver(Carrier):
             case "done":
                 outcomes = [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
                 controller.accounted(now, *process.who, message["number"], message["lease"], outcomes)
+            case "leaving":
+                controller.leaving(now, *process.who)
             case _:
                 failure = Failure(message["error"], message["frames"], message["kind_of"])
                 controller.failed(now, *process.who, failure)

@@ -19,6 +19,7 @@ from distbelief.engines.assembly import assemble, failure_of
 from distbelief.engines.local.channel import Channel
 from distbelief.engines.local.descendants import MARK
 from distbelief.engines.local.job import Job
+from distbelief.engines.local.notice import Notice
 from distbelief.engines.local.requests import ChannelRequests
 from distbelief.engines.local.worker_process import ENVIRONMENT
 from distbelief.engines.progress_table import ProgressTable
@@ -26,7 +27,7 @@ from distbelief.engines.shipping import unpack
 from distbelief.links.forks import children_end_too
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
-from distbelief.ports import ShardLink
+from distbelief.ports import Lease, ShardLink
 from distbelief.run.prepare import Prepared
 from distbelief.task.gradients import FlatModule, ModuleGradients
 from distbelief.task.settings import Settings
@@ -35,8 +36,11 @@ _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
 
 
-def serve(fd: int) -> None:
-    """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
+def serve(fd: int, notice: Notice) -> None:
+    """Run one replica to its end, which `notice` brings forward.
+
+    Exit code 0 when there is no more work, 1 after an error that was reported.
+    """
     with suppress(OSError):
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
@@ -47,7 +51,8 @@ def serve(fd: int) -> None:
             if message["kind"] == "try":
                 _try(channel, message)
             else:
-                _work_or_tell(channel, message)
+                notice.pass_on(partial(channel.send, "leaving"))
+                _work_or_tell(channel, message, notice)
                 return
 
 
@@ -71,9 +76,9 @@ def _job(message: dict[str, Any]) -> Job:
     return job
 
 
-def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
+def _work_or_tell(channel: Channel, message: dict[str, Any], notice: Notice) -> None:
     try:
-        _work(channel, message)
+        _work(channel, message, notice)
     # Whatever the user's code raises, `sys.exit` included, is the controller's to judge.
     except BaseException as error:  # noqa: BLE001
         failure = failure_of(error)
@@ -81,7 +86,7 @@ def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _work(channel: Channel, message: dict[str, Any]) -> None:
+def _work(channel: Channel, message: dict[str, Any], notice: Notice) -> None:
     replica, incarnation = message["replica"], message["incarnation"]
     *_, shards_fd, table_fd = message["fds"]
     job = _job(message)
@@ -98,11 +103,12 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     if device.type != "cpu":
         parts = [run.layout.part(flat.vector, shard) for shard in range(len(links))]
         links = [StagedLink(link, part) for link, part in zip(links, parts, strict=True)]
-    asyncio.run(_run(channel, run, table, flat, links, replica, incarnation))
+    asyncio.run(_run(channel, notice, run, table, flat, links, replica, incarnation))
 
 
 async def _run(
     channel: Channel,
+    notice: Notice,
     run: Prepared,
     table: ProgressTable,
     flat: FlatModule,
@@ -122,6 +128,9 @@ async def _run(
         if table.awaits_buffers(replica):
             publish_buffers()
 
+    def expect(lease: Lease) -> None:
+        batches.expect(lease.epoch, lease.start, lease.stop)
+
     requests = ChannelRequests(channel, publish_buffers)
     await assemble(
         run,
@@ -137,8 +146,8 @@ async def _run(
             begin=partial(table.begin, replica),
             beside=beside,
         ),
-        work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
+        work=LeaseClient(requests, expect, leaving=lambda: notice.given),
         parameters=flat.vector,
-        stopping=lambda: table.stopping,
+        stopping=lambda: notice.given or table.stopping,
         watch=publish,
     ).run()
