@@ -8,7 +8,8 @@ The rules of `Allocator`, by which the methods differ for the controller:
 4.  `state` is a value, for an allocator without leases; `restore_` goes on from it.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, Unpack
@@ -76,6 +77,14 @@ def last_push(records: Sequence[PushRecord | None]) -> LastPush | None:
     return LastPush(begun[0], any(record.verdict.used for record in begun), partial)
 
 
+def as_if_dead(allocator: "Allocator", records: Mapping[int, Sequence[PushRecord | None]]) -> "Allocator":
+    """A copy of an allocator in which every holder died; `records`: what the shards know of the last push of each."""
+    copied = copy.deepcopy(allocator)
+    for holder, known in records.items():
+        copied.died(holder, last_push(known))
+    return copied
+
+
 class Allocator(Protocol):
     """Who gets which work, what an account or a death means, and whether it is over."""
 
@@ -123,7 +132,7 @@ class Allocator(Protocol):
         """Never give out a batch again."""
 
     def leave(self, holder: int) -> None:
-        """Count no longer on a holder that has not come yet."""
+        """Count no longer on a holder that will not come, or not come back."""
 
     def stop(self) -> None:
         """Give out nothing more."""
@@ -189,8 +198,12 @@ class Method(Protocol):
     """An optimisation method as a value."""
 
     @property
-    def replicas(self) -> int | Literal["auto"]:
-        """Copies of the model that train at once."""
+    def replicas(self) -> int | tuple[int, int] | Literal["auto"]:
+        """Copies of the model that train at once, or the least and the most of them."""
+
+    @property
+    def most_replicas(self) -> int | None:
+        """Copies of the model that train at once, at the most; None: "auto"."""
 
     @property
     def shards(self) -> int | Literal["auto"]:
@@ -228,7 +241,10 @@ class Method(Protocol):
         """Batches that fetches and pushes may lag behind."""
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Method":
-        """The same with numbers in the place of "auto" and None, which is what the following are asked of."""
+        """The same with numbers in the place of "auto" and None, which is what the following are asked of.
+
+        `replicas`: the most; the least stays.
+        """
 
     def over(self, examples: int | None) -> "Method":
         """The same for a run of so many examples: schedules that end with the run get a number.

@@ -187,7 +187,7 @@ def _prepared(
 ) -> Prepared:
     task, engine = request.task, request.on
     method = request.method or own_method(task, request.directory if request.resume else None)
-    session.expect(method.replicas if isinstance(method.replicas, int) else engine.replicas)
+    session.expect(method.most_replicas or engine.replicas)
     asked = Asked(
         until=request.until or own_end(task),
         evaluate_every=request.evaluate_every,

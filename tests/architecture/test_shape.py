@@ -9,14 +9,14 @@ from tests.architecture import shape
 from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
-    ".": 535,
+    ".": 543,
     "cli": 665,
-    "downpour": 715,
-    "engines": 1570,
-    "engines/local": 666,
+    "downpour": 753,
+    "engines": 1606,
+    "engines/local": 700,
     "engines/simulated": 1310,
     "links": 160,
-    "observe": 330,
+    "observe": 332,
     "observe/report": 845,
     "run": 1845,
     "server": 1200,

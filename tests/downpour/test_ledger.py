@@ -172,7 +172,7 @@ def test_a_warm_start_longer_than_the_run_ends_for_all() -> None:
 
 
 def test_nobody_begins_before_the_quorum_is_there() -> None:
-    ledger = ledger_of(100, epochs=1, quorum=3)
+    ledger = ledger_of(100, epochs=1, replicas=3, quorum=3)
     for holder in (0, 1, 1, 0):
         assert ledger.lease(holder) == (None, Reason.GATHERING)
     assert ledger.lease(2).reason is Reason.GRANTED
@@ -181,7 +181,7 @@ def test_nobody_begins_before_the_quorum_is_there() -> None:
 
 
 def test_a_death_after_the_last_batch_keeps_nobody_waiting() -> None:
-    ledger = ledger_of(10, epochs=1, quorum=2)
+    ledger = ledger_of(10, epochs=1, replicas=2, quorum=2)
     ledger.lease(1)
     drain(ledger, 0)
     ledger.died(0, None)

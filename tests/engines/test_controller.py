@@ -16,8 +16,10 @@ from distbelief.downpour.lease_server import LeaseReply
 from distbelief.downpour.ledger import Ledger
 from distbelief.downpour.ledger_state import Portion
 from distbelief.engines import actions
-from distbelief.engines.controller import EXIT_GRACE_S, GRACE_S, REQUESTED_GRACE_S, Controller
+from distbelief.engines.controller import Controller
 from distbelief.engines.due import CheckpointsDue, EvaluationsDue
+from distbelief.engines.replica_slot import EXIT_GRACE_S, GRACE_S, REQUESTED_GRACE_S
+from distbelief.engines.stopwatch import Stopwatch
 from distbelief.engines.supervision import Ending, Failure
 from distbelief.errors import Diverged, UserCodeError, WorkerDied
 from distbelief.ports import Answer, Command, Fence, Lease, Outcome, PushRecord, SetLiving, Snapshot, Verdict, Work
@@ -178,7 +180,7 @@ def test_rule_1_who_asks_is_granted_after_the_shards_are_told() -> None:
 
 
 def test_rule_1_the_seconds_of_a_run_begin_with_its_first_lease() -> None:
-    cluster = Cluster(seconds_before=1000.0)
+    cluster = Cluster(watch=Stopwatch(1000.0))
     cluster.now += 7
     assert cluster.controller.watch.seconds(cluster.now) == 1000.0
     lease = cluster.lease(0)
@@ -294,7 +296,7 @@ def test_rule_3_nothing_of_the_dead_is_given_to_others_before_every_shard_is_clo
     assert not cluster.controller.over
     cluster.obey(fence)
     lost, start, command, granted = cluster.take()
-    assert lost == actions.Lost(0, 1, -9, None, Account(), [None, None], False)
+    assert lost == actions.Lost(0, 1, -9, None, Account(), [None, None], partial=False, left=False)
     assert start == actions.Start(0, 2)
     assert commands([command]) == [SetLiving(2, frozenset([1]), False)]
     assert isinstance(granted, LeaseReply)
@@ -792,7 +794,7 @@ def test_a_run_that_ends_holds_nothing_back() -> None:
 
 
 def test_a_limit_in_seconds_ends_the_run() -> None:
-    cluster = Cluster(seconds_limit=60.0)
+    cluster = Cluster(watch=Stopwatch(limit=60.0))
     cluster.now += 1000
     cluster.tick()
     assert cluster.of(actions.StopWork) == [], "what comes before the first lease does not count"
@@ -808,7 +810,7 @@ def test_a_limit_in_seconds_ends_the_run() -> None:
 
 
 def test_a_limit_in_seconds_counts_those_of_the_run_before() -> None:
-    cluster = Cluster(seconds_limit=60.0, seconds_before=50.0)
+    cluster = Cluster(watch=Stopwatch(50.0, 60.0))
     cluster.lease(0)
     cluster.now += 10
     cluster.tick()
@@ -879,7 +881,7 @@ def test_a_replica_that_will_never_be_there_is_waited_for_no_longer() -> None:
 
 
 def test_it_says_when_it_is_to_be_told_the_time_at_the_latest() -> None:
-    cluster = Cluster(seconds_limit=60.0, seconds_before=10.0)
+    cluster = Cluster(watch=Stopwatch(10.0, 60.0))
     assert cluster.controller.wakes_at == math.inf
     cluster.lease(0)
     assert cluster.controller.wakes_at == cluster.now + 50.0

@@ -21,20 +21,27 @@ class Requests(Protocol):
 class LeaseClient:
     """`WorkSource` of one replica. It prefetches one lease, so that the replica need not wait for the next.
 
-    It calls `expect` with each lease before the replica asks for the batches of that lease.
+    It calls `expect` with each lease before the replica asks for the batches of that lease. Once `leaving` returns
+    True, it requests nothing more, and returns the lease that it has requested before, for the replica to hand back.
     """
 
-    def __init__(self, requests: Requests, expect: Callable[[Lease], object] = lambda lease: None) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        expect: Callable[[Lease], object] = lambda lease: None,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._requests = requests
         self._expect = expect
+        self._leaving = leaving
         self._asked = 0
         self._told = 0
         self._prefetched: Awaitable[Lease | None] | None = None
 
     async def lease(self) -> Lease | None:
         """Return the next lease, usually prefetched while the replica worked on the last one; None: no more work."""
-        lease = await (self._prefetched or self._ask())
-        self._prefetched = None
+        requested = self._prefetched or self._ask()
+        lease, self._prefetched = None if requested is None else await requested, None
         if lease is not None:
             self._prefetched = self._ask()
             self._expect(lease)
@@ -50,6 +57,8 @@ class LeaseClient:
         if isinstance(self._prefetched, asyncio.Future):
             self._prefetched.cancel()
 
-    def _ask(self) -> Awaitable[Lease | None]:
+    def _ask(self) -> Awaitable[Lease | None] | None:
+        if self._leaving():
+            return None
         self._asked += 1
         return self._requests.lease(self._asked)

@@ -48,6 +48,8 @@ class LeaseServer:
         """Replicas whose newest request has no reply yet, in the order in which they asked."""
         self._one_lease_only: set[int] = set()
         """Waiting replicas that get no second lease now. They are skipped until they report the end of a lease."""
+        self._leaving: set[int] = set()
+        """Replicas that get no more work."""
         self._executed = 0
         """Number of the newest command that every shard has executed."""
         self._pending: deque[tuple[int, LeaseReply]] = deque()
@@ -62,7 +64,12 @@ class LeaseServer:
         self._slots.pop(replica, None)
         self._waiting.pop(replica, None)
         self._one_lease_only.discard(replica)
+        self._leaving.discard(replica)
         self._pending = deque(held for held in self._pending if held[1].replica != replica)
+
+    def dismiss(self, replica: int) -> None:
+        """Grant a replica nothing more: it is about to leave. Its requests are answered with None."""
+        self._leaving.add(replica)
 
     def waits(self, replica: int) -> bool:
         """Whether a replica's request is unanswered."""
@@ -123,10 +130,10 @@ class LeaseServer:
 
     def _grant(self, holds: Callable[[], bool]) -> list[LeaseReply]:
         over = self._allocator.stopped or self._allocator.finished
+        granted = [self._reply(replica, None) for replica in list(self._waiting) if replica in self._leaving]
         asking = [replica for replica in self._waiting if over or replica not in self._one_lease_only]
         for replica in asking:
             self._allocator.ask(replica)
-        granted = []
         for replica in asking:
             if not over and holds():
                 break
@@ -137,10 +144,13 @@ class LeaseServer:
             if reason is Reason.AHEAD:
                 self._one_lease_only.add(replica)
             elif lease is not None or reason is Reason.FINISHED:
-                slot = self._slots[replica]
-                granted.append(LeaseReply(replica, slot.incarnation, slot.asked, lease))
-                del self._waiting[replica]
+                granted.append(self._reply(replica, lease))
         return granted
+
+    def _reply(self, replica: int, lease: Lease | None) -> LeaseReply:
+        del self._waiting[replica]
+        slot = self._slots[replica]
+        return LeaseReply(replica, slot.incarnation, slot.asked, lease)
 
     def _slot(self, replica: int, incarnation: int) -> _Slot | None:
         slot = self._slots.get(replica)

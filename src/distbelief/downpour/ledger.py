@@ -30,7 +30,7 @@ class Ledger:
 
     A portion has at most 32 batches, and fewer towards the end of the run, so that `replicas` of different speeds end
     together; its size depends only on its position in the run. `examples`: per epoch. `warmstart`: examples that a
-    single replica works on at the start. `quorum`: replicas that must have asked before the first lease is granted.
+    single replica works on at the start. `quorum`: replicas that must ask, and live, before the first lease is granted.
     """
 
     examples: int
@@ -47,7 +47,7 @@ class Ledger:
         self.total = Account()
         self.epochs_ended = 0
         self.stopped = False
-        self._asked: set[int] = set()
+        self._asked, self._gone = set[int](), set[int]()
         self._alone: int | None = None
         self._epoch, self._batch = 0, 0
         self._released: list[Lease] = []
@@ -112,8 +112,9 @@ class Ledger:
         self.ask(holder)
         if self.stopped or self.finished:
             return Grant(None, Reason.FINISHED)
-        if len(self._asked) < self.quorum:
+        if len(self._asked) < min(self.quorum, self.replicas - len(self._gone)):
             return Grant(None, Reason.GATHERING)
+        self.quorum = 0
         if self.alone:
             if self._alone is None:
                 self._alone = holder
@@ -184,6 +185,7 @@ class Ledger:
 
     def died(self, holder: int, last: LastPush | None) -> Account:
         """End the leases of a dead replica: count the examples in its pushes, release the rest. Returns the counts."""
+        self._asked.discard(holder)
         if self._alone == holder:
             self._alone = None
         spent = Account()
@@ -224,9 +226,8 @@ class Ledger:
         self._spend(epoch, Account(poisoned=self.size(batch, batch + 1)))
 
     def leave(self, holder: int) -> None:
-        """Lower the quorum: this replica will not take part."""
-        self._asked.discard(holder)
-        self.quorum -= 1
+        """Lower the quorum to the replicas that may still come: this one will not take part."""
+        self._gone.add(holder)
 
     def stop(self) -> None:
         """Grant no more leases. Outstanding leases may still end with `done`."""

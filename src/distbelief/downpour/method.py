@@ -23,6 +23,8 @@ class Downpour:
     """Asynchronous SGD with a sharded parameter server (section 4.1).
 
     `replicas`: number of copies of the model that train concurrently; "auto": one per core of the machine, at most 4.
+    (least, most), such as (4, 16): the run begins once `least` of them have come; the others join when there are
+    machines for them, and leave when these go. What has begun never waits for them.
     `shards`: number of parts of the parameter vector; "auto": one per replica for a vector of a million elements or
     more, else 1.
     `batch_size`: examples in a batch of one replica; None: the loader's own, else 32.
@@ -38,7 +40,7 @@ class Downpour:
     parameter changes neither the parameter nor its average.
     """
 
-    replicas: int | Literal["auto"] = "auto"
+    replicas: int | tuple[int, int] | Literal["auto"] = "auto"
     shards: int | Literal["auto"] = "auto"
     batch_size: int | None = None
     optimizer: Rule = field(default_factory=lambda: Adagrad(0.01))
@@ -55,7 +57,9 @@ class Downpour:
     def __post_init__(self) -> None:
         for name in ("replicas", "shards", "batch_size", "n_fetch", "n_push"):
             value = getattr(self, name)
-            if (name, value) not in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
+            if name == "replicas" and isinstance(value, tuple | list):
+                _check_range(value)
+            elif (name, value) not in (("replicas", "auto"), ("shards", "auto"), ("batch_size", None)):
                 check_whole(name, value)
         for name in ("warmstart", "tolerate"):
             check_whole(name, getattr(self, name), least=0)
@@ -77,6 +81,17 @@ class Downpour:
                 f"{self.admission} needs overlap=0 and n_fetch=1: what is computed from parameters older than its "
                 "round's comes late for it"
             )
+
+    @property
+    def most_replicas(self) -> int | None:
+        """The largest number of copies that train concurrently; None: "auto"."""
+        return None if isinstance(self.replicas, str) else self._range[1]
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        """The least and the largest number of replicas, which is not "auto"."""
+        assert not isinstance(self.replicas, str)
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
     @property
     def local_rule(self) -> Rule | None:
@@ -107,25 +122,32 @@ class Downpour:
         unused = "local_optimizer has no effect with n_fetch=1: a fetch replaces the parameters after each step"
         found = [line for rule in self._rules for line in remarks(rule, trained, end)]
         found += [unused] if self.local_optimizer and self.local_rule is None else []
-        if self.warmstart and self.replicas == 1:
+        if self.warmstart and self.most_replicas == 1:
             found.append("warmstart has no effect with one replica, which works alone in any case")
+        if isinstance(self.replicas, tuple) and self.admission.round > self.replicas[0]:
+            found.append(
+                f"{self.admission} with replicas={self.replicas}: while fewer are there, a round closes with fewer "
+                f"pushes and is divided by as many as ever, a smaller step; with {self.replicas[0]} or fewer it is not"
+            )
         return list(dict.fromkeys(found))
 
     def decided(self, *, replicas: int, shards: int, batch_size: int) -> "Downpour":
-        """Return the method with these numbers instead of "auto" and None."""
-        return replace(self, replicas=replicas, shards=shards, batch_size=batch_size)
+        """Return the method with these numbers instead of "auto" and None. (least, most) stays as it is."""
+        kept = self.replicas if isinstance(self.replicas, tuple) else replicas
+        return replace(self, replicas=kept, shards=shards, batch_size=batch_size)
 
     def allocator(self, examples: int, *, epochs: int | None, limit: int | None) -> Ledger:
         """Create the ledger that hands out the data of a run. Call `decided` first."""
-        assert isinstance(self.replicas, int) and self.batch_size is not None
+        assert self.batch_size is not None
+        least, most = self._range
         return Ledger(
             examples=examples,
             batch_size=self.batch_size,
-            replicas=self.replicas,
+            replicas=most,
             epochs=epochs,
             limit=limit,
             warmstart=self.warmstart,
-            quorum=self.replicas if self.admission.round > 1 else 1,
+            quorum=least if self.admission.round > 1 or isinstance(self.replicas, tuple) else 1,
         )
 
     def replica(self, **parts: Unpack[ReplicaParts]) -> Replica:
@@ -134,6 +156,16 @@ class Downpour:
         from distbelief.downpour.replica import DownpourReplica
 
         return DownpourReplica(self, **parts)
+
+
+def _check_range(value: Sequence[object]) -> None:
+    """Raise `UsageError` unless `value` is the least and the largest number of replicas."""
+    whole = isinstance(value, tuple) and len(value) == 2 and all(type(number) is int for number in value)
+    if not whole or not 1 <= value[0] <= value[1]:  # type: ignore[operator]
+        raise UsageError(
+            "replicas must be a whole number, or the least and the most of them, two whole numbers of 1 or more with "
+            f"the smaller first, such as (4, 16), not {value!r}"
+        )
 
 
 def _check_rule(name: str, rule: object) -> None:

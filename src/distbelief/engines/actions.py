@@ -70,7 +70,7 @@ class Left(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """For the record: a replica has died, and its leases have been accounted for."""
+    """For the record: a replica has died, or has left, and its leases have been accounted for."""
 
     replica: int
     incarnation: int
@@ -81,6 +81,8 @@ class Lost(NamedTuple):
     """What each shard knows of its last push."""
     partial: bool
     """Whether some shards have that push and others do not."""
+    left: bool
+    """Whether it was told to leave: no failure."""
 
 
 class SetAside(NamedTuple):

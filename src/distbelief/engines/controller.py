@@ -10,35 +10,27 @@ engine's driver reports messages, time and deaths to it and carries out its acti
 5.  Where the admission policy counts living replicas, a lease is sent only after every shard knows its holder.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
-from distbelief.allocation import Allocator, last_push
+from distbelief.allocation import Allocator, as_if_dead, last_push
 from distbelief.downpour.lease_server import LeaseServer
 from distbelief.engines import actions
 from distbelief.engines.due import CheckpointsDue, Due, EvaluationsDue
 from distbelief.engines.outstanding import Outstanding
-from distbelief.engines.replica_slot import ReplicaSlot
+from distbelief.engines.replica_slot import EXIT_GRACE_S, GRACE_S, REQUESTED_GRACE_S, ReplicaSlot
 from distbelief.engines.stopwatch import Stopwatch
 from distbelief.engines.supervision import Death, Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError
 from distbelief.ports import Answer, Fence, Outcome, PushRecord, Snapshot
 from distbelief.server.block import record_of
 
-GRACE_S = 30.0
-"""At the end of a run: seconds that replicas get to finish their current batch before they are killed."""
-REQUESTED_GRACE_S = 5.0
-"""`GRACE_S` for a run that was asked to end: a machine that is about to be preempted gives little time."""
-EXIT_GRACE_S = 5.0
-"""Seconds that a replica without work gets to exit before it is killed: a thread of the user's may never end."""
-
 
 @final
 class Controller:
-    """One run's controller. `incarnations`: of each replica, the newest before it. `seconds_before`: of the run before.
+    """One run's controller. `incarnations`: of each replica, the newest before it. `watch`: with the limit in seconds.
 
     `counts_living`: whether the admission policy does. `error`, `stopped_by`: what ended the run early, or None.
     """
@@ -53,16 +45,14 @@ class Controller:
         evaluations: EvaluationsDue | None,
         checkpoints: CheckpointsDue,
         supervisor: Supervisor | None = None,
-        seconds_limit: float | None = None,
-        seconds_before: float = 0.0,
+        watch: Stopwatch | None = None,
     ) -> None:
         self.allocator = allocator
         self.slots = [ReplicaSlot(replica, before) for replica, before in enumerate(incarnations)]
         self.term = term
         self.stopped_by: str | None = None
         self.error: DistBeliefError | None = None
-        self.watch = Stopwatch(seconds_before)
-        self._limit = seconds_limit
+        self.watch = watch or Stopwatch()
         self.due = Due(allocator, self.watch, evaluations, checkpoints)
         self._leases = LeaseServer(allocator, counts_living=counts_living)
         self._supervisor = supervisor or Supervisor()
@@ -85,9 +75,7 @@ class Controller:
         """Time of the next deadline that `tick` enforces: a kill, or the end of the run. Infinite if there is none."""
         waiting = [slot.kill_at for slot in self.slots if slot.alive and not slot.killed]
         times = [self._kill_at, *waiting] if waiting else [math.inf]
-        if self._limit is not None and self.watch.began is not None and self._running:
-            times.append(self.watch.began + self._limit - self.watch.before)
-        return min(times)
+        return min([*times, self.watch.ends_at] if self._running else times)
 
     @property
     def _running(self) -> bool:
@@ -106,8 +94,7 @@ class Controller:
         """Handle a work request of a replica. A retry carries the same `number`."""
         if (slot := self._slot(replica, incarnation)) is None:
             return
-        slot.heard(now)
-        slot.state = "ready" if slot.state == "starting" else slot.state
+        slot.asked(now)
         if (again := self._leases.request(replica, incarnation, number)) is not None:
             self._actions.append(again)
         self._outstanding.when_still(self._grant, now)
@@ -131,18 +118,31 @@ class Controller:
         if (slot := self._slot(replica, incarnation)) is not None:
             slot.leave_by(now + EXIT_GRACE_S)
 
+    def leaving(self, now: float, replica: int, incarnation: int, grace_s: float = REQUESTED_GRACE_S) -> None:
+        """Handle a replica that was told to leave within `grace_s`: it gets no more work, and its end is no failure."""
+        if (slot := self._slot(replica, incarnation)) is not None and not slot.leaving:
+            slot.leaving = True
+            slot.leave_by(now + grace_s)
+            self._leases.dismiss(replica)
+            self._outstanding.when_still(self._grant, now)
+
     def ended(self, now: float, replica: int, incarnation: int, ending: Ending) -> None:
         """Handle a replica that has ended or counts as dead. Fence it at every shard, unless its work was done."""
         if (slot := self._slot(replica, incarnation)) is None:
             return
         slot.alive = False
-        if slot.state == "done" and replica not in self.allocator.holders:
+        if slot.state == "done" and replica not in self.allocator.holders and not (slot.leaving and self._running):
             self._actions.append(actions.Left(replica))
             return
         slot.state, slot.fencing = "dead", True
         self._leases.shut(replica)
         fenced = partial(self._outstanding.when_still, self._fenced, slot, ending, now)
         self._actions.append(self._outstanding.execute(Fence(replica, incarnation), fenced))
+
+    def placed(self, now: float, replica: int, incarnation: int, *, there: bool) -> None:
+        """Handle whether there is a machine for a replica. One without is awaited: it may come later, or never."""
+        if (slot := self._slot(replica, incarnation)) is not None:
+            slot.placed(now, there=there)
 
     def gone(self, now: float, replica: int) -> None:
         """Handle a replica that will never start. The others do not wait for it any more."""
@@ -210,7 +210,7 @@ class Controller:
                 self._outstanding.when_still(self._grant, now)
             if capture:
                 self._actions.append(self._outstanding.snapshots(self._captured))
-            if self._limit is not None and self.watch.began is not None and self.watch.seconds(now) >= self._limit:
+            if now >= self.watch.ends_at:
                 self.stop(now, "seconds")
 
     def _slot(self, replica: int, incarnation: int) -> ReplicaSlot | None:
@@ -232,15 +232,14 @@ class Controller:
         """Every shard has fenced a dead replica: account for its work, then replace it or fail the run."""
         slot.fencing = False
         records = [answer for answer in answers if answer is None or isinstance(answer, PushRecord)]
-        last, failure = last_push(records), slot.failure
+        last = last_push(records)
+        death = Death(died_at, ending, slot.failure, last, killed=slot.killed, told=slot.leaving)
         account = self.allocator.died(slot.replica, last)
         if account.total:
             self.watch.work(now)
-        error = ending.cause if failure is None else failure.error
-        torn = last is not None and last.partial
-        self._actions.append(actions.Lost(slot.replica, slot.incarnation, ending.status, error, account, records, torn))
+        lost = slot.replica, slot.incarnation, ending.status, death.error, account, records, death.torn, death.left
+        self._actions.append(actions.Lost(*lost))
         if self._running:
-            death = Death(died_at, ending, failure, last, killed=slot.killed)
             aside, pointless = self._supervisor.judge(death, self.allocator)
             self._actions += aside
             if pointless is None:
@@ -267,8 +266,8 @@ class Controller:
             self._actions.append(self._outstanding.execute(command, partial(self._living_known, command.number)))
         self._send_granted(now)
         if self.allocator.finished:
-            # All work is done: kill replicas that are still starting, so that the user does not wait for them.
-            for slot in (slot for slot in self.slots if slot.state == "starting"):
+            # All work is done: kill replicas that have not come yet, so that the user does not wait for them.
+            for slot in (slot for slot in self.slots if slot.expected):
                 self._kill(slot)
                 slot.state = "done"
 
@@ -291,10 +290,9 @@ class Controller:
 
     def _captured(self, now: float, snapshots: Sequence[Answer]) -> None:
         """Write a checkpoint of the snapshots, and of an allocator in which every replica died when they were taken."""
-        allocator = copy.deepcopy(self.allocator)
         taken = [snapshot for snapshot in snapshots if isinstance(snapshot, Snapshot)]
-        for slot in self.slots:
-            allocator.died(slot.replica, last_push([record_of(s, slot.replica, slot.incarnation) for s in taken]))
+        who = [(slot.replica, slot.incarnation) for slot in self.slots]
+        allocator = as_if_dead(self.allocator, {one[0]: [record_of(s, *one) for s in taken] for one in who})
         if allocator.total.total > self.allocator.total.total:
             self.watch.work(now)
         self._actions.append(actions.WriteCheckpoint(snapshots, allocator.total, allocator.state()))

@@ -58,6 +58,8 @@ class LiveDriver(Carrier):
             case "done":
                 outcomes = [Outcome(a, b, Verdict(v)) for a, b, v in message["outcomes"]]
                 controller.accounted(now, *who, message["number"], message["lease"], outcomes)
+            case "leaving":
+                controller.leaving(now, *who)
             case _:
                 failure = Failure(message["error"], message["frames"], message["kind_of"])
                 controller.failed(now, *who, failure)

@@ -5,6 +5,12 @@ from typing import final
 
 from distbelief.engines.supervision import Failure
 
+GRACE_S = 30.0
+"""At the end of a run: seconds that replicas get to finish their current batch before they are killed."""
+REQUESTED_GRACE_S = 5.0
+"""`GRACE_S` for what was asked to end: a machine that is about to be preempted gives little time."""
+EXIT_GRACE_S = 5.0
+"""Seconds that a replica without work gets to exit before it is killed: a thread of the user's may never end."""
 _SILENCE_S = 30.0
 """For how long a replica may say nothing before it is asked whether it is stopped."""
 _BATCHES = 10
@@ -19,12 +25,14 @@ class ReplicaSlot:
         self.replica = replica
         self.incarnation = incarnation
         self.starts = 0
-        """How often it was started in this life of the controller."""
+        """How often it was started on a machine in this life of the controller."""
         self.state = "starting"
-        """starting, ready, working, done or dead."""
+        """awaited (there is no machine for it yet), starting, ready, working, done or dead."""
         self.alive = False
         self.killed = False
         """Whether its end has been ordered."""
+        self.leaving = False
+        """Whether it was told to leave."""
         self.fencing = False
         """Whether it is dead, and the shards do not all know that yet."""
         self.failure: Failure | None = None
@@ -38,14 +46,30 @@ class ReplicaSlot:
         """The next incarnation begins."""
         self.incarnation += 1
         self.starts += 1
-        self.state, self.alive, self.killed, self.failure = "starting", True, False, None
+        self.state, self.alive, self.killed, self.leaving, self.failure = "starting", True, False, False, None
         self.kill_at = math.inf
         self._heard_at, self._steps = now, 0
 
+    @property
+    def expected(self) -> bool:
+        """Whether it has not asked for anything yet."""
+        return self.state in ("awaited", "starting")
+
+    def placed(self, now: float, *, there: bool) -> None:
+        """What was to be started has a machine, or has none yet."""
+        if self.expected and there == (self.state == "awaited"):
+            self.starts += 1 if there else -1
+            self.state, self._heard_at = "starting" if there else "awaited", now
+
     def never_came(self) -> None:
-        """What was to be started has no machine."""
+        """What was to be started will have no machine."""
+        self.starts -= self.state != "awaited"
         self.state, self.alive = "dead", False
-        self.starts -= 1
+
+    def asked(self, now: float) -> None:
+        """The replica wants work."""
+        self.heard(now)
+        self.state = "ready" if self.expected else self.state
 
     def leave_by(self, when: float) -> None:
         """It is to have ended by then."""
@@ -64,4 +88,5 @@ class ReplicaSlot:
 
     def silent(self, now: float) -> bool:
         """Whether it has said nothing for longer than can be explained by a slow batch."""
-        return self.alive and now - self._heard_at > max(_SILENCE_S, _BATCHES * self._longest_s)
+        waited = 0.0 if self.state == "awaited" else now - self._heard_at
+        return self.alive and waited > max(_SILENCE_S, _BATCHES * self._longest_s)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from distbelief.allocation import Progress
 from distbelief.engines.actions import Action, Evaluate, Left, Lost, SetAside, WriteCheckpoint
-from distbelief.engines.controller import REQUESTED_GRACE_S, Controller
+from distbelief.engines.controller import Controller
 from distbelief.engines.due import CheckpointsDue, EvaluationsDue
 from distbelief.engines.progress_table import ProgressTable, total
-from distbelief.engines.replica_slot import ReplicaSlot
+from distbelief.engines.replica_slot import REQUESTED_GRACE_S, ReplicaSlot
 from distbelief.engines.shard_set import Shards
 from distbelief.engines.signals import Requests
 from distbelief.engines.speeds import Speeds
+from distbelief.engines.stopwatch import Stopwatch
 from distbelief.engines.supervision import Supervisor
 from distbelief.errors import Diverged, InvariantViolated, UserCodeError
 from distbelief.observe.events import Observer, ReplicaStatus, Status
@@ -67,8 +68,7 @@ def controller_of(prepared: Prepared) -> Controller:
         evaluations=evaluations if prepared.sets else None,
         checkpoints=CheckpointsDue(prepared.checkpoint_every),
         supervisor=Supervisor(method.tolerate, prepared.name_batch),
-        seconds_limit=until.seconds,
-        seconds_before=0.0 if resumed is None else resumed.state.totals.seconds,
+        watch=Stopwatch(0.0 if resumed is None else resumed.state.totals.seconds, until.seconds),
     )
 
 
@@ -211,18 +211,24 @@ class RunRecord:
             self._worked.add(replica)
 
     def _lost(self, lost: Lost) -> None:
-        self._retire(lost.replica)
+        whole = lost.left and lost.status == 0
+        if whole:
+            # It has told its buffers to the last, and the next of its place goes on with them.
+            self._left(lost.replica)
+        else:
+            self._retire(lost.replica)
         if lost.partial:
             self.shards.count_partial(lost.records)
         self.tell(
-            "died",
+            "left" if lost.left else "died",
             replica=lost.replica,
             incarnation=lost.incarnation,
             status=lost.status,
             error=lost.error,
             account=vars(lost.account),
         )
-        self.table.buffers[lost.replica] = self._buffers()
+        if not whole:
+            self.table.buffers[lost.replica] = self._buffers()
 
     def _retire(self, replica: int) -> Progress:
         """Keep what an incarnation has done. Returns it."""
@@ -474,6 +480,8 @@ class RunRecord:
         )
 
     def _shown(self, slot: ReplicaSlot, now: float) -> str:
+        if slot.leaving and slot.alive:
+            return "leaving"
         if slot.state in ("ready", "working") and self.controller.waits(slot.replica):
             return "waiting"
         return "silent" if slot.silent(now) else slot.state

@@ -57,6 +57,23 @@ class Death(NamedTuple):
     """What the shards know of its last push; None where there was none."""
     killed: bool = False
     """Whether the controller had ordered it."""
+    told: bool = False
+    """Whether the replica had been told to leave."""
+
+    @property
+    def error(self) -> str | None:
+        """What it died of, where that is known better than by its exit status."""
+        return self.ending.cause if self.failure is None else self.failure.error
+
+    @property
+    def torn(self) -> bool:
+        """Whether some shards have its last push and others do not."""
+        return self.last is not None and self.last.partial
+
+    @property
+    def left(self) -> bool:
+        """Whether it was no failure: the replica was told to leave, and nothing else is known to be wrong."""
+        return self.told and self.failure is None
 
     @property
     def how(self) -> str:
@@ -110,8 +127,10 @@ class Supervisor:
         """A replica died, and what it held has been released. The batch to set aside, and why the run ends, if it does.
 
         A batch at which a replica died is given out by itself from then on: what else was in its portion is done
-        meanwhile, and if replicas go on dying at it, it is the cause.
+        meanwhile, and if replicas go on dying at it, it is the cause. Who was told to leave is not counted.
         """
+        if death.left:
+            return [], None
         batch, failed = death.batch, death.failure is not None
         if batch is None or not allocator.isolate(*batch):
             return [], self.died(death)

@@ -9,6 +9,9 @@ it), and:
                  remarks: a sentence a setting that has no effect, or another one than it may seem
     replica      replica, incarnation, pid                        a replica's process was started
     died         replica, incarnation, status, error, account     it ended before its work did; what its leases came to
+    left         the same                                         it was told to leave (SIGTERM, a machine that is taken
+                                                                  away), and has: no failure. What it gave back itself
+                                                                  is not in this account
     poisoned     epoch, batch, examples: their indices, error     a batch was set aside: replicas died or failed at it
     machine      machine, there                                   simulated: a shard's machine, or the controller's, is
                                                                   dead (there is false), or back
@@ -42,7 +45,7 @@ class ReplicaStatus:
 
     replica: int
     state: str
-    """starting, ready, working, waiting, silent, done or dead."""
+    """awaited, starting, ready, working, waiting, silent, leaving, done or dead."""
     examples_per_second: float = 0.0
     staleness: int = 0
     restarts: int = 0

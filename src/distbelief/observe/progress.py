@@ -172,6 +172,8 @@ def sentence(event: str, content: dict[str, Any]) -> str:
             why = died_of(content)
             why = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
             return f"replica #{content['replica']} died ({why}); what it held is leased again"
+        case "left":
+            return f"replica #{content['replica']} has left, as it was told to; what it held is leased again"
         case "poisoned":
             indices, why = _listed(list(map(str, content["examples"]))), content["error"].splitlines()[0]
             return f"batch {content['batch']} of epoch {content['epoch']} (examples {indices}) is set aside: {why}"

@@ -76,6 +76,7 @@ class Prepared(Asked):
     chosen: Method
     """The same with the schedules as they were given: what ends with the run ends with that which goes on from it."""
     replicas: int
+    """At the most."""
     batch_size: int
     """Examples a batch."""
     module: nn.Module
@@ -235,7 +236,7 @@ def prepare(
     parameters = [(name, p.detach()) for name, p in trainable(module)]
     whole = Layout.of(parameters)
     _check_method(method, module)
-    count = method.replicas if isinstance(method.replicas, int) else replicas()
+    count = method.most_replicas or replicas()
     shards = method.shards if isinstance(method.shards, int) else (count if whole.length >= _LARGE else 1)
     chosen = method.decided(replicas=count, shards=shards, batch_size=batch_size)
     prepared = Prepared(

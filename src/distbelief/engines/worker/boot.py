@@ -10,6 +10,7 @@ import sys
 import threading
 
 from distbelief.engines.worker.descendants import MARK, end_descendants
+from distbelief.engines.worker.notice import Notice
 from distbelief.observe.streams import forgive
 
 
@@ -19,6 +20,8 @@ def main() -> None:
     # them; the replicas are told by it. What a worker starts, such as the processes of data loaders, inherits this.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    notice = Notice()
+    notice.watch()
     forgive()
     channel = int(sys.argv[1])
     watch = threading.Thread(target=_die_with_controller, args=(channel, os.environ[MARK]), daemon=True)
@@ -26,7 +29,7 @@ def main() -> None:
     from distbelief.engines.worker.worker import serve
 
     try:
-        serve(channel)
+        serve(channel, notice)
     finally:
         # The interpreter would stop this thread at its own end, before all that is to end has ended.
         if _hung_up(channel, timeout_ms=0):

@@ -1,8 +1,8 @@
 """The socket between the controller and a worker: one packet a message, JSON, with file descriptors beside it.
 
-The worker says "lease" (it wants work), "done" (a lease has ended) and "failed"; the controller says "job", once, and
-answers each "lease" and "done" under its number. Packets keep their order and are readable after the sender's death, so
-nothing that a replica has said is lost.
+The worker says "lease" (it wants work), "done" (a lease has ended), "leaving" (it was told to leave) and "failed"; the
+controller says "job", once, and answers each "lease" and "done" under its number. Packets keep their order and are
+readable after the sender's death, so nothing that a replica has said is lost.
 """
 
 import array

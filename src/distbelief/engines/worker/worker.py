@@ -22,13 +22,14 @@ from distbelief.engines.shipping import unpack
 from distbelief.engines.worker.channel import Channel
 from distbelief.engines.worker.descendants import MARK
 from distbelief.engines.worker.job import Job
+from distbelief.engines.worker.notice import Notice
 from distbelief.engines.worker.requests import ChannelRequests
 from distbelief.engines.worker.worker_process import ENVIRONMENT
 from distbelief.links.forks import children_end_too
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
 from distbelief.links.wire import Keys, WireClient
-from distbelief.ports import ShardLink
+from distbelief.ports import Lease, ShardLink
 from distbelief.run.prepare import Prepared
 from distbelief.server.patience import Patience
 from distbelief.task.gradients import FlatModule, ModuleGradients
@@ -40,8 +41,11 @@ _EXPENDABLE = "300"
 """Added to the thousandths of the machine's memory that a process takes, by which the kernel chooses whom to end."""
 
 
-def serve(fd: int) -> None:
-    """Run one replica to its end. Exit code 0 when there is no more work, 1 after an error that was reported."""
+def serve(fd: int, notice: Notice) -> None:
+    """Run one replica to its end, which `notice` brings forward.
+
+    Exit code 0 when there is no more work, 1 after an error that was reported.
+    """
     with suppress(OSError):
         # Where memory runs out, the kernel is to end a replica, which is replaced, and not the controller.
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
@@ -52,7 +56,8 @@ def serve(fd: int) -> None:
             if message["kind"] == "try":
                 _try(channel, message)
             else:
-                _work_or_tell(channel, message)
+                notice.pass_on(partial(channel.send, "leaving"))
+                _work_or_tell(channel, message, notice)
                 return
 
 
@@ -76,9 +81,9 @@ def _job(message: dict[str, Any]) -> Job:
     return job
 
 
-def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
+def _work_or_tell(channel: Channel, message: dict[str, Any], notice: Notice) -> None:
     try:
-        _work(channel, message)
+        _work(channel, message, notice)
     # Whatever the user's code raises, `sys.exit` included, is the controller's to judge.
     except BaseException as error:  # noqa: BLE001
         failure = failure_of(error)
@@ -86,7 +91,7 @@ def _work_or_tell(channel: Channel, message: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _work(channel: Channel, message: dict[str, Any]) -> None:
+def _work(channel: Channel, message: dict[str, Any], notice: Notice) -> None:
     replica = message["replica"]
     job = _job(message)
     run = job.run
@@ -97,7 +102,7 @@ def _work(channel: Channel, message: dict[str, Any]) -> None:
     table = ProgressTable(SharedMemory(message["fds"][2]).bytes, run.replicas, job.buffers)
     flat = FlatModule(run.task.build(run.seed).train(), run.layout, run.mutable_buffers, device)
     flat.load_buffers_(table.buffers[replica])
-    asyncio.run(_run(channel, job, message, table, flat))
+    asyncio.run(_run(channel, notice, job, message, table, flat))
 
 
 @contextmanager
@@ -121,13 +126,17 @@ def _links(job: Job, message: dict[str, Any], flat: FlatModule) -> Iterator[list
             client.close()
 
 
-async def _run(channel: Channel, job: Job, message: dict[str, Any], table: ProgressTable, flat: FlatModule) -> None:
+async def _run(
+    channel: Channel, notice: Notice, job: Job, message: dict[str, Any], table: ProgressTable, flat: FlatModule
+) -> None:
+    who = message["replica"], message["incarnation"]
     with _links(job, message, flat) as links:
-        await _replica(channel, job.run, message["replica"], message["incarnation"], table, flat, links).run()
+        await _replica(channel, notice, job.run, *who, table, flat, links).run()
 
 
 def _replica(
     channel: Channel,
+    notice: Notice,
     run: Prepared,
     replica: int,
     incarnation: int,
@@ -148,6 +157,9 @@ def _replica(
         if table.awaits_buffers(replica):
             publish_buffers()
 
+    def expect(lease: Lease) -> None:
+        batches.expect(lease.epoch, lease.start, lease.stop)
+
     requests = ChannelRequests(channel, publish_buffers)
     return assemble(
         run,
@@ -163,9 +175,9 @@ def _replica(
             begin=partial(table.begin, replica),
             beside=beside,
         ),
-        work=LeaseClient(requests, lambda lease: batches.expect(lease.epoch, lease.start, lease.stop)),
+        work=LeaseClient(requests, expect, leaving=lambda: notice.given),
         parameters=flat.vector,
-        stopping=lambda: table.stopping,
+        stopping=lambda: notice.given or table.stopping,
         watch=publish,
         patience=None if at_once else PATIENCE,
     )

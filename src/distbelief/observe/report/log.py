@@ -156,7 +156,7 @@ class Log:
         life = self.lives[-1]
         life.ended = max(life.ended, seconds)
         match kind:
-            case "replica" | "died":
+            case "replica" | "died" | "left":
                 _enter(life, event, seconds)
             case "machine":
                 _note_machine(life, event, seconds)
@@ -252,7 +252,7 @@ def thinned(places: Floats, values: Floats, most: int | None) -> tuple[Floats, F
 
 
 def _enter(life: Life, event: Event, seconds: float) -> None:
-    """Write down that a process began, or died."""
+    """Write down that a process began, died, or left."""
     replica, incarnation = whole(event.get("replica")), whole(event.get("incarnation"))
     if replica is None or incarnation is None:
         return
@@ -264,7 +264,7 @@ def _enter(life: Life, event: Event, seconds: float) -> None:
         same = [Process(replica, incarnation, seconds if begins else life.began, replaces=replaces)]
         life.processes += same
     if not begins:
-        same[-1].ended, same[-1].died_of = seconds, died_of(event)
+        same[-1].ended, same[-1].died_of = seconds, died_of(event) if event["event"] == "died" else None
 
 
 def _note_machine(life: Life, event: Event, seconds: float) -> None:
