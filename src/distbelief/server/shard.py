@@ -111,6 +111,11 @@ class Shard:
         self._register.begin_term(term)
 
     @property
+    def numbers(self) -> Tensor:
+        """The integers of the block, int64: the shard's own memory, which others may be writing."""
+        return self._numbers
+
+    @property
     def version(self) -> Version:
         """The shard's term, and the updates applied so far; a push that was refused or is held does not count."""
         return self._register.version
