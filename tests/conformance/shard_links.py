@@ -1,5 +1,6 @@
 """Every implementation of `ShardLink`, each in the world that it is made for."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
@@ -9,8 +10,10 @@ import torch
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Wire
+from distbelief.links.codec import codec_of
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.links.staged import StagedLink
+from distbelief.links.wire import Keys, WireClient, WireServer
 from distbelief.ports import ShardLink
 from distbelief.server.admission import Admission
 from distbelief.server.block import ShardSpec
@@ -80,8 +83,36 @@ class Staged:
         return Mapped().run(staged, links=links, admission=admission)
 
 
+class Wired:
+    """Connections by TCP to a server in the same real loop."""
+
+    def __init__(self, keys: Keys | None, codec: str = "float32") -> None:
+        self._keys = keys
+        self._codec = codec
+
+    def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
+        shard = make_shard(torch.zeros(ELEMENTS), SGD(1.0), admission, replicas=links)
+        set_living(shard, range(links))
+
+        async def main() -> T:
+            server = WireServer({3: ShardHost(shard, 3)}, keys=self._keys)
+            serving = asyncio.create_task(server.run())
+            clients = [WireClient(server.address, self._keys) for _ in range(links)]
+            try:
+                return await scenario([client.link(3, shard.spec, codec_of(self._codec)) for client in clients], shard)
+            finally:
+                for client in clients:
+                    client.close()
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+
+        return asyncio.run(main())
+
+
 WORLDS: dict[str, World] = {
     "mapped": Mapped(),
     "staged": Staged("cpu"),
+    "wire": Wired(None),
+    "wire, encrypted": Wired(Keys.generate()),
     **{f"simulated {seed}": Simulated(seed) for seed in range(3)},
 }

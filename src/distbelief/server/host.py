@@ -37,18 +37,34 @@ class ShardHost:
         self.number = number
         self._observer = observer
         self._lost = False
-        self.waiting: dict[str, tuple[Version, Answer]] = {}
-        """Waiting fetches by machine: the version to wait for, and the callback. A retry replaces the earlier entry."""
+        self.waiting: dict[str, tuple[Version, Callable[[], object]]] = {}
+        """Waiting fetches by caller: the version to wait for, and the callback. A retry replaces the earlier entry."""
         self._copy: tuple[Version, Tensor] | None = None
 
     def fetch(self, at_least: Version, machine: str, answer: Answer) -> None:
         """Answer with the version and a copy of the parameters, once the shard has reached `at_least`."""
-        if self._lost:
-            return
+        if not self._lost:
+            self.wait(at_least, machine, lambda: self._answer(answer))
+
+    def wait(self, at_least: Version, caller: str, ready: Callable[[], object]) -> None:
+        """Call `ready` once the shard has reached `at_least`: at once, in `look`, or never after `forget`."""
         if self.shard.reached < at_least:
-            self.waiting[machine] = at_least, answer
+            self.waiting[caller] = at_least, ready
         else:
-            self._answer(answer)
+            ready()
+
+    def look(self) -> None:
+        """Answer the waiting fetches that can proceed. Others may push through mapped memory."""
+        if self.waiting:
+            reached = self.shard.reached
+            for caller, (at_least, ready) in list(self.waiting.items()):
+                if at_least <= reached:
+                    del self.waiting[caller]
+                    ready()
+
+    def forget(self, caller: str) -> None:
+        """Drop the waiting fetch of a caller that has gone."""
+        self.waiting.pop(caller, None)
 
     def push(self, push: Push, answer: Answer) -> None:
         """Pass a push to the shard, answer it, and answer the waiting fetches that can now proceed."""
@@ -58,7 +74,7 @@ class ShardHost:
         if self._observer is not None:
             self._observer.pushed(self.number, push, reply)
         answer(reply, SMALL)
-        self._answer_waiters()
+        self.look()
 
     def execute(self, command: Command, answer: Answer) -> None:
         """Execute a controller command, answer it, and answer the waiting fetches that can now proceed."""
@@ -72,21 +88,13 @@ class ShardHost:
             answer(self.shard.execute(command), SMALL)
         if self._observer is not None:
             self._observer.obeyed(self.number, command, self.shard.living)
-        self._answer_waiters()
+        self.look()
 
     def lose(self) -> None:
         """Handle the death of the machine: drop the waiting fetches, and ignore requests until a `Restore`."""
         self.waiting.clear()
         self._copy = None
         self._lost = True
-
-    def _answer_waiters(self) -> None:
-        if self.waiting:
-            reached = self.shard.reached
-            for machine, (at_least, answer) in list(self.waiting.items()):
-                if at_least <= reached:
-                    del self.waiting[machine]
-                    self._answer(answer)
 
     def _answer(self, answer: Answer) -> None:
         # All fetches of the same version share one copy. In a synchronous round, all replicas fetch the same version.

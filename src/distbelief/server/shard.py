@@ -226,12 +226,12 @@ class Shard(ShardNumbers):
             for part, target in targets:
                 # NumPy copies in this thread. The threads of torch's copy wait for each other on cores busy training.
                 target.numpy()[:] = self.vectors[name][part.start : part.stop].numpy()
-        return Snapshot(self._numbers.clone(), {})
+        return Snapshot(self.numbers.clone(), {})
 
     def _restore(self, command: Restore) -> None:
         if command.term <= self._header[block.TERM]:
             return
-        self._numbers.copy_(command.snapshot.numbers)
+        self.numbers.copy_(command.snapshot.numbers)
         for name, vector in command.snapshot.vectors.items():
             self.vectors[name].copy_(vector)
         self._register.begin_term(command.term)

@@ -17,7 +17,8 @@ class ShardNumbers(ABC):  # noqa: B024
 
     def __init__(self, spec: ShardSpec, numbers: Tensor) -> None:
         self.spec = spec
-        self._numbers = numbers
+        self.numbers = numbers
+        """Int64. In a shard's own memory, others may be writing them."""
         # A memoryview answers with plain ints, ten times as fast as a tensor's or an array's elements.
         self._header: Any = numbers.numpy().data
         self._register = Register(spec, self._header)
@@ -51,7 +52,7 @@ class ShardNumbers(ABC):  # noqa: B024
     @property
     def staleness(self) -> Tensor:
         """Histogram of the staleness of used pushes, int64. The last bin also counts every larger staleness."""
-        return self._numbers[block.HEADER : block.HEADER + block.BINS].clone()
+        return self.numbers[block.HEADER : block.HEADER + block.BINS].clone()
 
     @property
     def stalest(self) -> int:

@@ -59,13 +59,13 @@ class RemoteShard(ShardNumbers):
 
     async def refresh(self) -> None:
         """Copy the integers."""
-        self._numbers.copy_(await self._client.numbers(self._shard))
+        self.numbers.copy_(await self._client.numbers(self._shard))
 
     async def ask(self, command: Command) -> Answer:
         """Have a command obeyed, however often that takes."""
         answer = await retry(PATIENCE, lambda: self._link.execute(command), self._link.transferring)
         if isinstance(answer, Snapshot):
-            self._numbers.copy_(answer.numbers)
+            self.numbers.copy_(answer.numbers)
         return answer
 
     def execute(self, command: Command) -> Answer:

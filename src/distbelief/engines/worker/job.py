@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from distbelief.errors import TaskError
+from distbelief.links.keys import Keys
 from distbelief.run.prepare import Prepared
 from distbelief.server.block import ShardSpec
 
@@ -44,7 +45,7 @@ def assignment(
     incarnation: int,
     here: Sequence[int],
     servers: Sequence[tuple[int, str]] = (),
-    keys: Sequence[str] | None = None,
+    keys: Keys | None = None,
 ) -> dict[str, Any]:
     """What is a worker's own, as its message says it.
 
@@ -56,7 +57,7 @@ def assignment(
         "incarnation": incarnation,
         "here": here,
         "servers": servers,
-        "keys": keys,
+        "keys": None if keys is None else [key.decode() for key in keys.for_client()],
         "path": search_path(),
     }
 

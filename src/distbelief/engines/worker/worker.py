@@ -113,7 +113,7 @@ def _links(job: Job, message: dict[str, Any], flat: FlatModule) -> Iterator[list
         memory, specs = SharedMemory(message["fds"][3]), [job.specs[shard] for shard in here]
         mapped = map_shards(memory, specs, map_locks(memory, len(specs)))
         links.update(zip(here, map(MappedLink, mapped), strict=True))
-    keys = None if message["keys"] is None else Keys(*message["keys"])
+    keys = None if message["keys"] is None else Keys(*map(str.encode, message["keys"]))
     clients = {address: WireClient(address, keys) for _, address in message["servers"]}
     for shard, address in message["servers"]:
         links[shard] = clients[address].link(shard, job.specs[shard])
