@@ -39,6 +39,9 @@ from distbelief.run.state import PARAMETERS
 from distbelief.server.block import AVERAGE
 from distbelief.task.settings import Settings
 
+ENDED = "ended with the run"
+_ROOM_S = 2.0
+"""A replica for which no machine has had room for so long is awaited."""
 _NUMBERS_S = 0.25
 """How often the integers of the shards are copied."""
 Who = tuple[int, int]
@@ -107,9 +110,9 @@ class RayDriver(LiveDriver):
     async def _live(self, who: Who) -> None:
         """A replica's life, from the wait for a machine to its end."""
         seat = None
-        ending = Ending(-signal.SIGKILL, "was ended", cause="ended with the run")
+        ending = Ending(-signal.SIGKILL, "was ended", cause=ENDED)
         try:
-            self._seats[who] = seat = await self._seat()
+            self._seats[who] = seat = await self._seat(who)
             machine = await self._machines.at(seat.place.node)
             await self._try(machine, seat)
             await self._begin(who, seat, machine)
@@ -263,14 +266,23 @@ class RayDriver(LiveDriver):
         who = replica, incarnation
         self._lives[who] = self._calls.start(self._live(who))
 
-    async def _seat(self) -> Seat:
-        """A spare that is ready, or else a new seat."""
+    async def _seat(self, who: Who) -> Seat:
+        """A spare that is ready, or else a new seat, which is awaited as long as no machine has room for it."""
         while self._spares and self._spares[0].done():
             spare: Seat = self._spares.popleft().result()
             if await spare.lives():
                 self._keep_spares()
                 return spare
-        seat = await self._new_seat()
+        seat = Seat(self._engine.resources)
+        try:
+            if not await seat.reserve(_ROOM_S):
+                self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=False))
+                await seat.reserve()
+                self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=True))
+            await seat.occupy()
+        except BaseException:
+            seat.release()
+            raise
         self._keep_spares()
         return seat
 
@@ -280,7 +292,12 @@ class RayDriver(LiveDriver):
 
     async def _new_seat(self) -> Seat:
         seat = Seat(self._engine.resources)
-        await seat.take()
+        try:
+            await seat.reserve()
+            await seat.occupy()
+        except BaseException:
+            seat.release()
+            raise
         return seat
 
     def _kill(self, replica: int, incarnation: int) -> None:

@@ -27,20 +27,23 @@ class Seat:
     def __init__(self, resources: dict[str, float]) -> None:
         self._resources = resources
         self._group: PlacementGroup | None = None
+        self._reserved: asyncio.Future[Any]
         self._actor: Any = None
         self.place: Place
 
-    async def take(self) -> None:
-        """Wait for the resources, however long, and start the actor there."""
+    async def reserve(self, within_s: float | None = None) -> bool:
+        """Wait for the resources, for a while or however long; whether they are there."""
+        if self._group is None:
+            self._group = placement_group([self._resources], strategy="PACK")
+            self._reserved = asyncio.ensure_future(answer(self._group.ready()))
         try:
-            await self._take()
-        except BaseException:
-            self.release()
-            raise
+            await asyncio.wait_for(asyncio.shield(self._reserved), within_s)
+        except TimeoutError:
+            return False
+        return True
 
-    async def _take(self) -> None:
-        self._group = placement_group([self._resources], strategy="PACK")
-        await self._group.ready()
+    async def occupy(self) -> None:
+        """Start the actor where the resources are."""
         options = {
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0),
             "num_cpus": self._resources["CPU"],
