@@ -187,7 +187,8 @@ def _prepared(
 ) -> Prepared:
     task, engine = request.task, request.on
     method = request.method or own_method(task, request.directory if request.resume else None)
-    session.expect(method.most_replicas or engine.replicas)
+    most = method.most_replicas or engine.replicas
+    session.expect(method.least_replicas or most, most)
     asked = Asked(
         until=request.until or own_end(task),
         evaluate_every=request.evaluate_every,

@@ -148,7 +148,7 @@ def train(task: str, quiet: bool, **flags: Any) -> None:
         engine = _engine(flags)
         # The first replica imports torch while this process does.
         with requests_raise(), engine.open() as session:
-            session.expect(1)
+            session.expect(1, 1)
             click.echo(_report(_train(engine, session, task, quiet, flags)))
     except KeyboardInterrupt as interrupt:
         click.echo(str(interrupt) or "interrupted before training began", err=True)

@@ -88,6 +88,11 @@ class Downpour:
         return None if isinstance(self.replicas, str) else self._range[1]
 
     @property
+    def least_replicas(self) -> int | None:
+        """The number of copies without which the run does not begin; None: "auto"."""
+        return None if isinstance(self.replicas, str) else self._range[0]
+
+    @property
     def _range(self) -> tuple[int, int]:
         """The least and the largest number of replicas, which is not "auto"."""
         assert not isinstance(self.replicas, str)

@@ -30,8 +30,8 @@ class Driver(Protocol):
 class Session(Protocol):
     """What an engine has ready before it is known what will run."""
 
-    def expect(self, replicas: int) -> None:
-        """So many replicas will be started soon."""
+    def expect(self, least: int, most: int) -> None:
+        """So many replicas will be started soon. Raises `UsageError` where there is no room for the least."""
 
     def driver(
         self,

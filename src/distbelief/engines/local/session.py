@@ -26,9 +26,9 @@ class LocalSession:
     def __exit__(self, *_: object) -> None:
         self._workers.close()
 
-    def expect(self, replicas: int) -> None:
+    def expect(self, least: int, most: int) -> None:
         """Have so many workers ready."""
-        self._workers.start(replicas)
+        self._workers.start(most)
 
     def driver(self, prepared: Prepared, **shared: Any) -> LocalDriver:
         """A driver for a run."""

@@ -44,6 +44,7 @@ class Seat:
 
     async def occupy(self) -> None:
         """Start the actor where the resources are."""
+        assert self._group is not None
         options = {
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0),
             "num_cpus": self._resources["CPU"],

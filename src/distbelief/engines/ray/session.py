@@ -27,9 +27,9 @@ class RaySession:
         if self._joined:
             cluster.leave()
 
-    def expect(self, replicas: int) -> None:
-        """So many replicas will be started soon: look whether there is room for them."""
-        cluster.require_room(self._engine.resources, replicas, self._engine.spares)
+    def expect(self, least: int, most: int) -> None:
+        """Look whether there is room for so many replicas. Others may come with machines that come."""
+        cluster.require_room(self._engine.resources, least, self._engine.spares)
 
     def driver(self, prepared: Prepared, **shared: Any) -> RayDriver:
         """A driver for a run."""

@@ -110,7 +110,7 @@ class SimulatedSession:
 
     engine: Simulated
 
-    def expect(self, replicas: int) -> None:
+    def expect(self, least: int, most: int) -> None:
         """Nothing is needed for them."""
 
     def driver(self, prepared: Prepared, **shared: Any) -> Simulation:
