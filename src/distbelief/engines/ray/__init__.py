@@ -10,7 +10,7 @@ from distbelief.checks import check_whole
 from distbelief.errors import UsageError
 
 if TYPE_CHECKING:
-    from distbelief.engines.ray.session import RaySession
+    from distbelief.engines.ray.ray_session import RaySession
 
 _MOST_REPLICAS = 4
 
@@ -81,6 +81,6 @@ class Ray:
 
     def open(self) -> RaySession:
         """Join the cluster, or start one. Raises `UsageError` where that cannot be."""
-        from distbelief.engines.ray.session import RaySession
+        from distbelief.engines.ray.ray_session import RaySession
 
         return RaySession(self)
