@@ -81,6 +81,11 @@ def main() -> None:
 @click.option("--cpus", type=int, help="CPUs of each replica on a Ray cluster.  [default: 1]")
 @click.option("--gpus", type=int, help="GPUs of each replica on a Ray cluster.  [default: 0]")
 @click.option("--spares", type=int, help="Replicas kept ready on a Ray cluster.  [default: 0]")
+@click.option(
+    "--codec",
+    type=click.Choice(["float32", "bf16", "int8"]),
+    help="How gradients travel between a Ray cluster's machines.  [default: float32]",
+)
 @click.option("--trusted-network", is_flag=True, help="Do not encrypt what goes between a Ray cluster's machines.")
 @click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")

@@ -29,7 +29,7 @@ _SECTIONS = {
         "method replicas shards batch_size optimizer lr schedule warmup floor momentum weight_decay n_fetch n_push "
         "warmstart admission local_optimizer local_lr clip_norm tolerate overlap average"
     ).split(),
-    "Machine": "engine simulation device precision threads address cpus gpus spares trusted_network".split(),
+    "Machine": "engine simulation device precision threads address cpus gpus spares codec trusted_network".split(),
     "End, whichever comes first": "epochs examples seconds target patience monitor min_delta".split(),
     "Run": "directory resume start evaluate_every wait_for_evaluations checkpoint_every seed".split(),
 }
@@ -130,7 +130,7 @@ def engine_of(flags: dict[str, Any]) -> Engine:
 
     if flags["simulation"] is not None and flags["engine"] != "simulated":
         raise UsageError("--simulation is for the simulated engine: add --engine simulated")
-    of_ray = {name: flags[name] for name in ("address", "cpus", "gpus", "spares") if flags[name] is not None}
+    of_ray = {name: flags[name] for name in ("address", "cpus", "gpus", "spares", "codec") if flags[name] is not None}
     if flags["engine"] == "ray":
         if flags["threads"] is not None:
             raise UsageError("--threads is for the local engine: on a cluster a replica has as many as it has --cpus")

@@ -124,6 +124,13 @@ def shard_nodes(shards: int) -> list[str]:
     return [steady[number % len(steady)]["NodeID"] for number in range(shards)]
 
 
+def draining() -> set[str]:
+    """The machines that are about to be taken away, by their ids. Ray tells its own libraries in no other way."""
+    from ray._private import state
+
+    return set(state.state.get_draining_nodes())
+
+
 def on_node(node: str) -> Any:
     """The strategy that places an actor on a machine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -21,6 +21,7 @@ from distbelief.engines.live_driver import TICK_S, LiveDriver
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.ray import Ray
 from distbelief.engines.ray.calls import Calls
+from distbelief.engines.ray.cluster import draining
 from distbelief.engines.ray.machine import Row
 from distbelief.engines.ray.machines import Known, Machines
 from distbelief.engines.ray.seat import Seat
@@ -42,6 +43,8 @@ from distbelief.task.settings import Settings
 ENDED = "ended with the run"
 _ROOM_S = 2.0
 """A replica for which no machine has had room for so long is awaited."""
+_NOTICES_S = 2.0
+"""How often Ray is asked for machines that are about to be taken away."""
 _NUMBERS_S = 0.25
 """How often the integers of the shards are copied."""
 Who = tuple[int, int]
@@ -77,6 +80,7 @@ class RayDriver(LiveDriver):
         self._spares: deque[Future[Seat]] = deque()
         self._tried: dict[str, asyncio.Task[None]] = {}
         self._calls.start(self._copy_numbers())
+        self._calls.start(self._pass_on_notices())
 
     def _send_out(self, prepared: Prepared, table: ProgressTable) -> Machines:
         specs = shard_specs(prepared)
@@ -132,7 +136,7 @@ class RayDriver(LiveDriver):
         await machine.actor.retire.remote(replica, self._table.buffers[replica].numpy().copy())
         here = machines.shards_at(machine.node)
         elsewhere = [(shard, address) for shard, address in machines.servers.items() if shard not in here]
-        await seat.begin(machine.socket, assignment(*who, here, elsewhere, machines.keys))
+        await seat.begin(machine.socket, assignment(*who, here, elsewhere, machines.keys, self._engine.codec))
         self._calls.post(lambda: self._begun(who, seat, machine))
 
     async def _hear_out(self, who: Who, seat: Seat, machine: Known) -> Ending:
@@ -211,6 +215,17 @@ class RayDriver(LiveDriver):
         snapshot = as_written(self.record.prepared, spec, shard, written, self._first.clone())
         command = Restore(action.term, snapshot, action.fenced, action.living)
         self._calls.start(self._shards[shard].ask(command))
+
+    async def _pass_on_notices(self) -> None:
+        """Have replicas leave machines that Ray is about to take away."""
+        told = set[Who]()
+        while True:
+            leaving = await asyncio.to_thread(draining)
+            for who, seat in list(self._seats.items()):
+                if seat.place.node in leaving and who not in told:
+                    told.add(who)
+                    seat.leave()
+            await asyncio.sleep(_NOTICES_S)
 
     async def _copy_numbers(self) -> None:
         while True:

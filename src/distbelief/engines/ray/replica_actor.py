@@ -6,6 +6,7 @@ The user's code runs in a process of its own, as it does on one machine: however
 import asyncio
 import json
 import os
+import signal
 import socket
 from typing import Any, NamedTuple, final
 
@@ -86,6 +87,10 @@ class ReplicaActor:
             del message["fds"]
         closing, self._told_closing = self._worker.channel.over and not self._told_closing, self._worker.channel.over
         return Report(messages, closing, await asyncio.to_thread(self._worker.reap) if ended else None)
+
+    async def leave(self) -> None:
+        """Tell the process to leave, as a machine does that is about to be taken away."""
+        os.kill(self._worker.pid, signal.SIGTERM)
 
     async def end_if_stopped(self) -> None:
         """Kill the process if it is stopped."""

@@ -82,6 +82,10 @@ class Seat:
         """Send the replica a message."""
         self._actor.send.remote(kind, content)
 
+    def leave(self) -> None:
+        """Tell the replica to leave: what it has is pushed, and what it holds is given back."""
+        self._actor.leave.remote()
+
     def end_if_stopped(self) -> None:
         """Have the process killed if it is stopped."""
         if self._actor is not None:

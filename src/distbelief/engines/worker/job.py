@@ -46,11 +46,12 @@ def assignment(
     here: Sequence[int],
     servers: Sequence[tuple[int, str]] = (),
     keys: Keys | None = None,
+    codec: str = "float32",
 ) -> dict[str, Any]:
     """What is a worker's own, as its message says it.
 
     `here`: the shards in the memory that it is handed. `servers`: each other shard with the address that serves it, to
-    which `keys` belong.
+    which `keys` belong. `codec`: how gradients are encoded on the way there.
     """
     return {
         "replica": replica,
@@ -58,6 +59,7 @@ def assignment(
         "here": here,
         "servers": servers,
         "keys": None if keys is None else [key.decode() for key in keys.for_client()],
+        "codec": codec,
         "path": search_path(),
     }
 

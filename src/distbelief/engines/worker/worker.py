@@ -25,6 +25,7 @@ from distbelief.engines.worker.job import Job
 from distbelief.engines.worker.notice import Notice
 from distbelief.engines.worker.requests import ChannelRequests
 from distbelief.engines.worker.worker_process import ENVIRONMENT
+from distbelief.links.codec import codec_of
 from distbelief.links.forks import children_end_too
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards
 from distbelief.links.staged import StagedLink
@@ -116,7 +117,7 @@ def _links(job: Job, message: dict[str, Any], flat: FlatModule) -> Iterator[list
     keys = None if message["keys"] is None else Keys(*map(str.encode, message["keys"]))
     clients = {address: WireClient(address, keys) for _, address in message["servers"]}
     for shard, address in message["servers"]:
-        links[shard] = clients[address].link(shard, job.specs[shard])
+        links[shard] = clients[address].link(shard, job.specs[shard], codec_of(message["codec"]))
     if flat.device.type != "cpu":
         links = {shard: StagedLink(link, flat.layout.part(flat.vector, shard)) for shard, link in links.items()}
     try:
