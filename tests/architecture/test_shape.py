@@ -15,11 +15,13 @@ CODE_BUDGET = {
     "engines": 1570,
     "engines/local": 666,
     "engines/simulated": 1310,
-    "links": 160,
+    # The wire is about 1,050: half of it are the messages, each with its checks, and the codecs.
+    "links": 1245,
     "observe": 330,
     "observe/report": 845,
     "run": 1845,
-    "server": 1200,
+    # Among them what a host does for a server that waits, looks and forgets.
+    "server": 1205,
     "task": 1175,
     "tasks": 540,
 }
@@ -33,6 +35,8 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/local/__init__.py": "tests/engines/local/test_devices.py: a value and its sentences",
     "engines/local/local_driver.py": "tests/engines/local/test_deaths.py and test_bad_days.py: it only lives in runs",
     "engines/local/boot.py": "tests/engines/local/test_bad_days.py and test_descendants.py: a process before torch",
+    "links/keys.py": "tests/links/test_wire_server.py: who is let in",
+    "links/loop_socket.py": "tests/links/test_wire.py and test_wire_server.py: it only lives in connections",
     "links/forks.py": "tests/engines/local/test_descendants.py: what children may keep",
     "run/lock.py": "tests/run/test_directory.py: a directory's lock",
     "engines/local/job.py": "the same: what a worker is told",
