@@ -30,7 +30,7 @@ class LoopSocket:
         self._loop.add_reader(self._fd, self._read)
         self._schedule()
 
-    def send(self, *parts: bytes | memoryview) -> bool:
+    def send(self, *parts: bytes | memoryview | zmq.Frame) -> bool:
         """Send a message of some parts; False if there is no connection to send it by. Large parts are not copied."""
         if self.socket.closed or not (self._write(parts) or self._write_again(parts)):
             return False
@@ -38,7 +38,7 @@ class LoopSocket:
         self._schedule()
         return True
 
-    def _write(self, parts: Sequence[bytes | memoryview]) -> bool:
+    def _write(self, parts: Sequence[bytes | memoryview | zmq.Frame]) -> bool:
         last = len(parts) - 1
         try:
             for number, part in enumerate(parts):
@@ -50,7 +50,7 @@ class LoopSocket:
             return False
         return True
 
-    def _write_again(self, parts: Sequence[bytes | memoryview]) -> bool:
+    def _write_again(self, parts: Sequence[bytes | memoryview | zmq.Frame]) -> bool:
         """A socket learns of a new connection from time to time, or when it is asked for its events."""
         return self._has(zmq.POLLOUT) and self._write(parts)
 

@@ -7,7 +7,7 @@
 3.  Frames leave without a copy, and arrive with one: out of ZeroMQ's memory into the target.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -31,6 +31,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().view(-1).view(torch.uint8).numpy().data
 
 
+Part = memoryview | zmq.Frame
+
+
 def frames(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     """Cut memory into frames. Empty views are left out."""
     parts: list[memoryview] = []
@@ -48,20 +51,25 @@ def frames(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield parts
 
 
+def kept_frames(view: memoryview) -> list[list[zmq.Frame]]:
+    """The frames of memory that is sent again and again: ZeroMQ need not tell Python when it is done with them."""
+    return [[zmq.Frame(part, copy=False) for part in parts] for parts in frames([view])]
+
+
 @final
 class Outgoing:
-    """What is left to send of a transfer. `views`: the memory, which must not be freed or reused before the end."""
+    """What is left to send of a transfer: `nbytes` in frames, whose memory must not be reused before the end."""
 
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self.nbytes = self.left = sum(len(view) for view in views)
-        self._frames = frames(views)
+    def __init__(self, nbytes: int, frames: Iterable[Sequence[Part]]) -> None:
+        self.nbytes = self.left = nbytes
+        self._frames = iter(frames)
         self._window = WINDOW
 
-    def first(self) -> list[memoryview]:
+    def first(self) -> Sequence[Part]:
         """The frame that rides with the announcement; empty if there is nothing to send."""
         return next(self.ready(), [])
 
-    def ready(self) -> Iterator[list[memoryview]]:
+    def ready(self) -> Iterator[Sequence[Part]]:
         """The frames that may be sent now."""
         while self.left and self._window > 0:
             frame = next(self._frames)

@@ -24,7 +24,7 @@ from distbelief.links import wire_messages as m
 from distbelief.links.codec import AS_IS, Codec, Encoder
 from distbelief.links.keys import Keys, client_socket
 from distbelief.links.loop_socket import LoopSocket
-from distbelief.links.transfers import Incoming, Outgoing, bytes_of
+from distbelief.links.transfers import Incoming, Outgoing, Part, bytes_of, frames
 from distbelief.links.wire_server import WireServer
 from distbelief.ports import (
     ORIGIN,
@@ -158,7 +158,9 @@ class WireClient:
         return found
 
     def close(self) -> None:
-        """Close the connection. Calls under way raise `ConnectionError`."""
+        """Close the connection. Calls under way and later ones raise `ConnectionError`."""
+        if self._monitored.closed:
+            return
         self._lost("the connection was closed")
         self._monitored.disable_monitor()
         self._monitor.close()
@@ -177,7 +179,7 @@ class WireClient:
         """Make a call, whose number is given to `request`, and wait for an answer of a kind. `views` go with it."""
         await self._connection()
         number = next(self._next)
-        call = _Call(self._loop.create_future(), Outgoing(views), place, progress)
+        call = _Call(self._loop.create_future(), Outgoing(sum(map(len, views)), frames(views)), place, progress)
         self._calls[number] = call
         progress.calls.add(call)
         progress.moved = self._loop.time()
@@ -201,6 +203,8 @@ class WireClient:
 
     async def _connection(self) -> None:
         """Wait until the server takes requests."""
+        if self._monitored.closed:
+            raise ConnectionError(f"the connection to {self.address} was closed")
         try:
             async with asyncio.timeout(CONNECT_S):
                 await self._welcome.wait()
@@ -280,7 +284,7 @@ class WireClient:
         for frame in call.outgoing.ready():
             self._socket.send(header, *frame)
 
-    def _send(self, message: m.Message, *parts: memoryview) -> bool:
+    def _send(self, message: m.Message, *parts: Part) -> bool:
         """Send a message; False if there is no connection, of which the monitor tells too."""
         return self._socket.send(_ENCODER.encode(message), *parts)
 

@@ -12,7 +12,7 @@
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -27,7 +27,7 @@ from distbelief.links import wire_messages as m
 from distbelief.links.codec import Codec, codec_of, decode_push, encoded_bytes
 from distbelief.links.keys import Keys, admit, server_socket
 from distbelief.links.loop_socket import LoopSocket
-from distbelief.links.transfers import Buffers, Incoming, Outgoing, bytes_of
+from distbelief.links.transfers import Buffers, Incoming, Outgoing, Part, bytes_of, frames, kept_frames
 from distbelief.ports import Capture, Command, Fence, Push, PushRecord, Reply, Restore, SetLiving, Snapshot, Version
 from distbelief.server.host import ShardHost
 
@@ -49,6 +49,7 @@ class _Served:
     def __init__(self, host: ShardHost) -> None:
         self.host = host
         self.spec = host.shard.spec
+        self.frames = kept_frames(bytes_of(host.shard.parameters))
         self.thread = ThreadPoolExecutor(1, f"shard {host.number}")
         self._codecs: dict[str, Codec] = {}
         self._decoded: Tensor | None = None
@@ -232,11 +233,11 @@ class WireServer:
     def _send_parameters(self, peer: _Peer, served: _Served, request: m.FetchRequest) -> None:
         peer.waiting.pop(request.call, None)
         version, parameters = served.host.shard.version, served.host.shard.parameters
-        self._transfer(peer, m.Fetched(request.call, parameters.nbytes, version), [bytes_of(parameters)])
+        self._transfer(peer, m.Fetched(request.call, parameters.nbytes, version), served.frames)
 
     def _numbers(self, peer: _Peer, served: _Served, request: m.NumbersRequest) -> None:
         numbers = served.host.shard.numbers.clone()
-        self._transfer(peer, m.Copied(request.call, numbers.nbytes), [bytes_of(numbers)])
+        self._transfer(peer, m.Copied(request.call, numbers.nbytes), frames([bytes_of(numbers)]))
 
     def _push(self, peer: _Peer, served: _Served, request: m.PushRequest) -> None:
         head = m.check_push(request, served.spec)
@@ -276,7 +277,7 @@ class WireServer:
 
         def answer(found: Snapshot) -> None:
             views = [bytes_of(found.numbers), *map(bytes_of, copies)]
-            self._transfer(peer, m.Copied(request.call, sum(map(len, views))), views, buffer)
+            self._transfer(peer, m.Copied(request.call, sum(map(len, views))), frames(views), buffer)
 
         self._in_thread(peer, served, request.call, lambda: shard.execute(Capture(into)), answer)
 
@@ -360,10 +361,10 @@ class WireServer:
         self._loop.run_in_executor(served.thread, work).add_done_callback(ended)
 
     def _transfer(
-        self, peer: _Peer, header: m.Fetched | m.Copied, views: Sequence[memoryview], buffer: Tensor | None = None
+        self, peer: _Peer, header: m.Fetched | m.Copied, cut: Iterable[Sequence[Part]], buffer: Tensor | None = None
     ) -> None:
         """Send a header and what it announces. `buffer`, if any, is used again once all of it has been received."""
-        outgoing = Outgoing(views)
+        outgoing = Outgoing(header.nbytes, cut)
         peer.outgoing[header.call] = outgoing, buffer
         if self._send(peer, header, *outgoing.first()):
             self._pump(peer, header.call)
@@ -393,7 +394,7 @@ class WireServer:
     def _refuse(self, peer: _Peer, call: int, reason: str, *, gone: bool) -> None:
         self._send(peer, m.Refused(call, reason, gone))
 
-    def _send(self, peer: _Peer, message: m.Message | bytes, *parts: memoryview) -> bool:
+    def _send(self, peer: _Peer, message: m.Message | bytes, *parts: Part) -> bool:
         header = message if isinstance(message, bytes) else _ENCODER.encode(message)
         sent = self._sockets[0].send(peer.identity, header, *parts)
         if not sent:
