@@ -58,7 +58,7 @@ class Machines:
         self._shards: dict[int, RemoteShard] = {}
         self.servers: dict[int, str] = {}
         """The address by which each shard is served."""
-        self.homes: dict[int, str] = {}
+        self._homes: dict[int, Known] = {}
         """The machine of each shard."""
         self._table = table
 
@@ -101,14 +101,18 @@ class Machines:
         self._clients.append(client := WireClient(address, self.keys))
         for shard, spec in specs.items():
             self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(actor, client)
-            self.servers[shard], self.homes[shard] = address, node
-        # In the place of one that holds none, if there is one: what is mapped there goes on.
-        self._known[node] = asyncio.create_task(self._ready(Known(node, about.name, about.socket, actor)))
-        await self._known[node]
+            self.servers[shard] = address
+        machine = Known(node, about.name, about.socket, actor)
+        self._homes.update(dict.fromkeys(specs, machine))
+        ready = asyncio.create_task(self._ready(machine))
+        # Where there is one already, replicas go on with that, and reach these shards by their server.
+        if node not in self._known:
+            self._known[node] = ready
+        await ready
 
-    def shards_at(self, node: str) -> list[int]:
-        """The shards of a machine."""
-        return [shard for shard, home in self.homes.items() if home == node]
+    def shards_at(self, machine: Known) -> list[int]:
+        """The shards whose memory a machine's actor hands out."""
+        return [shard for shard, home in self._homes.items() if home is machine]
 
     @property
     def ready(self) -> list[Known]:
@@ -118,7 +122,7 @@ class Machines:
 
     def name_of(self, shard: int) -> str:
         """What the machine of a shard is called."""
-        return self._known[self.homes[shard]].result().name
+        return self._homes[shard].name
 
     async def look(self, machine: Known) -> None:
         """Have the progress of a machine's replicas put into the table."""
@@ -130,7 +134,7 @@ class Machines:
         """End the actors."""
         for client in self._clients:
             client.close()
-        for machine in self.ready:
+        for machine in {*self.ready, *self._homes.values()}:
             ray.kill(machine.actor)
 
     async def _open(self, node: str) -> Known:
@@ -155,10 +159,11 @@ class Machines:
                 await self.look(machine)
                 await asyncio.sleep(_LOOK_S)
         except (RayActorError, TimeoutError):
-            self._known.pop(machine.node, None)
-            gone = self.shards_at(machine.node)
+            if machine in self.ready and self._known[machine.node].result() is machine:
+                del self._known[machine.node]
+            gone = self.shards_at(machine)
             for shard in gone:
-                del self.homes[shard]
+                del self._homes[shard]
             self._calls.post(lambda: self._lost(machine, gone))
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from distbelief.engines.ray.calls import Calls
-from distbelief.engines.worker.worker import PATIENCE
 from distbelief.errors import InvariantViolated, WorkerDied
 from distbelief.links.wire import WireClient, WireLink
 from distbelief.ports import Answer, Capture, Command, Slice, Snapshot
 from distbelief.run.state import PARAMETERS
 from distbelief.server.block import ShardSpec
-from distbelief.server.patience import retry
+from distbelief.server.patience import Patience, retry
 from distbelief.server.shard_numbers import ShardNumbers
 
 T = TypeVar("T")
+_PATIENCE = Patience(2.0, 4.0)
+"""Of the controller's commands: a shard that has come back elsewhere is soon asked there."""
 _GONE_S = 60.0
 """For how long a shard is waited for by what cannot go on without it."""
 
@@ -63,7 +64,7 @@ class RemoteShard(ShardNumbers):
 
     async def ask(self, command: Command) -> Answer:
         """Have a command obeyed, however often that takes."""
-        answer = await retry(PATIENCE, lambda: self._link.execute(command), self._link.transferring)
+        answer = await retry(_PATIENCE, lambda: self._link.execute(command), self._link.transferring)
         if isinstance(answer, Snapshot):
             self.numbers.copy_(answer.numbers)
         return answer
@@ -99,7 +100,7 @@ class RemoteShard(ShardNumbers):
     async def _copied(self, name: str) -> Tensor:
         into = torch.empty(self.spec.elements, dtype=self.spec.dtype)
         if name == PARAMETERS:
-            await retry(PATIENCE, lambda: self._link.fetch(into), self._link.transferring)
+            await retry(_PATIENCE, lambda: self._link.fetch(into), self._link.transferring)
         else:
             await self.ask(Capture({name: [(Slice(0, self.spec.elements), into)]}))
         return into
