@@ -10,11 +10,11 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 
 CODE_BUDGET = {
     ".": 543,
-    "cli": 665,
+    "cli": 688,
     "downpour": 753,
     "engines": 1606,
     "engines/local": 700,
-    "engines/simulated": 1310,
+    "engines/simulated": 1345,
     "links": 160,
     "observe": 332,
     "observe/report": 845,

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
+from distbelief.cli.flags import (
+    RATES,
+    SectionedCommand,
+    as_flags,
+    at_once,
+    downpour,
+    end,
+    engine_of,
+    often,
+    told_rates,
+)
 from distbelief.engines.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
 from distbelief.observe.streams import forgive
@@ -77,7 +87,12 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, help="Where replicas compute: auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["bf16"]), help="Compute in bfloat16 where torch finds it safe.")
 @click.option("--threads", type=int, help="Threads of each replica.  [default: the cores, shared out]")
-@click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
+@click.option(
+    "--replicas",
+    callback=at_once,
+    metavar="NUMBER",
+    help="Copies of the model that train at once; the least and the most: 4-16.  [default: cores, at most 4]",
+)
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
 @click.option("--optimizer", type=_RULE, help="The rule in the shards.  [default: adagrad]")
