@@ -113,7 +113,7 @@ def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
     seconds = choose.pick([choose.real(0.01, 5.0), choose.real(0.01, 5.0), choose.real(20.0, 90.0)])
     faults: list[Fault] = [
         db.Death(machine, at, back),
-        db.Death(replica, at, choose.real(0.0, 2.0), choose.pick([0.0, choose.real(0.0, 8.0)])),
+        db.Death(replica, at, choose.real(0.0, 2.0), choose.pick([0.0, choose.real(0.0, 2.0)])),
         db.Pause(machine, at, seconds),
         db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
         db.Cut(at, seconds, (machine,)),
