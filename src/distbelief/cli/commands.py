@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
+from distbelief.cli.flags import (
+    RATES,
+    SectionedCommand,
+    as_flags,
+    at_once,
+    downpour,
+    end,
+    engine_of,
+    often,
+    told_rates,
+)
 from distbelief.engines.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
 from distbelief.observe.streams import forgive
@@ -87,7 +97,12 @@ def main() -> None:
     help="How gradients travel between a Ray cluster's machines.  [default: float32]",
 )
 @click.option("--trusted-network", is_flag=True, help="Do not encrypt what goes between a Ray cluster's machines.")
-@click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
+@click.option(
+    "--replicas",
+    callback=at_once,
+    metavar="NUMBER",
+    help="Copies of the model that train at once; the least and the most: 4-16.  [default: cores, at most 4]",
+)
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
 @click.option("--optimizer", type=_RULE, help="The rule in the shards.  [default: adagrad]")
