@@ -77,7 +77,10 @@ class LoopSocket:
         for _ in range(_BURST):
             if self.socket.closed or not self._has(zmq.POLLIN):
                 return
-            self._receive(self.socket)
-            while not self.socket.closed and self.socket.getsockopt(zmq.RCVMORE):
-                self.socket.recv_into(bytearray())
-        self._schedule()
+            # The descriptor tells of changes only, so what is left after these is looked for.
+            self._schedule()
+            try:
+                self._receive(self.socket)
+            finally:
+                while not self.socket.closed and self.socket.getsockopt(zmq.RCVMORE):
+                    self.socket.recv_into(bytearray())
