@@ -18,6 +18,7 @@ class FrozenGradient(NamedTuple):
     """A gradient that is ready to push. Its tensors do not change any more."""
 
     tensors: list[Tensor | None]
+    """Flat, one per parameter; None where it took no part."""
     versions: tuple[Version, ...]
     """The version of each shard at the fetch that the oldest accrued gradient was computed from."""
     finite: bool
@@ -33,7 +34,7 @@ class HandOver:
 
     In the paper's listing the asynchronous push clears the accrued gradient while the next batch may already be adding
     to it. Here `take` transfers the tensors to the push, and the next batch starts with none. The first gradient is
-    accrued in the tensors that autograd made, so a push of one batch copies nothing.
+    accrued in the tensors that autograd made, as vectors, so a push of one batch copies nothing.
 
     `finite` is False if an element is NaN or infinite, or if the weight is negative or not finite. A sum or norm that
     overflows is no reason by itself. With `clip_norm`, `finite` is also False if the 2-norm overflows float64: clipping
@@ -55,12 +56,14 @@ class HandOver:
         """Add a batch's gradient, and take ownership of its tensors."""
         self._probe = self._norm = None
         self.batches += 1
+        # Flat before anything else: torch takes half as long again to sum a small matrix.
+        tensors = [None if tensor is None else tensor.flatten() for tensor in gradient.tensors]
         if not self.tensors:
-            self.tensors, self.versions, self._weight = gradient.tensors, versions, gradient.weight
+            self.tensors, self.versions, self._weight = tensors, versions, gradient.weight
             return
         if self._weight is not None and gradient.weight is not None:
             self._weight = self._weight + gradient.weight
-        both = list(zip(self.tensors, gradient.tensors, strict=True))
+        both = list(zip(self.tensors, tensors, strict=True))
         sums = [(mine, new) for mine, new in both if mine is not None and new is not None]
         if sums:
             torch._foreach_add_([mine for mine, _ in sums], [new for _, new in sums])
@@ -123,9 +126,8 @@ class HandOver:
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all elements, to be shown. A dot product is not slowed down by squares that are subnormal."""
-    flat = [tensor.flatten() for tensor in tensors]
-    return torch.stack([torch.dot(vector, vector) for vector in flat]).sum().sqrt()
+    """The 2-norm of flat tensors, to be shown. A dot product is not slowed down by squares that are subnormal."""
+    return torch.stack([torch.dot(vector, vector) for vector in tensors]).sum().sqrt()
 
 
 def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
@@ -220,11 +222,10 @@ class Client:
         self.sequence += 1
         sequence = self.sequence
         replies: dict[int, Reply] = {}
-        flat = [None if tensor is None else tensor.flatten() for tensor in frozen.tensors]
 
         async def one(shard: int) -> None:
             link, version = self.links[shard], frozen.versions[shard]
-            slices, gradients, nbytes = self._cut(flat, shard)
+            slices, gradients, nbytes = self._cut(frozen.tensors, shard)
             push = Push(self.replica, self.incarnation, sequence, version, work, slices, gradients, frozen.weight)
             replies[shard] = await retry(self._patience, lambda: link.push(push), link.transferring)
             self.pushed_bytes += nbytes
