@@ -26,7 +26,7 @@ CODE_BUDGET = {
     "observe/report": 845,
     "run": 1848,
     # Among them what a host does for a server that waits, looks and forgets.
-    "server": 1220,
+    "server": 1225,
     "task": 1175,
     "tasks": 540,
 }
