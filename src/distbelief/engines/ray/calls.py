@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar, final
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, ActorPlacementGroupRemoved, ActorUnschedulableError, RayTaskError
 
 T = TypeVar("T")
 Event = Callable[[], object]
@@ -15,11 +15,16 @@ Event = Callable[[], object]
 
 
 async def answer(reference: Any) -> Any:
-    """Await what an actor answers. What its method raised is raised as it was."""
+    """Await what an actor answers. What its method raised is raised as it was.
+
+    Raises `RayActorError` where the actor has died, or its machine was gone before it could begin.
+    """
     try:
         return await reference
     except RayTaskError as error:
         raise error.cause from error
+    except (ActorUnschedulableError, ActorPlacementGroupRemoved) as error:
+        raise ActorDiedError(str(error)) from error
 
 
 @final

@@ -77,14 +77,18 @@ class Machines:
         self._specs = specs
         homes = shard_nodes(len(specs))
         for node in dict.fromkeys(homes):
-            await self._hold(node, [shard for shard, home in enumerate(homes) if home == node])
+            shards = [shard for shard, home in enumerate(homes) if home == node]
+            try:
+                await self._hold(node, shards)
+            except (RayActorError, TimeoutError):
+                await self.bring_back(shards, lost=False)
         return [self._shards[shard] for shard in range(len(specs))]
 
-    async def bring_back(self, shards: Sequence[int]) -> None:
-        """Make shards anew, on any machine, that have died with theirs. They do nothing until they are restored."""
+    async def bring_back(self, shards: Sequence[int], *, lost: bool = True) -> None:
+        """Make shards, on any machine, whose own is gone. Those that are `lost` do nothing until they are restored."""
         while True:
             try:
-                return await self._hold(shard_nodes(1)[0], shards, lost=True)
+                return await self._hold(shard_nodes(1)[0], shards, lost=lost)
             except (RayActorError, TimeoutError):
                 # Ray has not yet noticed that this one is gone, too.
                 await asyncio.sleep(1.0)
