@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.server import interleave
-from distbelief.engines.local.worker_process import ENVIRONMENT
+from distbelief.engines.worker.worker_process import ENVIRONMENT
 from distbelief.links.codec import codec_of
 from distbelief.links.transfers import bytes_of
 from distbelief.links.wire import Keys, WireClient, WireLink, WireServer

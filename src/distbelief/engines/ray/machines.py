@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, final
 import ray
 from ray.exceptions import RayActorError
 
+from distbelief.engines.calls import Calls
 from distbelief.engines.progress_table import ProgressTable
-from distbelief.engines.ray.calls import Calls, answer
-from distbelief.engines.ray.cluster import on_node, require_versions, shard_nodes
+from distbelief.engines.ray.cluster import answer, on_node, require_versions, shard_nodes
 from distbelief.engines.ray.machine import Machine, Row
-from distbelief.engines.ray.remote_shard import RemoteShard
 from distbelief.engines.ray.seat import REACHABLE_S
+from distbelief.engines.remote_shard import RemoteShard
 from distbelief.errors import UsageError
 from distbelief.links.mapped import SharedMemory
 from distbelief.links.wire import Keys, WireClient
@@ -81,30 +81,30 @@ class Machines:
             try:
                 await self._hold(node, shards)
             except (RayActorError, TimeoutError):
-                await self.bring_back(shards, lost=False)
+                await self.bring_back(shards)
         return [self._shards[shard] for shard in range(len(specs))]
 
-    async def bring_back(self, shards: Sequence[int], *, lost: bool = True) -> None:
-        """Make shards, on any machine, whose own is gone. Those that are `lost` do nothing until they are restored."""
+    async def bring_back(self, shards: Sequence[int]) -> None:
+        """Make shards, on any machine, whose own is gone."""
         while True:
             try:
-                return await self._hold(shard_nodes(1)[0], shards, lost=lost)
+                return await self._hold(shard_nodes(1)[0], shards)
             except (RayActorError, TimeoutError):
                 # Ray has not yet noticed that this one is gone, too.
                 await asyncio.sleep(1.0)
 
-    async def _hold(self, node: str, shards: Sequence[int], *, lost: bool = False) -> None:
+    async def _hold(self, node: str, shards: Sequence[int]) -> None:
         actor = _actor(node)
         about = await asyncio.wait_for(answer(actor.about.remote()), _STARTED_S)
         require_versions(about.name, about.versions)
         specs = {shard: self._specs[shard] for shard in shards}
         try:
-            address = await answer(actor.hold.remote(specs, about.address, self.keys, lost))
+            address = await answer(actor.hold.remote(specs, about.address, self.keys))
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
         for shard, spec in specs.items():
-            self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(actor, client)
+            self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(client)
             self.servers[shard] = address
         machine = Known(node, about.name, about.socket, actor)
         self._homes.update(dict.fromkeys(specs, machine))
