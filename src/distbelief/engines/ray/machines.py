@@ -58,8 +58,8 @@ class Machines:
         self._shards: dict[int, RemoteShard] = {}
         self.servers: dict[int, str] = {}
         """The address by which each shard is served."""
-        self.homes: dict[int, str] = {}
-        """The machine of each shard."""
+        self._homes: dict[int, Known] = {}
+        """The machine of each shard. One that takes shards of another in is another one from then on."""
         self._table = table
 
     async def at(self, node: str) -> Known:
@@ -103,16 +103,17 @@ class Machines:
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
+        machine = Known(node, about.name, about.socket, actor)
         for shard, spec in specs.items():
             self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(actor, client)
-            self.servers[shard], self.homes[shard] = address, node
-        # In the place of one that holds none, if there is one: what is mapped there goes on.
-        self._known[node] = asyncio.create_task(self._ready(Known(node, about.name, about.socket, actor)))
+            self.servers[shard], self._homes[shard] = address, machine
+        # In the place of one that holds others or none, if there is one: what is mapped there goes on.
+        self._known[node] = asyncio.create_task(self._ready(machine))
         await self._known[node]
 
-    def shards_at(self, node: str) -> list[int]:
-        """The shards of a machine."""
-        return [shard for shard, home in self.homes.items() if home == node]
+    def shards_at(self, machine: Known) -> list[int]:
+        """The shards that a machine has."""
+        return [shard for shard, home in self._homes.items() if home is machine]
 
     @property
     def ready(self) -> list[Known]:
@@ -122,7 +123,7 @@ class Machines:
 
     def name_of(self, shard: int) -> str:
         """What the machine of a shard is called."""
-        return self._known[self.homes[shard]].result().name
+        return self._homes[shard].name
 
     async def look(self, machine: Known) -> None:
         """Have the progress of a machine's replicas put into the table."""
@@ -134,7 +135,7 @@ class Machines:
         """End the actors."""
         for client in self._clients:
             client.close()
-        for machine in self.ready:
+        for machine in {*self.ready, *self._homes.values()}:
             ray.kill(machine.actor)
 
     async def _open(self, node: str) -> Known:
@@ -159,10 +160,11 @@ class Machines:
                 await self.look(machine)
                 await asyncio.sleep(_LOOK_S)
         except (RayActorError, TimeoutError):
-            self._known.pop(machine.node, None)
-            gone = self.shards_at(machine.node)
+            if machine in self.ready:
+                del self._known[machine.node]
+            gone = self.shards_at(machine)
             for shard in gone:
-                del self.homes[shard]
+                del self._homes[shard]
             self._calls.post(lambda: self._lost(machine, gone))
 
 

@@ -134,7 +134,7 @@ class RayDriver(LiveDriver):
     async def _begin(self, who: Who, seat: Seat, machine: Known) -> None:
         replica, machines = who[0], self._machines
         await machine.actor.retire.remote(replica, self._table.buffers[replica].numpy().copy())
-        here = machines.shards_at(machine.node)
+        here = machines.shards_at(machine)
         elsewhere = [(shard, address) for shard, address in machines.servers.items() if shard not in here]
         await seat.begin(machine.socket, assignment(*who, here, elsewhere, machines.keys, self._engine.codec))
         self._calls.post(lambda: self._begun(who, seat, machine))
