@@ -38,9 +38,9 @@ lint: install docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Linting comes first, so that the tests' summary is the last thing printed.
+# Linting comes first, so that the tests' summary is the last thing printed. The tests of Ray share a cluster.
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 PURE := src/distbelief/server/*,src/distbelief/downpour/*,src/distbelief/ports.py,src/distbelief/allocation.py,src/distbelief/chance.py,src/distbelief/errors.py,src/distbelief/engines/controller.py,src/distbelief/engines/outstanding.py,src/distbelief/engines/due.py,src/distbelief/engines/replica_slot.py,src/distbelief/engines/supervision.py
 

@@ -136,7 +136,7 @@ async def answer(reference: Any) -> Any:
     except RayTaskError as error:
         raise error.cause from error
     except (ActorUnschedulableError, ActorPlacementGroupRemoved) as error:
-        raise ActorDiedError(str(error)) from error
+        raise ActorDiedError from error
 
 
 def draining() -> set[str]:

@@ -103,6 +103,7 @@ class Machines:
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
+        machine = Known(node, about.name, about.socket, actor)
         for shard, spec in specs.items():
             self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(client)
             self.servers[shard] = address
