@@ -1,5 +1,6 @@
 """A shard's host: it answers, keeps the fetches that wait, and says nothing once its shard is lost."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,6 +117,20 @@ def test_a_caller_that_has_gone_is_never_answered() -> None:
         host.forget(caller)
     host.push(make_push(ONES, 1), Answers())
     assert (len(gone.values), len(there.values)) == (0, 1)
+
+
+def test_an_answer_may_make_others_be_forgotten() -> None:
+    """As one that cannot be sent, since its caller's machine has gone with all of its callers."""
+    host, called = ShardHost(make_shard(torch.zeros(16))), []
+
+    def ready(caller: str, other: str) -> None:
+        called.append(caller)
+        host.forget(other)
+
+    for caller, other in (("a", "b"), ("b", "a")):
+        host.wait(at(1), caller, partial(ready, caller, other))
+    host.push(make_push(ONES, 1), Answers())
+    assert called == ["a"]
 
 
 def test_a_capture_answers_with_everything_and_the_receiver_takes_its_slices() -> None:
