@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, final
+from typing import Any, BinaryIO, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
@@ -267,11 +267,24 @@ def _examples(path: Path) -> int:
     return int(match[1] or match[2])
 
 
-def _read(path: Path) -> Checkpoint:
+def has_state(path: Path) -> bool:
+    """Whether a checkpoint has its state, which is written last."""
+    try:
+        return bool(_content(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _content(path: Path) -> dict[str, Any]:
     outer = json.loads((path / STATE).read_text())
     if outer["checksum"] != _digest(outer["content"].encode()):
         raise ValueError("the checksum of its state is wrong")
-    content = json.loads(outer["content"])
+    content: dict[str, Any] = json.loads(outer["content"])
+    return content
+
+
+def _read(path: Path) -> Checkpoint:
+    content = _content(path)
     # Formats before this one had their number beside the state.
     if (found := content.get("format", content["state"].get("format"))) != FORMAT:
         raise _other_format(path, found)

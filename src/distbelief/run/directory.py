@@ -45,7 +45,7 @@ from distbelief.run.store import place, reading, why
 _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
-_SENT = "what is newer than that"
+_SENT = "the newest files"
 _TASK = "task.json"
 _FILES = (
     _TASK,

@@ -90,7 +90,8 @@ class StoreLock:
         Raises `BlockingIOError` where another run holds it, another `OSError` where it cannot be written.
         """
         found = _word_at(store)
-        if found not in (None, before):
+        # A kill may have left a part of the word, on a server that writes files piece by piece.
+        if found and not before.startswith(found):
             now = f"{LOCK}-{word}"
             store.write(now, b"")
             age_s = store.age_s(LOCK, now)
@@ -106,7 +107,9 @@ class StoreLock:
         """Write it anew. Raises `OSError` where it is another's by now."""
         with self._renewing:
             found = _word_at(self._store)
-            self._removed = self._removed or found is None
+            if found is None:
+                self._removed = True
+                self._store.forget_folders()
             self._lost = self._lost or found not in (None, self._word)
             self.check()
             self._store.write(LOCK, f"{self._word}\n".encode())

@@ -83,7 +83,7 @@ class Mirror:
             match, place = _WHOLE.fullmatch(name), name.rpartition("/")[0]
             if match is None or f"{place}/{TENSORS}" not in names:
                 continue
-            if not (folder := self.folder / _CHECKPOINTS / match[2]).exists():
+            if not checkpoint.has_state(folder := self.folder / _CHECKPOINTS / match[2]):
                 for file in (TENSORS, STATE):
                     self._fetch(f"{place}/{file}", folder / file)
 
@@ -101,11 +101,12 @@ class Mirror:
             # The directory was removed: everything is sent again.
             self._there = dict.fromkeys(self._store.names() & self._there.keys())
         here = checkpoint.listed(self.folder / _CHECKPOINTS)
-        self._store.write(_INDEX, checkpoint.index_of(self._listed | here))
-        wanted = set()
+        if self._listed | here:
+            self._send(_INDEX, checkpoint.index_of(self._listed | here))
+        wanted = {_INDEX}
         for name, path in self._wanted():
             wanted.add(name)
-            self._send(name, path)
+            self._send(name, _content(path))
         # A folder that somebody has emptied is no reason to remove anything there.
         if any(path.is_dir() for path in (self.folder / _CHECKPOINTS).glob("*")):
             for name in sorted(self._there.keys() - wanted):
@@ -159,6 +160,8 @@ class Mirror:
         state, places = _state_of((folder / STATE).read_bytes()), _places(folder.name)
         for place in places:
             if self._there.get(f"{place}/{STATE}") == state:
+                # It has the checksum of its tensors: they are there, too.
+                self._there[f"{place}/{TENSORS}"] = _state_of(folder / TENSORS)
                 return place
         place = next(place for place in places if self._there.get(f"{place}/{STATE}") is None)
         # What is left of one that is not used any more is not to be the state of this one.
@@ -166,18 +169,16 @@ class Mirror:
             self._store.remove(f"{place}/{STATE}")
         return place
 
-    def _send(self, name: str, path: Path) -> None:
+    def _send(self, name: str, content: bytes | Path) -> None:
         """Send a file, unless it is there as it is here."""
         assert self._lock is not None
         self._lock.check()
-        large = path.name.endswith(_TENSORS_END)
-        content = b"" if large else path.read_bytes()
-        state = _state_of(path if large else content)
+        state = _state_of(content)
         if self._there.get(name) == state:
             return
         self._there[name] = None
-        if large:
-            self._store.send(path, name)
+        if isinstance(content, Path):
+            self._store.send(content, name)
         else:
             self._store.write(name, content)
         self._there[name] = state
@@ -185,7 +186,7 @@ class Mirror:
     def _fetch(self, name: str, path: Path | None = None) -> None:
         path = path or self.folder / name
         self._store.fetch(name, path)
-        self._there[name] = _state_of(path if path.name.endswith(_TENSORS_END) else path.read_bytes())
+        self._there[name] = _state_of(_content(path))
 
 
 def _places(name: str) -> tuple[str, str]:
@@ -193,8 +194,13 @@ def _places(name: str) -> tuple[str, str]:
     return f"{_CHECKPOINTS}/{name}", f"{_CHECKPOINTS}/.partial-{name}-before"
 
 
+def _content(path: Path) -> bytes | Path:
+    """What is sent of a file: its bytes, or as a stream."""
+    return path if path.name.endswith(_TENSORS_END) else path.read_bytes()
+
+
 def _state_of(content: bytes | Path) -> object:
-    """What distinguishes a file from another of its name. One of tensors is written once, and is not read for it."""
+    """What distinguishes a file from another of its name. One of tensors is written once, and not changed."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).digest()
     stat = content.stat()

@@ -87,7 +87,6 @@ class Store:
 
     def names(self) -> set[str]:
         """All files there; none where nothing is there."""
-        self._made.clear()
         with _as_os_errors(), suppress(FileNotFoundError):
             self._files.invalidate_cache()
             return {str(path).removeprefix(self._root).strip("/") for path in self._files.find(self._root)}
@@ -124,6 +123,10 @@ class Store:
         """Remove a file, if it is there."""
         with _as_os_errors(), suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
+
+    def forget_folders(self) -> None:
+        """Somebody has removed them: they are made again."""
+        self._made.clear()
 
     def remove_folder(self, name: str) -> None:
         """Remove an empty folder, where there is such a thing."""
