@@ -12,7 +12,7 @@ help:
 	@echo "make coverage  the pure packages' tests, and that they reach 95 % of the branches"
 	@echo "make lint      ruff, mypy, import-linter, and the site"
 	@echo "make docs      build the documentation into site/"
-	@echo "make bench     measure training, the parameter server and checkpoints"
+	@echo "make bench     measure training, the parameter server, the wire and checkpoints"
 	@echo "make kills     kill real runs at 200 random instants and at every operation on files; every account is checked"
 	@echo "make stress    random clusters and faults in virtual time, every rule checked; SEEDS=10000 takes half an hour"
 	@echo "make planted   plant bugs, one at a time, that random clusters must find (about half an hour)"
@@ -55,6 +55,7 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.checkpoints
 
 kills: install

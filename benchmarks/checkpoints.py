@@ -19,7 +19,7 @@ from benchmarks.measure import Comparison, machine, options, report
 from benchmarks.networks import NETWORKS, RATE, Network
 from distbelief.engines.mapped_shards import MappedShards
 from distbelief.engines.run_record import controller_of, flat_at_start
-from distbelief.engines.shard_set import Shards
+from distbelief.engines.shard_set import Shards, shard_specs
 from distbelief.run import checkpoint
 from distbelief.run.checkpoint import Draft, image_of
 from distbelief.run.prepare import Asked, prepare
@@ -108,7 +108,7 @@ def _cost(action: Callable[[], Any]) -> tuple[float, float]:
 def alone(network: Network, repeats: int) -> list[Comparison]:
     """A checkpoint's steps, while nobody trains."""
     prepared = prepare(network.task(), method(network), Asked(until=db.Until(epochs=1)), replicas=lambda: REPLICAS)
-    mapped = MappedShards(prepared, lambda _: None)
+    mapped = MappedShards(shard_specs(prepared))
     flat = flat_at_start(prepared, torch.device("cpu"))
     shards = Shards(prepared, flat.vector, mapped.shards)
     image = image_of(flat, prepared.method.kept)

@@ -42,10 +42,11 @@ class Verdict(IntEnum):
     LATE = 6
     """Its round was closed without it."""
 
-    @property
-    def used(self) -> bool:
-        """Whether the push moved, or will move, the parameters."""
-        return self <= Verdict.HELD
+    used: bool
+    """Whether the push moved, or will move, the parameters. No property, since it is asked for many times a push."""
+
+    def __init__(self, number: int) -> None:
+        self.used = number <= 2
 
 
 class Version(NamedTuple):

@@ -25,12 +25,13 @@ from distbelief.observe.progress import watching
 from distbelief.observe.streams import take_descriptors
 from distbelief.run import written
 from distbelief.run.callbacks import Callback
-from distbelief.run.checkpoint import Checkpoint, newest
+from distbelief.run.checkpoint import Checkpoint
 from distbelief.run.description import describe
 from distbelief.run.directory import RunDirectory, stored_method
 from distbelief.run.prepare import Asked, Prepared, prepare
 from distbelief.run.result import Result
 from distbelief.run.run import FORMAT, Run, identity
+from distbelief.run.store import place, reading
 from distbelief.run.until import Every, Until
 from distbelief.task.gradients import Precision
 from distbelief.task.task import Task
@@ -47,7 +48,8 @@ class Request:
     """Train a task to the end and return the run.
 
     `method`: if None, that of the run that is resumed, else the task's own, else `Downpour()`. `until`: the task's own
-    if None, else 10 epochs. `directory`: a fresh one under `runs/` if None. `resume`: go on from the directory's newest
+    if None, else 10 epochs. `directory`: a folder, or a URL (`s3://…`) for which `fsspec` is
+    installed; a fresh one under `runs/` if None. `resume`: go on from the directory's newest
     checkpoint, with any number of replicas and shards, or begin if there is none. `start`: the parameters to begin
     with, of a run, its directory, or a `state_dict`. `evaluate_every`: each epoch if None. `wait_for_evaluations`:
     at the end of each epoch training waits for its evaluation to begin; else one may be left out, which is counted.
@@ -128,8 +130,8 @@ def fulfil(request: Request, session: Session) -> Run:
     """Do what was asked, in a session of the engine that it asks for."""
     # Where the user's code runs in this process, it may want the terminal for a debugger.
     watch = watching(request.progress, redrawn=not request.on.in_this_process)
-    # Absolute before any of the user's code runs, which may change the working directory.
-    directory = None if request.directory is None else Path(request.directory).absolute()
+    # Before any of the user's code runs, which may change the working directory.
+    directory = None if request.directory is None else place(request.directory)
     with _alone(), children_end_too():
         if not request.resume:
             prepared = _prepared(request, None, session)
@@ -137,7 +139,7 @@ def fulfil(request: Request, session: Session) -> Run:
                 return _train(request, prepared, session, files, watch)
         # The directory first: no other run is to write a checkpoint between our look at them and our own.
         with closing(RunDirectory.open(directory, resume=True)) as files:
-            resumed, complaints = newest(files.checkpoints)
+            resumed, complaints = files.newest()
             prepared = _prepared(request, resumed, session, files.check_model)
             return _train(request, prepared, session, files, watch, complaints)
 
@@ -245,10 +247,12 @@ def _state_dict(start: Run | str | Path | Mapping[str, Tensor]) -> Mapping[str, 
         return start.state_dict()
     if isinstance(start, Mapping):
         return start
-    path = Path(start) / "model.safetensors"
-    if not path.is_file():
-        raise UsageError(f"there is no {path} to start from: give the directory of a run that has ended")
-    return written.tensors(path)
+    with reading(start, ["model.safetensors"]) as folder:
+        if not (file := folder / "model.safetensors").is_file():
+            raise UsageError(
+                f"there is no {file.name} in {start} to start from: give the directory of a run that has ended"
+            )
+        return written.tensors(file)
 
 
 def _finish(request: Request, prepared: Prepared, result: Result, files: RunDirectory, received: Requests) -> Run:
@@ -262,8 +266,9 @@ def _finish(request: Request, prepared: Prepared, result: Result, files: RunDire
     except BaseException as failure:  # noqa: BLE001
         error = error or failure
     files.write_json("summary.json", summary)
+    files.publish()
     missing = files.missing()
-    reached = missing or f"what was reached is in {files.path}"
+    reached = missing or f"what was reached is in {files.directory}"
     if isinstance(error, KeyboardInterrupt) or (received and error is None):
         # Also where it came when the run was ending by itself: the program around it is to end, too.
         told = f"{received[0].name if received else 'an interruption'}: {reached}"
@@ -272,7 +277,7 @@ def _finish(request: Request, prepared: Prepared, result: Result, files: RunDire
         raise _told(error, missing, reached)
     if missing:
         raise NotWritten(missing)
-    return Run(files.path, prepared.task, summary)
+    return Run(files.directory, prepared.task, summary)
 
 
 def _told(error: BaseException, missing: str, reached: str) -> BaseException:

@@ -11,14 +11,14 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 CODE_BUDGET = {
     ".": 546,
     # Among them the flags of a cluster.
-    "cli": 684,
+    "cli": 720,
     "downpour": 755,
     # Among them what both drivers in real time have in common.
     "engines": 1736,
     "engines/local": 210,
     # Placement, the machines with their shards, the seats of replicas, and the driver, which are all asynchronous.
-    "engines/ray": 1010,
-    "engines/simulated": 1310,
+    "engines/ray": 900,
+    "engines/simulated": 1345,
     "engines/worker": 480,
     # The wire is about 1,050: half of it are the messages, each with its checks, and the codecs.
     "links": 1245,
@@ -26,7 +26,7 @@ CODE_BUDGET = {
     "observe/report": 845,
     "run": 1848,
     # Among them what a host does for a server that waits, looks and forgets.
-    "server": 1220,
+    "server": 1225,
     "task": 1175,
     "tasks": 540,
 }

@@ -6,7 +6,7 @@ import click
 import pytest
 
 import distbelief as db
-from distbelief.cli.flags import _rule, as_flags, end, often
+from distbelief.cli.flags import _rule, as_flags, at_once, end, often
 from distbelief.errors import UsageError
 
 
@@ -33,6 +33,22 @@ def test_how_often(text: str | None, expected: db.Every | None) -> None:
 def test_what_is_no_how_often(text: str) -> None:
     with pytest.raises(click.BadParameter):
         every(text)
+
+
+def replicas(text: str | None) -> int | tuple[int, int] | None:
+    return at_once(click.Context(click.Command("train")), click.Option(["--replicas"]), text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4", 4), ("4-16", (4, 16)), ("16-4", (16, 4)), ("0", 0), (None, None)])
+def test_how_many_replicas(text: str | None, expected: int | tuple[int, int] | None) -> None:
+    """Which of them make sense is the method's affair."""
+    assert replicas(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "4-", "4..16", "4-16-20", "1.5", "4, 16"])
+def test_what_is_no_number_of_replicas(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as 4-16"):
+        replicas(text)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ kind = "Death"
 machine = "replica 2"
 at = 10.0
 back = "never"
+notice_s = 30
 
 [[faults]]
 kind = "Cut"
@@ -52,7 +53,7 @@ def test_a_file_says_what_python_would(tmp_path: Path) -> None:
         network=db.Network(latency=db.Lognormal(0.001, 0.5), bandwidth=1e8, loss=0.01),
         faults=[
             db.Death("replica 1", 10.0),
-            db.Death("replica 2", 10.0, None),
+            db.Death("replica 2", 10.0, None, notice_s=30),
             db.Cut(3, 2.5, ("replica 0", "shard 1")),
         ],
     )

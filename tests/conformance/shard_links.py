@@ -10,7 +10,6 @@ import torch
 from distbelief.engines.simulated.link import SimulatedLink
 from distbelief.engines.simulated.loop import simulate
 from distbelief.engines.simulated.network import Wire
-from distbelief.links.codec import codec_of
 from distbelief.links.mapped import MappedLink, SharedMemory, map_locks, map_shards, shards_bytes
 from distbelief.links.staged import StagedLink
 from distbelief.links.wire import Keys, WireClient, WireServer
@@ -86,9 +85,8 @@ class Staged:
 class Wired:
     """Connections by TCP to a server in the same real loop."""
 
-    def __init__(self, keys: Keys | None, codec: str = "float32") -> None:
+    def __init__(self, keys: Keys | None) -> None:
         self._keys = keys
-        self._codec = codec
 
     def run(self, scenario: Scenario[T], *, links: int = 1, admission: Admission = ON_ARRIVAL) -> T:
         shard = make_shard(torch.zeros(ELEMENTS), SGD(1.0), admission, replicas=links)
@@ -99,7 +97,7 @@ class Wired:
             serving = asyncio.create_task(server.run())
             clients = [WireClient(server.address, self._keys) for _ in range(links)]
             try:
-                return await scenario([client.link(3, shard.spec, codec_of(self._codec)) for client in clients], shard)
+                return await scenario([client.link(3, shard.spec) for client in clients], shard)
             finally:
                 for client in clients:
                     client.close()

@@ -115,3 +115,31 @@ def test_a_client_that_is_closed_asks_for_nothing_more() -> None:
         assert carrier.asked[2].cancelled()
 
     simulate(main(), seed=0)
+
+
+def test_who_leaves_is_given_what_it_has_asked_for_and_asks_for_nothing_more() -> None:
+    """It gives that back: nobody else would know that it will not be worked on."""
+
+    async def main() -> None:
+        carrier, told = Carrier(), list[bool]()
+        work = LeaseClient(carrier, leaving=lambda: bool(told))
+        asking = asyncio.create_task(work.lease())
+        await asyncio.sleep(1.0)
+        carrier.asked[1].set_result(lease_of(1))
+        await asking
+        told.append(True)
+        carrier.asked[2].set_result(lease_of(2))
+        assert await work.lease() == lease_of(2)
+        assert await work.lease() is None
+        assert list(carrier.asked) == [1, 2]
+
+    simulate(main(), seed=0)
+
+
+def test_who_leaves_before_it_began_asks_for_nothing() -> None:
+    async def main() -> None:
+        carrier = Carrier()
+        assert await LeaseClient(carrier, leaving=lambda: True).lease() is None
+        assert carrier.asked == {}
+
+    simulate(main(), seed=0)

@@ -255,3 +255,32 @@ def test_the_end_is_told_to_all_who_wait() -> None:
     assert granted(server) == []
     server.account(0, 1, 1, lease.number, whole(lease))
     assert granted(server) == [LeaseReply(r, 1, n, None) for r, n in ((1, 1), (2, 1), (0, 2))]
+
+
+def test_who_is_dismissed_is_told_that_there_is_no_more_work_whatever_it_waits_for() -> None:
+    """Ahead near the end, alone in a warm start, or with too few there to begin: it would be waited for in vain."""
+    ahead = server_of(ledger_of(100, replicas=4))
+    ask(ahead, 1)
+    warm = server_of(ledger_of(warmstart=100))
+    ask(warm, 1, replica=1)
+    for server, number in ((ahead, 2), (warm, 1), (server_of(ledger_of(quorum=2)), 1)):
+        server.request(0, 1, number)
+        assert granted(server) == []
+        server.dismiss(0)
+        assert granted(server) == [LeaseReply(0, 1, number, None)]
+        assert server.request(0, 1, number) == LeaseReply(0, 1, number, None), "a retry"
+        server.request(0, 1, number + 1)
+        assert granted(server) == [LeaseReply(0, 1, number + 1, None)]
+
+
+def test_who_is_dismissed_accounts_for_what_it_holds_and_its_successor_is_granted_it() -> None:
+    server = server_of(ledger := ledger_of())
+    first, ahead = ask(server, 1), ask(server, 2)
+    server.dismiss(0)
+    server.account(0, 1, 1, first.number, [Outcome(first.start, first.start + 3, Verdict.APPLIED)])
+    server.account(0, 1, 2, ahead.number, [])
+    assert (ledger.total, ledger.holders) == (Account(used=30), frozenset())
+    server.shut(0)
+    server.open(0, 2)
+    again = [ask(server, number, incarnation=2) for number in (1, 2)]
+    assert [lease[1:] for lease in again] == [(0, first.start + 3, first.stop), ahead[1:]]

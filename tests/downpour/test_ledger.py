@@ -535,3 +535,30 @@ def test_what_is_set_aside_stays_so_in_a_run_that_goes_on() -> None:
     other.restore_(ledger.state())
     drain(other)
     assert other.total == Account(used=40, poisoned=10)
+
+
+def test_of_more_that_may_come_only_the_quorum_is_waited_for() -> None:
+    ledger = ledger_of(1000, epochs=1, replicas=4, quorum=2)
+    assert ledger.lease(3) == (None, Reason.GATHERING)
+    assert take(ledger, 1)
+    assert take(ledger, 3)
+    for holder in (1, 3):
+        ledger.died(holder, None)
+    assert take(ledger, 0), "once begun, nobody is waited for"
+
+
+def test_who_died_before_the_beginning_is_not_there() -> None:
+    ledger = ledger_of(1000, epochs=1, replicas=4, quorum=2)
+    ledger.lease(0)
+    ledger.died(0, None)
+    assert ledger.lease(1) == (None, Reason.GATHERING)
+    assert take(ledger, 0)
+
+
+def test_those_that_never_come_lower_the_quorum_to_those_that_may() -> None:
+    ledger = ledger_of(1000, epochs=1, replicas=4, quorum=3)
+    ledger.leave(0)
+    ledger.leave(0)
+    assert [ledger.lease(holder).reason for holder in (1, 2)] == [Reason.GATHERING] * 2
+    ledger.leave(3)
+    assert take(ledger, 1)

@@ -50,6 +50,13 @@ def test_a_local_step_follows_the_shards_rule_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
+        ({"replicas": (4, 2)}, r"the smaller first, such as \(4, 16\), not \(4, 2\)"),
+        ({"replicas": (0, 2)}, "two whole numbers of 1 or more"),
+        ({"replicas": (1, 2, 3)}, r"replicas must be .*, not \(1, 2, 3\)"),
+        ({"replicas": (True, 2)}, r"replicas must be .*, not \(True, 2\)"),
+        ({"replicas": (1, 2.0)}, r"replicas must be .*, not \(1, 2.0\)"),
+        ({"replicas": ()}, r"replicas must be .*, not \(\)"),
+        ({"replicas": [1, 2]}, r"replicas must be .*, not \[1, 2\]"),
         ({"replicas": 0}, "replicas must be a whole number of 1 or more, not 0"),
         ({"replicas": True}, "replicas must be .*, not True"),
         ({"replicas": "all"}, "replicas must be .*, not 'all'"),
@@ -85,3 +92,34 @@ def test_a_local_step_follows_the_shards_rule_unless_told_otherwise() -> None:
 def test_a_value_that_cannot_work_is_refused_by_its_name(given: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         Downpour(**given)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "admission", "most", "quorum"),
+    [
+        (4, Asynchronous(), 4, 1),
+        (4, Buffered(2), 4, 4),
+        ((2, 4), Asynchronous(), 4, 2),
+        ((2, 4), Buffered(2), 4, 2),
+    ],
+    ids=str,
+)
+def test_a_run_begins_with_the_least_and_has_places_for_the_most(
+    replicas: Any, admission: Any, most: int, quorum: int
+) -> None:
+    method = Downpour(replicas=replicas, admission=admission).decided(replicas=most, shards=1, batch_size=10)
+    assert (method.replicas, method.most_replicas) == (replicas, most)
+    ledger = method.allocator(100, epochs=1, limit=None)
+    assert (ledger.replicas, ledger.quorum) == (most, quorum)
+
+
+def test_auto_has_no_number_until_it_is_decided() -> None:
+    assert Downpour().most_replicas is None
+    assert Downpour().decided(replicas=3, shards=1, batch_size=1).most_replicas == 3
+
+
+def test_rounds_of_more_than_are_sure_to_be_there_are_said_to_take_smaller_steps() -> None:
+    assert Downpour(replicas=(2, 4), admission=Buffered(2)).remarks(["w"], None) == []
+    assert Downpour(replicas=4, admission=Buffered(4)).remarks(["w"], None) == []
+    (line,) = Downpour(replicas=(2, 4), admission=Buffered(3)).remarks(["w"], None)
+    assert "with replicas=(2, 4): while fewer are there" in line

@@ -648,6 +648,147 @@ def test_who_said_that_it_ends_is_ended_if_it_does_not() -> None:
         assert cluster.take() == [actions.Kill(replica, 1)]
 
 
+# Leaving
+
+
+def test_who_is_told_to_leave_is_given_nothing_more_and_replaced_when_it_has_ended() -> None:
+    cluster = Cluster()
+    lease, ahead = cluster.lease(0), cluster.lease(0)
+    cluster.controller.leaving(cluster.now, 0, 1)
+    assert cluster.take() == []
+    for one, outcomes in ((lease, [Outcome(lease.start, lease.start + 2, Verdict.APPLIED)]), (ahead, [])):
+        cluster._told[0] += 1
+        cluster.controller.accounted(cluster.now, 0, 1, cluster._told[0], one.number, outcomes)
+    found = cluster.take()
+    assert [action for action in found if isinstance(action, LeaseReply)] == []
+    assert cluster.ledger.holders == frozenset(), "no round waits for it from here on"
+    cluster.controller.ended(cluster.now, 0, 1, Ending(0, "ended with exit code 0"))
+    fence, lost, start = (a for a in cluster.take() if isinstance(a, actions.Execute | actions.Lost | actions.Start))
+    assert isinstance(fence, actions.Execute) and fence.command == Fence(0, 1)
+    assert lost == actions.Lost(0, 1, 0, None, Account(), [None, None], partial=False, left=True)
+    assert start == actions.Start(0, 2)
+    cluster._asked[0] = 0
+    assert cluster.lease(0, 2)[1:] == (0, lease.start + 2, lease.stop), "what it gave back is granted"
+    assert cluster.ledger.total == Account(used=20)
+
+
+def test_who_waits_for_work_when_it_is_told_to_leave_is_told_that_there_is_none() -> None:
+    cluster = Cluster(2, batches=1)
+    cluster.lease(0)
+    cluster.ask(1)
+    assert cluster.take() == []
+    cluster.controller.leaving(cluster.now, 1, 1)
+    cluster.controller.leaving(cluster.now, 1, 1)
+    assert cluster.take() == [LeaseReply(1, 1, 1, None)]
+    cluster.controller.ended(cluster.now, 1, 1, Ending(0, "ended"))
+    assert actions.Start(1, 2) in cluster.take()
+
+
+def test_who_leaves_alone_in_a_warm_start_makes_room_for_another() -> None:
+    cluster = Cluster(2, warmstart=1000)
+    lease = cluster.lease(0)
+    cluster.ask(1)
+    cluster.controller.leaving(cluster.now, 0, 1)
+    cluster._told[0] = 1
+    cluster.controller.accounted(cluster.now, 0, 1, 1, lease.number, [])
+    assert cluster.of(LeaseReply) == []
+    cluster.controller.ended(cluster.now, 0, 1, Ending(0, "ended"))
+    assert [granted.replica for granted in cluster.of(LeaseReply)] == [1]
+
+
+def test_leaving_is_no_failure_however_often_and_however_it_ends() -> None:
+    cluster = Cluster()
+    for incarnation in range(1, 300):
+        cluster.now += 10
+        if incarnation % 2:
+            cluster._asked[0] = 0
+            cluster.lease(0, incarnation)
+        cluster.controller.leaving(cluster.now, 0, incarnation)
+        ending = Ending(-9, "was ended by SIGKILL", batch=(0, 0)) if incarnation % 2 else Ending(0, "ended")
+        cluster.controller.ended(cluster.now, 0, incarnation, ending)
+        assert actions.Start(0, incarnation + 1) in cluster.take()
+    assert cluster.controller.error is None
+    assert cluster.controller.slots[0].starts == 300
+
+
+def test_who_dies_while_it_leaves_is_accounted_for_as_any_dead() -> None:
+    cluster = Cluster()
+    lease = cluster.lease(0)
+    work = Work(lease.number, lease.start, lease.start + 1, 10)
+    cluster.records[0] = [PushRecord(1, work, Verdict.APPLIED, True), None]
+    cluster.controller.leaving(cluster.now, 0, 1)
+    cluster.die(0)
+    (lost,) = cluster.of(actions.Lost)
+    assert (lost.left, lost.partial, lost.account) == (True, True, Account(partial=10))
+
+
+def test_who_fails_while_it_leaves_has_failed() -> None:
+    cluster = Cluster()
+    for incarnation in (1, 2):
+        cluster.controller.leaving(cluster.now, 0, incarnation)
+        cluster.controller.failed(cluster.now, 0, incarnation, MINE)
+        cluster.die(0, incarnation)
+        (lost,) = cluster.of(actions.Lost)
+        assert not lost.left
+    assert isinstance(cluster.controller.error, UserCodeError)
+
+
+@pytest.mark.parametrize("grace_s", [None, 60.0])
+def test_who_does_not_leave_in_time_is_killed(grace_s: float | None) -> None:
+    cluster = Cluster()
+    cluster.lease(0)
+    cluster.controller.leaving(cluster.now, 0, 1, *([] if grace_s is None else [grace_s]))
+    cluster.now += (REQUESTED_GRACE_S if grace_s is None else grace_s) - 0.1
+    cluster.tick(steps=[1, 1])
+    assert cluster.take() == []
+    cluster.now += 0.1
+    cluster.tick(steps=[2, 2])
+    assert cluster.take() == [actions.Kill(0, 1)]
+
+
+def test_a_notice_for_another_incarnation_is_not_heard() -> None:
+    cluster = Cluster()
+    cluster.die(0)
+    cluster.take()
+    cluster.controller.leaving(cluster.now, 0, 1)
+    cluster.lease(0, 2)
+    assert not cluster.controller.slots[0].leaving
+
+
+def test_who_leaves_when_all_work_is_done_is_not_replaced() -> None:
+    cluster = Cluster(2, batches=3)
+    cluster.work_to_the_end(0)
+    cluster.controller.leaving(cluster.now, 0, 1)
+    cluster.controller.ended(cluster.now, 0, 1, Ending(0, "ended"))
+    assert cluster.take() == [actions.Left(0)]
+
+
+# Machines that come later
+
+
+def test_a_replica_without_a_machine_is_awaited_by_nobody() -> None:
+    cluster = Cluster(2, quorum=1)
+    cluster.controller.placed(cluster.now, 1, 1, there=False)
+    cluster.lease(0)
+    cluster.now += 1000
+    cluster.tick(steps=[1, 0])
+    assert cluster.take() == [], "its silence says nothing"
+    cluster.controller.placed(cluster.now, 1, 1, there=True)
+    cluster.lease(1)
+    assert [slot.starts for slot in cluster.controller.slots] == [1, 1]
+
+
+def test_who_is_still_awaited_when_all_work_is_done_is_not_started() -> None:
+    cluster = Cluster(2, batches=3)
+    cluster.controller.placed(cluster.now, 1, 1, there=False)
+    cluster.work_to_the_end(0)
+    assert actions.Kill(1, 1) in cluster.done
+    cluster.controller.ended(cluster.now, 1, 1, Ending(-9, "ended"))
+    cluster.die(0)
+    cluster.take()
+    assert cluster.controller.over
+
+
 # Silence
 
 
@@ -995,6 +1136,7 @@ class Anarchy:
         self.granted: dict[int, int] = {}
         self.told: dict[int, int] = {}
         self.held: dict[int, list[Lease]] = {}
+        self.leaving: set[tuple[int, int]] = set()
         self.sent: list[actions.Execute | actions.TakeSnapshots] = []
         self.fenced: set[tuple[int, int]] = set()
         self.past: list[Callable[[], None]] = []
@@ -1022,6 +1164,8 @@ class Anarchy:
                 case LeaseReply(replica, incarnation, number, lease):
                     assert incarnation == self.lives[replica]
                     if number > self.granted[replica]:
+                        told = (replica, incarnation) in self.leaving
+                        assert lease is not None or told or self.cluster.ledger.finished
                         self.granted[replica] = number
                         if lease is not None:
                             assert all(lease.number != other.number for held in self.held.values() for other in held)
@@ -1033,6 +1177,7 @@ class Anarchy:
                     self.cluster.controller.written()
                 case actions.Lost(replica, incarnation):
                     assert (replica, incarnation) in self.fenced
+                    assert action.left == ((replica, incarnation) in self.leaving)
 
     def answer(self) -> None:
         """Some command is obeyed by every shard."""
@@ -1064,6 +1209,10 @@ class Anarchy:
             told, stop = self.told[replica], self.chance.randrange(lease.start, lease.stop) + 1
             outcomes = [Outcome(lease.start, stop, Verdict.APPLIED)]
             self.tell(lambda: controller.accounted(cluster.now, replica, incarnation, told, lease.number, outcomes))
+        elif 0.92 <= draw < 0.93:
+            if controller.slots[replica].alive:
+                self.leaving.add((replica, incarnation))
+            self.tell(lambda: controller.leaving(cluster.now, replica, incarnation, math.inf))
         elif 0.9 <= draw < 0.92:
             self.held[replica] = []
             self.tell(lambda: controller.ended(cluster.now, replica, incarnation, Ending(-9, "was killed")))

@@ -68,3 +68,32 @@ def test_the_dead_are_not_silent() -> None:
     slot = alive()
     slot.alive = False
     assert not slot.silent(1e6)
+
+
+def test_what_has_no_machine_yet_is_awaited_and_neither_silent_nor_started() -> None:
+    slot = alive()
+    slot.placed(1.0, there=False)
+    slot.placed(2.0, there=False)
+    assert (slot.state, slot.starts, slot.expected, slot.silent(1e6)) == ("awaited", 0, True, False)
+    slot.placed(1e6, there=True)
+    slot.placed(1e6, there=True)
+    assert (slot.state, slot.starts, slot.silent(1e6 + 29.0), slot.silent(1e6 + 31.0)) == ("starting", 1, False, True)
+    slot.asked(1e6)
+    slot.placed(2e6, there=False)
+    assert (slot.state, slot.expected) == ("ready", False), "it has been heard: it is there"
+
+
+def test_what_never_comes_was_not_started_awaited_or_not() -> None:
+    for awaited in (False, True):
+        slot = alive()
+        if awaited:
+            slot.placed(1.0, there=False)
+        slot.never_came()
+        assert (slot.state, slot.starts, slot.alive) == ("dead", 0, False)
+
+
+def test_who_was_told_to_leave_is_not_whoever_comes_next() -> None:
+    slot = alive()
+    slot.leaving = True
+    slot.begin(9.0)
+    assert not slot.leaving

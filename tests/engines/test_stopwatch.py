@@ -1,3 +1,5 @@
+import math
+
 from distbelief.engines.stopwatch import Stopwatch
 
 
@@ -25,3 +27,13 @@ def test_a_run_that_goes_on_adds_to_what_was_before() -> None:
     watch.begin(5.0)
     watch.work(8.0)
     assert (watch.seconds(9.0), watch.worked) == (1004.0, 1003.0)
+
+
+def test_a_limit_is_reached_after_so_many_seconds_of_all_lives() -> None:
+    watch = Stopwatch(10.0, 60.0)
+    assert watch.ends_at == math.inf
+    watch.begin(100.0)
+    assert watch.ends_at == 150.0
+    watch = Stopwatch(10.0)
+    watch.begin(100.0)
+    assert watch.ends_at == math.inf

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distbelief.allocation import LastPush
+from distbelief.downpour.ledger import Ledger
 from distbelief.engines.supervision import Death, Ending, Failure, Supervisor
 from distbelief.errors import DistBeliefError, Diverged, TaskError, UserCodeError, WorkerDied
 from distbelief.ports import PushRecord, Verdict, Work
@@ -213,3 +214,31 @@ def test_replicas_that_die_after_a_push_at_most_end_the_run_though_others_work()
     for number in range(300):
         assert supervisor.died(death(3000 + 10 * number, last=many)) is None
         supervisor.worked()
+
+
+def test_who_was_told_to_leave_is_not_counted() -> None:
+    supervisor, ledger = Supervisor(), Ledger(examples=10, batch_size=1)
+    for number in range(300):
+        left = death(10.0 * number)._replace(told=True, ending=Ending(-9, KILLED, batch=(0, 0)))
+        assert left.left
+        assert supervisor.judge(left, ledger) == ([], None)
+    for number in range(4):
+        assert supervisor.judge(death(1e4 + 10 * number), ledger) == ([], None)
+    assert isinstance(supervisor.judge(death(2e4), ledger)[1], WorkerDied)
+
+
+def test_who_fails_while_it_leaves_has_failed() -> None:
+    supervisor, ledger = Supervisor(), Ledger(examples=10, batch_size=1)
+    told = death(1.0, failure=failure("KeyError: 'a'"))._replace(told=True)
+    assert (told.left, told.error) == (False, "KeyError: 'a'")
+    assert supervisor.judge(told, ledger) == ([], None)
+    assert isinstance(supervisor.judge(told._replace(at=9.0), ledger)[1], UserCodeError)
+
+
+def test_what_a_death_is_known_to_be_of() -> None:
+    assert death(1.0).error is None
+    assert death(1.0, cause="out of reach").error == "out of reach"
+    assert [death(1.0, last=last).torn for last in (None, *LASTS)] == [False, True, False]
+
+
+LASTS = [LastPush(PushRecord(1, Work(1, 0, 1, 1), Verdict.APPLIED, whole), True, not whole) for whole in (False, True)]

@@ -90,6 +90,27 @@ def test_encoded_gradients_arrive(name: str, elements: int) -> None:
     assert missing <= {"float32": 1e-5, "bf16": 0.1, "int8": 0.1}[name]
 
 
+def test_an_encoded_gradient_that_is_sent_again_counts_once_with_what_is_lost_of_it() -> None:
+    """Encoded anew, it would be added to its own error."""
+    shard, gradient = make_shard(torch.zeros(LARGE), SGD(1.0)), torch.randn(LARGE)
+
+    async def scenario() -> None:
+        async with serving(shard) as server, connected(server) as client:
+            link, push = client.link(0, shard.spec, codec_of("int8")), make_push(gradient, 1)
+            given_up = asyncio.create_task(link.push(push))
+            while not link.transferring():
+                await asyncio.sleep(0)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            await link.push(push)
+            await link.push(make_push(torch.zeros(LARGE), 2))
+
+    play(scenario)
+    assert shard.version == at(2)
+    assert (shard.parameters + gradient).abs().max() < 0.001
+
+
 @every_key
 def test_captures_and_restorations_carry_all_vectors(keys: Keys | None) -> None:
     """The first server's shard becomes the second's, by way of the client's memory."""

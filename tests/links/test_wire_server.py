@@ -224,7 +224,7 @@ def test_a_giant_message_closes_its_own_connection_only() -> None:
     play(scenario)
 
 
-def test_half_a_push_is_none_and_the_memory_for_it_is_used_again() -> None:
+def test_half_a_push_is_none() -> None:
     (shard,) = shards(LARGE)
 
     async def scenario() -> None:
@@ -258,7 +258,8 @@ def test_a_fetch_sees_what_others_push_through_mapped_memory() -> None:
 
 
 def waits(server: WireServer) -> int:
-    return sum(len(peer.waiting) for peer in server._peers.values())
+    """The number of fetches that wait at the hosts of a server."""
+    return sum(len(served.host.waiting) for served in server._shards.values())
 
 
 def test_a_fetch_that_is_given_up_does_not_wait() -> None:
@@ -284,6 +285,7 @@ def test_a_client_that_has_gone_is_forgotten_with_its_fetches() -> None:
             await until(lambda: waits(server))
             dealer.close()
             await until(lambda: not server._peers)
+            assert waits(server) == 0
 
     play(scenario)
 

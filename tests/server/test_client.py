@@ -218,7 +218,7 @@ def test_a_push_reaches_every_shard_and_a_fetch_brings_it_back() -> None:
 
     async def main() -> tuple[tuple[Version, ...], list[Reply], tuple[Version, ...]]:
         first = await client.fetch(vector)
-        replies = await client.push(FrozenGradient(list(tensors), first, True), NO_WORK)
+        replies = await client.push(FrozenGradient([t.flatten() for t in tensors], first, True), NO_WORK)
         return first, replies, await client.fetch(vector)
 
     first, replies, second = asyncio.run(main())
@@ -250,7 +250,9 @@ def test_a_gradient_that_is_not_contiguous_lands_where_it_belongs() -> None:
     layout = Layout.of([("w", torch.zeros(6, 7))], 2)
     shards = make_shards(layout, torch.zeros(layout.length))
     tensor = torch.arange(42.0).reshape(7, 6).t()
-    asyncio.run(make_client(layout, shards).push(FrozenGradient([tensor], versions(0, 0), True), NO_WORK))
+    hand_over = HandOver()
+    hand_over.accrue(gradient(tensor), versions(0, 0))
+    asyncio.run(make_client(layout, shards).push(hand_over.take(), NO_WORK))
     assert torch.equal(layout.views(vector_of(layout, shards))[0], -tensor)
 
 
@@ -289,7 +291,7 @@ def watched(replica: int = 0, at_least: tuple[int, int, int] = (0, 0, 0)) -> tup
     return Client(LAYOUT, links, replica=replica, incarnation=6), links
 
 
-PARCEL = FrozenGradient([torch.zeros(entry.shape) for entry in LAYOUT.entries], versions(4, 5, 6), True)
+PARCEL = FrozenGradient([torch.zeros(entry.size) for entry in LAYOUT.entries], versions(4, 5, 6), True)
 
 
 def test_a_push_carries_who_and_which_and_from_what_version() -> None:

@@ -1,5 +1,6 @@
 """A shard's host: it answers, keeps the fetches that wait, and says nothing once its shard is lost."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +95,42 @@ def test_a_fetch_that_is_made_again_takes_the_place_of_the_first() -> None:
     for replica in range(2):
         host.push(make_push(ONES, 1, replica=replica), Answers())
     assert (len(first.values), len(second.values)) == (0, 1)
+
+
+def test_a_fetch_waits_until_a_push_past_the_host_is_seen() -> None:
+    """As a process that maps the shard makes it."""
+    host, fetched = ShardHost(make_shard(torch.zeros(16))), Answers()
+    host.fetch(at(1), "replica 0", fetched)
+    host.shard.push(make_push(ONES, 1))
+    assert fetched.values == []
+    host.look()
+    assert [version for version, _ in fetched.values] == [at(1)]
+    host.look()
+    assert len(fetched.values) == 1
+
+
+def test_a_caller_that_has_gone_is_never_answered() -> None:
+    host, gone, there = ShardHost(make_shard(torch.zeros(16))), Answers(), Answers()
+    host.fetch(at(1), "replica 0", gone)
+    host.fetch(at(1), "replica 1", there)
+    for caller in ("replica 0", "replica 7"):
+        host.forget(caller)
+    host.push(make_push(ONES, 1), Answers())
+    assert (len(gone.values), len(there.values)) == (0, 1)
+
+
+def test_an_answer_may_make_others_be_forgotten() -> None:
+    """As one that cannot be sent, since its caller's machine has gone with all of its callers."""
+    host, called = ShardHost(make_shard(torch.zeros(16))), []
+
+    def ready(caller: str, other: str) -> None:
+        called.append(caller)
+        host.forget(other)
+
+    for caller, other in (("a", "b"), ("b", "a")):
+        host.wait(at(1), caller, partial(ready, caller, other))
+    host.push(make_push(ONES, 1), Answers())
+    assert called == ["a"]
 
 
 def test_a_capture_answers_with_everything_and_the_receiver_takes_its_slices() -> None:

@@ -90,8 +90,7 @@ class Cluster(NamedTuple):
         """Whether something that is needed dies for good."""
         deaths = [fault for fault in self.engine.faults if isinstance(fault, db.Death) and fault.back is None]
         gone = {death.machine for death in deaths}
-        assert isinstance(self.method.replicas, int)
-        alone = {f"replica {replica}" for replica in range(self.method.replicas)}
+        alone = {f"replica {replica}" for replica in range(self.method.most_replicas or 0)}
         return alone <= gone or any(not machine.startswith("replica") for machine in gone)
 
 
@@ -114,7 +113,7 @@ def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
     seconds = choose.pick([choose.real(0.01, 5.0), choose.real(0.01, 5.0), choose.real(20.0, 90.0)])
     faults: list[Fault] = [
         db.Death(machine, at, back),
-        db.Death(replica, at, choose.real(0.0, 2.0)),
+        db.Death(replica, at, choose.real(0.0, 2.0), choose.pick([0.0, choose.real(0.0, 2.0)])),
         db.Pause(machine, at, seconds),
         db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
         db.Cut(at, seconds, (machine,)),
@@ -136,7 +135,8 @@ def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
         faults = more
     if choose.whole(0, 5) == 0:
         at, count = choose.real(0.0, 8.0), choose.whole(1, replicas)
-        together = tuple(db.Death(f"replica {replica}", at, choose.real(0.0, 2.0)) for replica in range(count))
+        told = choose.pick([0.0, 0.0, choose.real(0.0, 2.0)])
+        together = tuple(db.Death(f"replica {replica}", at, choose.real(0.0, 2.0), told) for replica in range(count))
         with contextlib.suppress(db.DistBeliefError):
             faults = tuple(db.Simulated(faults=(*faults, *together)).faults)
     if choose.whole(0, 20) == 0:
@@ -163,7 +163,7 @@ def cluster(choose: Chooser) -> Cluster:
     rounds = admission.round > 1
     batches = choose.whole(1, 40)
     method = db.Downpour(
-        replicas=replicas,
+        replicas=choose.pick([replicas, replicas, (choose.whole(1, replicas), replicas)]),
         shards=shards,
         batch_size=BATCH,
         optimizer=choose.pick(rules),

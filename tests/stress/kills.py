@@ -1,4 +1,4 @@
-"""Kill replicas and controllers of real runs at random instants, resume, and check every account.
+"""Kill replicas and controllers of real runs at random instants, tell some to leave, resume, and check every account.
 
 Run by `make kills`. A seed gives the plan: whom, in which phase, how long after its beginning. The instants themselves
 are the machine's, so that a failure need not come back at the first replay.
@@ -20,6 +20,8 @@ from tests.lives import Life, halves, summary
 
 BATCH = 16
 _LOOK_S = 0.003
+_HOW = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+"""How a replica is ended; the last one tells it to leave."""
 _SIGNS = {"training": "progress", "end": "evaluating"}
 """The event that shows that a phase has begun."""
 _LIFE = """
@@ -106,7 +108,7 @@ class Kills:
         life.check_nothing_is_left()
         self._check_life(life, newest)
         # Each death, and each replica of a controller that was killed, may leave one push to be partial.
-        self._may_be_partial += sum(e["event"] == "died" for e in life.events) + replicas
+        self._may_be_partial += sum(e["event"] in ("died", "left") for e in life.events) + replicas
         if life.process.returncode == 0:
             return True
         assert life.process.returncode == -signal.SIGKILL, output
@@ -123,7 +125,7 @@ class Kills:
         if not life.running or (kill.target == "replica" and not replicas):
             return False
         if replicas:
-            _kill_now(self._chance.choice(replicas))
+            _end_now(self._chance.choice(replicas), self._chance.choice(_HOW))
         else:
             life.process.kill()
         self.killed[kill.target] += 1
@@ -176,9 +178,9 @@ def _newest(directory: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _kill_now(pid: int) -> None:
+def _end_now(pid: int, how: signal.Signals) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
     except ProcessLookupError:
         return
 

@@ -304,6 +304,19 @@ def accounts_are_not_numbered() -> Iterator[None]:
         yield
 
 
+@bug
+def who_leaves_says_that_it_has_done_all() -> Iterator[None]:
+    inner = LeaseClient.done
+
+    def done(self: LeaseClient, lease: Any, outcomes: Sequence[Outcome]) -> Awaitable[None]:
+        if self._leaving() and outcomes:
+            outcomes = [*outcomes[:-1], outcomes[-1]._replace(stop=lease.stop)]
+        return inner(self, lease, outcomes)
+
+    with _patch(LeaseClient, "done", done):
+        yield
+
+
 # In the client of the shards
 
 

@@ -161,7 +161,8 @@ def test_a_sum_and_its_weight_are_a_mean(weight: Any) -> None:
     [
         (lambda p, t: 0.5, "float"),
         (lambda p, t: None, "NoneType"),
-        (lambda p, t: (p - t).square(), r"a tensor of shape \(8, 2\)"),
+        (lambda p, t: (p - t).square(), r"a tensor, float32 \(8, 2\)"),
+        (lambda p, t: (1j * (p - t)).sum(), r"a tensor, complex64 \(\)"),
         (lambda p, t: (p.sum(), 1, 2), "tuple"),
     ],
 )

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from distbelief.cli.flags import RATES, SectionedCommand, as_flags, downpour, end, engine_of, often, told_rates
+from distbelief.cli.flags import (
+    RATES,
+    SectionedCommand,
+    as_flags,
+    at_once,
+    downpour,
+    end,
+    engine_of,
+    often,
+    told_rates,
+)
 from distbelief.engines.signals import requests_raise
 from distbelief.errors import DataError, DistBeliefError, Diverged, TaskError, UsageError
 from distbelief.observe.streams import forgive
@@ -25,6 +35,8 @@ _WRONG_USAGE = 2
 _INTERRUPTED = 130
 _SETS = click.Choice(["test", "validation", "train"])
 _PATH = click.Path(path_type=Path)
+_PLACE = click.Path()
+"""A folder, or a URL, which is no path."""
 _TASK = click.option(
     "--task", metavar="TASK", help="The task of the run, as it is given to train.  [default: where it was found then]"
 )
@@ -87,7 +99,12 @@ def main() -> None:
     help="How gradients travel between a Ray cluster's machines.  [default: float32]",
 )
 @click.option("--trusted-network", is_flag=True, help="Do not encrypt what goes between a Ray cluster's machines.")
-@click.option("--replicas", type=int, help="Copies of the model that train at once.  [default: cores, at most 4]")
+@click.option(
+    "--replicas",
+    callback=at_once,
+    metavar="NUMBER",
+    help="Copies of the model that train at once; the least and the most: 4-16.  [default: cores, at most 4]",
+)
 @click.option("--shards", type=int, help="Parts of the parameter vector.  [default: 1; of a large one, a replica each]")
 @click.option("--batch-size", type=int, help="Examples a batch and replica.  [default: 32]")
 @click.option("--optimizer", type=_RULE, help="The rule in the shards.  [default: adagrad]")
@@ -129,13 +146,13 @@ def main() -> None:
 @click.option("--patience", type=int, help="Evaluations in a row that bring nothing better.")
 @click.option("--monitor", metavar="NAME", help="The metric that says which is better.  [default: the first, or loss]")
 @click.option("--min-delta", type=float, help="By how much an evaluation must be better for --patience.  [default: 0]")
-@click.option("--directory", type=_PATH, help="Where the run is written.  [default: fresh, in runs/]")
+@click.option("--directory", type=_PLACE, help="Where the run is written: a folder or URL.  [default: fresh, in runs/]")
 @click.option(
     "--resume",
     is_flag=True,
     help="Go on from the newest checkpoint of the directory, or begin. Ends count from the run's beginning.",
 )
-@click.option("--from", "start", type=_PATH, metavar="DIR", help="Begin with the model of a run.")
+@click.option("--from", "start", type=_PLACE, metavar="DIR", help="Begin with the model of a run.")
 @click.option(
     "--evaluate-every", callback=often, metavar="OFTEN", help="30s, 5m, or examples: 20000.  [default: each epoch]"
 )
@@ -161,11 +178,11 @@ def train(task: str, quiet: bool, **flags: Any) -> None:
 
 
 @main.command(short_help="Evaluate a run's model on data of its task.")
-@click.argument("directory", type=_PATH)
+@click.argument("directory", type=_PLACE)
 @click.option("--set", "name", type=_SETS, help="Which of the task's data.  [default: test, else validation]")
 @_TASK
 @_failing_in_words
-def evaluate(directory: Path, name: str | None, task: str | None) -> None:
+def evaluate(directory: str, name: str | None, task: str | None) -> None:
     """Evaluate the model of the run in DIRECTORY on data of its task."""
     from distbelief.observe.progress import told
 
@@ -175,12 +192,12 @@ def evaluate(directory: Path, name: str | None, task: str | None) -> None:
 
 
 @main.command(short_help="Write what a run's model says of the rows of a .npy file.")
-@click.argument("directory", type=_PATH)
+@click.argument("directory", type=_PLACE)
 @click.argument("inputs", metavar="INPUT.npy", type=_PATH)
 @click.option("--output", required=True, metavar="OUT.npy", type=_PATH, help="Where to write.")
 @_TASK
 @_failing_in_words
-def predict(directory: Path, inputs: Path, output: Path, task: str | None) -> None:
+def predict(directory: str, inputs: Path, output: Path, task: str | None) -> None:
     """Write what the model of the run in DIRECTORY says of the rows of INPUT.npy."""
     run, rows = _load(directory, task), _read(inputs)
     # Before the work of predicting is done.
@@ -191,7 +208,7 @@ def predict(directory: Path, inputs: Path, output: Path, task: str | None) -> No
 
 
 @main.command(short_help="Write a page about runs: curves, staleness, speeds, deaths, settings.")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=_PATH)
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=_PLACE)
 @click.option(
     "--output",
     metavar="FILE.html",
@@ -199,7 +216,7 @@ def predict(directory: Path, inputs: Path, output: Path, task: str | None) -> No
     help="Where to write.  [default: report.html in the run's directory, of several runs here]",
 )
 @_failing_in_words
-def report(directories: tuple[Path, ...], output: Path | None) -> None:
+def report(directories: tuple[str, ...], output: Path | None) -> None:
     """Write a page about the run in DIR, or about several runs compared, and its pictures to a folder beside it.
 
     The page is one file and needs no network. Runs that are at work or were killed are shown as far as they came.
@@ -224,15 +241,17 @@ def doctor() -> None:
     sys.exit(any(verdict.state == "wrong" for _, verdict in findings))
 
 
-def _load(directory: Path, task: str | None) -> Run:
+def _load(directory: str, task: str | None) -> Run:
     from distbelief.run import written
     from distbelief.run.run import load
+    from distbelief.run.store import reading
     from distbelief.task import taskfile
 
     if task is None:
         return load(directory)
-    origin = directory / "task.json"
-    arguments = written.content(origin).get("arguments", {}) if origin.is_file() else {}
+    with reading(directory, ["task.json"]) as folder:
+        origin = folder / "task.json"
+        arguments = written.content(origin).get("arguments", {}) if origin.is_file() else {}
     return load(directory, taskfile.find(task, arguments))
 
 

@@ -48,6 +48,16 @@ def often(ctx: click.Context, param: click.Parameter, value: str | None) -> Ever
         raise click.BadParameter(str(error)) from error
 
 
+def at_once(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+    """What a person means by how many replicas: `4`, or the least and the most, `4-16`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is neither a number, such as 4, nor the least and the most, such as 4-16")
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+
 @final
 class SectionedCommand(click.Command):
     """A command whose help shows its many flags by what they are about."""

@@ -171,10 +171,11 @@ class DownpourReplica:
         self._refusals = 0
         verdict = verdict_of(replies)
         self._account.record(work, verdict)
-        self.progress.pushes += verdict.used
-        self.progress.examples += work.examples if verdict.used else 0
-        self.progress.rejected += not verdict.used
-        self.progress.staleness = max(reply.staleness for reply in replies)
+        progress, used = self.progress, verdict.used
+        progress.pushes += used
+        progress.examples += work.examples if used else 0
+        progress.rejected += not used
+        progress.staleness = max([reply.staleness for reply in replies])
 
     def _refuse(self, work: Work) -> None:
         self.source.undo()

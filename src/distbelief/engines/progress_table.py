@@ -1,5 +1,6 @@
 """The progress table: shared memory in which replicas write their progress and the controller the request to stop."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import fields
 from operator import attrgetter
@@ -108,8 +109,7 @@ class ProgressTable:
     def write(self, replica: int, progress: Progress) -> None:
         """Replace a replica's row."""
         start = self._rows + replica * _FIELDS
-        for field, value in enumerate(_values(progress)):
-            self._cells[start + field] = value
+        self._cells[start : start + _FIELDS] = array("d", _values(progress))
 
     def steps(self, replica: int) -> int:
         """Batches that a replica has worked on."""

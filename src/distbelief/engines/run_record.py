@@ -111,7 +111,7 @@ class RunRecord:
         self._checkpoints = Checkpoints(
             files.write_checkpoint, tell=lambda content: self.tell("checkpoint", **content), beside=beside
         )
-        self._callbacks = Callbacks(self.callbacks, LiveRun(files.path, self._evaluations.history, self._model))
+        self._callbacks = Callbacks(self.callbacks, LiveRun(files.directory, self._evaluations.history, self._model))
         self._speeds = Speeds(prepared.replicas)
         self._waiting: list[tuple[float, Callable[[], None]]] = []
         """What waits for buffers, and until when."""
@@ -506,7 +506,8 @@ class RunRecord:
             self._write_last()
         if isinstance(controller.error, Diverged):
             with self._kept():
-                controller.error.add_note(divergence.set_aside(self.prepared, self.files.checkpoints))
+                note = divergence.set_aside(self.prepared, self.files.checkpoints)
+                controller.error.add_note(self.files.told(note))
         if self.prepared.method.average is not None:
             with self._kept():
                 self._write_average()

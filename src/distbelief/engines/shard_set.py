@@ -96,7 +96,7 @@ def as_written(prepared: Prepared, spec: ShardSpec, shard: int, written: Checkpo
         counts = {"updates": written.state.updates, "examples": written.state.examples}
     parts = {name: layout.part(flat, shard) for name, flat in state.items()}
     scratch.initialise_(layout.part(vector, shard), parts, **counts)
-    return scratch.snapshot()
+    return Snapshot(scratch.numbers, scratch.vectors)
 
 
 @final

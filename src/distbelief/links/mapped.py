@@ -136,7 +136,7 @@ class MappedLink:
 
     async def fetch(self, into: Tensor, at_least: Version = ORIGIN) -> Version:
         """Copy the parameters out; sleeps until the shard has come so far."""
-        while self._shard.reached < at_least:
+        while at_least > ORIGIN and self._shard.reached < at_least:
             await asyncio.sleep(_POLL_S)
         return self._shard.fetch(into)
 

@@ -95,7 +95,8 @@ class _Peer:
     def __init__(self, identity: bytes) -> None:
         self.identity = identity
         self.waiting: dict[int, _Served] = {}
-        self.running: set[int] = set()
+        self.running: dict[int, bool] = {}
+        """Calls in a shard's thread, and whether they are still to be answered."""
         self.incoming: dict[int, _Transfer] = {}
         self.outgoing: dict[int, tuple[Outgoing, Tensor | None]] = {}
 
@@ -349,15 +350,14 @@ class WireServer:
                 return
             if buffer is not None:
                 self._buffers.give(buffer)
-            present = call in peer.running
-            peer.running.discard(call)
+            present = peer.running.pop(call, False)
             if (error := future.exception()) is not None:
                 self._refuse(peer, call, f"{type(error).__name__}: {error}", gone=False)
             elif present:
                 answer(future.result())
             served.host.look()
 
-        peer.running.add(call)
+        peer.running[call] = True
         self._loop.run_in_executor(served.thread, work).add_done_callback(ended)
 
     def _transfer(
@@ -384,7 +384,8 @@ class WireServer:
         if (transfer := peer.incoming.pop(call, None)) is not None:
             self._buffers.give(transfer.buffer)
         peer.outgoing.pop(call, None)
-        peer.running.discard(call)
+        if call in peer.running:
+            peer.running[call] = False
 
     def _forget(self, peer: _Peer) -> None:
         for call in [*peer.waiting, *peer.incoming, *peer.outgoing, *peer.running]:

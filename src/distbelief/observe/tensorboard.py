@@ -16,7 +16,7 @@ _FLUSH_S = 10
 
 
 class _HasDirectory(Protocol):
-    directory: Path
+    directory: Path | Any
 
 
 @final
@@ -56,8 +56,10 @@ class TensorBoard:
         if event["event"] == "stopped":
             self._close()
 
-    def _open(self, directory: Path, first: dict[str, Any]) -> None:
+    def _open(self, directory: Path | Any, first: dict[str, Any]) -> None:
         self._close()
+        if self._directory is None and not isinstance(directory, Path):
+            raise UsageError(f"event files cannot be at {directory}: give a folder, as in TensorBoard('tensorboard')")
         resumed = first["event"] == "resumed"
         after = first["examples"] if resumed else None
         # What stands at the step of the checkpoint itself belongs to it.

@@ -22,10 +22,11 @@ Event = dict[str, Any]
 class LiveRun:
     """A run at work, as callbacks see it.
 
-    `history`: one dict an evaluation so far. `model` copies what the server holds at this moment.
+    `directory`: a `Path`, or the text of a URL. `history`: one dict an evaluation so far. `model` copies what the
+    server holds at this moment.
     """
 
-    def __init__(self, directory: Path, history: list[Event], model: Callable[[], nn.Module]) -> None:
+    def __init__(self, directory: Path | Any, history: list[Event], model: Callable[[], nn.Module]) -> None:
         self.directory = directory
         self.history = history
         self.stopped_by: str | None = None

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, final
+from typing import Any, BinaryIO, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError
@@ -36,8 +36,8 @@ from distbelief.task.gradients import FlatModule
 
 KEPT = 3
 """How many of the newest are kept."""
-_TENSORS = "tensors.safetensors"
-_STATE = "state.json"
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
 _PARTIAL = ".partial"
 _NAME = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})|\.partial-([0-9]{12,})-before")
 """A checkpoint, or one that is being replaced by another of as many examples."""
@@ -138,14 +138,14 @@ def write(folder: Path, draft: Draft) -> Path:
     clear(folder)
     partial.mkdir(parents=True)
     try:
-        written = _written(folder)
+        written = listed(folder)
         if target.name not in written:
             if target.exists():
                 raise FileExistsError(errno.EEXIST, f"{target} is in the way, which no run has written")
             _write_index(folder, written | {target.name})
-        text = json.dumps({"tensors": write_image(partial / _TENSORS, draft.image), "state": draft.state.to_json()})
-        (partial / _STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
-        sync(partial / _STATE)
+        text = json.dumps({"tensors": write_image(partial / TENSORS, draft.image), "state": draft.state.to_json()})
+        (partial / STATE).write_text(json.dumps({"checksum": _digest(text.encode()), "content": text}))
+        sync(partial / STATE)
         sync(partial)
         if target.exists():
             # Out of the way in one step: a half removed one would pass for a damaged one. It is read where it lies
@@ -171,7 +171,7 @@ def clear(folder: Path) -> None:
 
 def _prune(folder: Path) -> None:
     """Remove all but the newest few of those that were written here."""
-    written = _written(folder)
+    written = listed(folder)
     for old in [path for path in _all(folder) if path.name in written][KEPT:]:
         _remove(old)
     there = {name for name in written if (folder / name).exists()}
@@ -180,7 +180,7 @@ def _prune(folder: Path) -> None:
             _write_index(folder, there)
 
 
-def _written(folder: Path) -> set[str]:
+def listed(folder: Path) -> set[str]:
     """The names of the checkpoints that were written here, by the index."""
     try:
         names = json.loads(_index(folder).read_text())["checkpoints"]
@@ -194,11 +194,21 @@ def _index(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.json")
 
 
+def index_of(names: Iterable[str]) -> bytes:
+    """The index of these checkpoints."""
+    return json.dumps({"checkpoints": sorted(names)}).encode()
+
+
+def whole(folder: Path) -> list[Path]:
+    """The folders of the checkpoints that are there under their own names, the newest first."""
+    return [path for path in _all(folder) if not path.name.startswith(_PARTIAL)]
+
+
 def _write_index(folder: Path, names: set[str]) -> None:
     partial = folder.with_name(f"{_index(folder).name}{_PARTIAL}")
     try:
         with create(partial) as file:
-            file.write(json.dumps({"checkpoints": sorted(names)}).encode())
+            file.write(index_of(names))
         sync(partial)
         partial.replace(_index(folder))
     except OSError:
@@ -210,7 +220,7 @@ def _remove(path: Path) -> None:
     """Remove a checkpoint, by the names of its files: what else is in its folder stays there, and so does that."""
     with suppress(OSError):
         if not path.is_symlink():
-            for name in (_TENSORS, _STATE):
+            for name in (TENSORS, STATE):
                 (path / name).unlink(missing_ok=True)
             path.rmdir()
 
@@ -257,18 +267,31 @@ def _examples(path: Path) -> int:
     return int(match[1] or match[2])
 
 
-def _read(path: Path) -> Checkpoint:
-    outer = json.loads((path / _STATE).read_text())
+def has_state(path: Path) -> bool:
+    """Whether a checkpoint has its state, which is written last."""
+    try:
+        return bool(_content(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _content(path: Path) -> dict[str, Any]:
+    outer = json.loads((path / STATE).read_text())
     if outer["checksum"] != _digest(outer["content"].encode()):
         raise ValueError("the checksum of its state is wrong")
-    content = json.loads(outer["content"])
+    content: dict[str, Any] = json.loads(outer["content"])
+    return content
+
+
+def _read(path: Path) -> Checkpoint:
+    content = _content(path)
     # Formats before this one had their number beside the state.
     if (found := content.get("format", content["state"].get("format"))) != FORMAT:
         raise _other_format(path, found)
     state = from_json(content["state"])
-    if content["tensors"] != _checksum(path / _TENSORS):
+    if content["tensors"] != _checksum(path / TENSORS):
         raise ValueError("the checksum of its tensors is wrong")
-    tensors = load_file(path / _TENSORS)
+    tensors = load_file(path / TENSORS)
     check_tensors(state, tensors)
     return Checkpoint(_examples(path), tensors, state)
 

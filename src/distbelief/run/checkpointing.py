@@ -19,14 +19,14 @@ class Checkpoints:
     `beside`, training stands still while one is written.
     """
 
-    write: Callable[[Draft], Path]
+    write: Callable[[Draft], Path | str]
     _: KW_ONLY
     tell: Callable[[dict[str, Any]], None]
     beside: bool = True
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: Future[Path] | None = None
+        self._running: Future[Path | str] | None = None
         self._began = self._capture_s = 0.0
 
     def capturing(self) -> None:

@@ -9,6 +9,8 @@
     model-average.safetensors    the average of the parameters, where one is kept
     summary.json                 the same in figures
 
+Where the directory is a URL, they are in a folder on this machine, and `mirror.py` sends them there.
+
 1.  A run writes into a directory that is not there, is empty, or is a run's own: `method.json` or `task.json` says so,
     of which one is there from the first file that is written on. Anything else is refused before a byte is written.
 2.  No link in it is followed.
@@ -23,7 +25,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, final
@@ -33,14 +35,17 @@ from torch import nn
 from distbelief.allocation import Method
 from distbelief.errors import DirectoryError
 from distbelief.run import checkpoint
-from distbelief.run.checkpoint import Draft
+from distbelief.run.checkpoint import Checkpoint, Draft
 from distbelief.run.description import describe, revive
-from distbelief.run.lock import LOCK, DirectoryLock, word_in
+from distbelief.run.lock import LOCK, TAKEN, DirectoryLock, word_in
+from distbelief.run.mirror import Mirror
 from distbelief.run.run import FORMAT, change
+from distbelief.run.store import place, reading, why
 
 _LOG = "events.jsonl"
 _METHOD = "method.json"
 _CHECKPOINT = "the last checkpoint"
+_SENT = "the newest files"
 _TASK = "task.json"
 _FILES = (
     _TASK,
@@ -57,7 +62,6 @@ _SIGNS = {_METHOD: "kind", _TASK: "digest"}
 _EARLIER = "earlier-"
 _NAMED = 3
 """Files of others that are named in a sentence."""
-_TAKEN = "another run has taken its place"
 
 
 def stored_method(path: str | Path) -> Method | None:
@@ -65,20 +69,24 @@ def stored_method(path: str | Path) -> Method | None:
 
     Raises `DirectoryError` where it holds a rule or policy of the user's own, or cannot be read.
     """
-    file = Path(path, _METHOD)
-    try:
-        method: Method | None = json.loads(file.read_text(), object_hook=revive) if file.exists() else None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        wrong = f"the run's own method cannot be read back from {file} ({error}): give the method again"
-        raise DirectoryError(wrong) from error
-    return method
+    with reading(path, [_METHOD]) as folder:
+        file = folder / _METHOD
+        try:
+            method: Method | None = json.loads(file.read_text(), object_hook=revive) if file.exists() else None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            wrong = f"the run's own method cannot be read back from {file} ({error}): give the method again"
+            raise DirectoryError(wrong) from error
+        return method
 
 
 @final
 class RunDirectory:
-    """The directory of a run, for one process at a time."""
+    """The directory of a run, for one process at a time: `directory` is its name, `path` where it is written."""
 
-    def __init__(self, path: Path, *, made: bool, lock: DirectoryLock) -> None:
+    def __init__(
+        self, directory: str | Path, path: Path, *, made: bool, lock: DirectoryLock, mirror: Mirror | None
+    ) -> None:
+        self.directory = directory
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
@@ -89,6 +97,9 @@ class RunDirectory:
         """Files that another program has removed, and that are there again."""
         self._made = made
         self._lock = lock
+        self._mirror = mirror
+        self._unsent = False
+        self._kept: Path | None = None
         # As long as it is open, no other directory can have its number.
         self._folder = os.open(path, os.O_DIRECTORY | os.O_CLOEXEC)
         self._log: int | None = None
@@ -102,39 +113,45 @@ class RunDirectory:
         Raises `DirectoryError` where a run is at work or, unless it is to be resumed, has been, where there is
         anything else, or nothing can be written.
         """
-        made = path is None or not Path(path).exists()
-        # Absolute: what the user's code does to the working directory is not to move the run.
-        path = _make_fresh() if path is None else Path(path).absolute()
+        directory = _make_fresh() if path is None else place(path)
+        mirror = Mirror(directory, _SIGNS) if isinstance(directory, str) else None
+        folder = Path(directory) if mirror is None else mirror.folder
+        made = path is None or not folder.exists()
         try:
-            if not made:
-                _check_own(path)
-            path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = DirectoryLock.take(path)
-            except BlockingIOError as error:
-                raise DirectoryError(
-                    f"{path} is in use by a run that is at work: wait for its end, or choose another"
-                ) from error
-            try:
+            if not made and mirror is None:
+                _check_own(folder, directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as held:
+                lock = held.enter_context(closing(DirectoryLock.take(folder)))
+                there = None
+                if mirror is not None:
+                    held.callback(mirror.close)
+                    there = mirror.look()
                 # Again, now that nothing changes any more.
-                _check_own(path)
-                if _holds_run(path) and not resume:
+                _check_own(folder, directory, there)
+                if mirror is not None:
+                    mirror.take(lock)
+                if _holds_run(folder) and not resume:
                     raise DirectoryError(
-                        f"{path} holds a run already: choose another directory, or go on with it (resume=True)"
+                        f"{directory} holds a run already: choose another directory, or go on with it (resume=True)"
                     )
-                files = cls(path, made=made, lock=lock)
+                files = cls(directory, folder, made=made, lock=lock, mirror=mirror)
                 # What a writer that was killed has left half written.
-                for file in (files.best, *(path / name for name in (*_FILES, _METHOD))):
+                for file in (files.best, *(folder / name for name in (*_FILES, _METHOD))):
                     _remove(_partial(file))
                 checkpoint.clear(files.checkpoints)
+                if mirror is not None:
+                    mirror.fetch()
+                held.pop_all()
                 return files
-            except BaseException:
-                lock.close()
-                raise
+        except BlockingIOError as error:
+            raise DirectoryError(
+                f"{directory} is in use by a run that is at work: wait for its end, or choose another"
+            ) from error
         except OSError as error:
             if made:
-                _remove_unused(path)
-            raise _unwritable(path, error) from error
+                _remove_unused(folder)
+            raise _unwritable(directory, error) from error
 
     def check_model(self, module: nn.Module) -> None:
         """Raise `DirectoryError` if the directory holds a run of another model, and say where they differ."""
@@ -147,8 +164,8 @@ class RunDirectory:
             raise DirectoryError(f"{file} cannot be read ({error}): remove it to go on with this task") from error
         if differences:
             raise DirectoryError(
-                f"{self.path} holds a run of another model ({differences}): choose another directory, or go on with "
-                "that model"
+                f"{self.directory} holds a run of another model ({differences}): choose another directory, or go on "
+                "with that model"
             )
 
     def set_aside(self) -> Path | None:
@@ -157,6 +174,8 @@ class RunDirectory:
         The method stays as well, until there is another one: it says that the directory is a run's. A move that was
         cut short is gone on with.
         """
+        if self._mirror is not None:
+            self._fetch_rest(self._mirror)
         there = [name for name in _FILES if (self.path / name).exists()]
         begun = self._begun_aside(there)
         if not (there or begun) or not (self.path / _METHOD).exists():
@@ -170,8 +189,14 @@ class RunDirectory:
                 file.write((self.path / _METHOD).read_bytes())
             half.replace(folder / _METHOD)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _unwritable(self.directory, error) from error
         return folder
+
+    def _fetch_rest(self, mirror: Mirror) -> None:
+        try:
+            mirror.fetch_rest(_FILES)
+        except OSError as error:
+            raise DirectoryError(f"{self.directory} cannot be read ({why(error)})") from error
 
     def _begun_aside(self, names: Sequence[str]) -> Path | None:
         """A folder into which a move was begun, with room for what is left to be moved."""
@@ -186,14 +211,18 @@ class RunDirectory:
         try:
             self.write_json(_METHOD, {"format": FORMAT, **method})
             self.write_json(_TASK, {"format": FORMAT, **task})
-            for why in self.unwritten.values():
-                raise DirectoryError(f"cannot write to the run directory {self.path} ({why}): choose another")
+            for reason in self.unwritten.values():
+                raise DirectoryError(f"cannot write to the run directory {self.directory} ({reason}): choose another")
             self.checkpoints.mkdir(exist_ok=True)
+            self._send()
+            self._unsent = True
         except (OSError, DirectoryError) as error:
             if not resumed:
                 _remove(self.path / _METHOD)
                 _remove(self.path / _TASK)
-            raise error if isinstance(error, DirectoryError) else _unwritable(self.path, error) from error
+                if self._mirror is not None:
+                    self._mirror.discard()
+            raise error if isinstance(error, DirectoryError) else _unwritable(self.directory, error) from error
 
     def event(self, event: str, content: dict[str, Any]) -> None:
         """Append a line to the log of events."""
@@ -204,7 +233,7 @@ class RunDirectory:
                 self._log = _open_log(self.path / _LOG)
             _append(self._log, line)
         except OSError as error:
-            self.unwritten[_LOG] = _why(error)
+            self.unwritten[_LOG] = why(error)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
@@ -225,37 +254,75 @@ class RunDirectory:
             image.tensors[name].copy_(tensor.detach())
         self._put(path or self.path / "model.safetensors", lambda partial: checkpoint.write_image(partial, image))
 
-    def write_checkpoint(self, draft: Draft) -> Path:
-        """Write a checkpoint. Raises `OSError` where it cannot."""
+    def write_checkpoint(self, draft: Draft) -> str:
+        """Write a checkpoint, and return where it is. Raises `OSError` where it cannot."""
         try:
             self._hold()
             path = checkpoint.write(self.checkpoints, draft)
         except OSError as error:
-            self.unwritten[_CHECKPOINT] = _why(error)
+            self.unwritten[_CHECKPOINT] = why(error)
             raise
         self.unwritten.pop(_CHECKPOINT, None)
-        return path
+        self._send()
+        return self.told(str(path))
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what is to be said of others, as `checkpoint.newest` does."""
+        try:
+            found, complaints = checkpoint.newest(self.checkpoints)
+        except DirectoryError as error:
+            raise DirectoryError(self.told(str(error))) from error
+        return found, [self.told(complaint) for complaint in complaints]
+
+    def told(self, text: str) -> str:
+        """A text about files that are written here, as one about those in the directory that was asked for."""
+        return text.replace(str(self.path), str(self.directory))
+
+    def publish(self) -> None:
+        """Have the directory hold all that was written, at the end. What cannot be sent to a URL is kept here."""
+        self._unsent = False
+        try:
+            self._send()
+        except OSError:
+            assert self._mirror is not None
+            self._kept = self._mirror.keep()
 
     def missing(self) -> str:
         """A sentence on the files that could not be written, and on what remains; nothing if there are none."""
         if not self.unwritten:
             return ""
         reasons: dict[str, list[str]] = {}
-        for name, why in sorted(self.unwritten.items()):
-            reasons.setdefault(why, []).append(name)
-        missing = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
-        examples = checkpoint.latest(self.checkpoints)
+        for name, reason in sorted(self.unwritten.items()):
+            reasons.setdefault(reason, []).append(name)
+        missing = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        examples = checkpoint.latest(self.checkpoints) if self._mirror is None else self._mirror.newest()
         kept = "no checkpoint is left" if examples is None else f"resume goes on after {examples:,} examples"
-        return f"not all of {self.path} could be written ({missing}); {kept}"
+        here = f"; all of it is in {self._kept}" if self._kept is not None else ""
+        return f"not all of {self.directory} could be written ({missing}); {kept}{here}"
 
     def close(self) -> None:
         """Close the log, and let others in. A directory in which no run has begun goes, if it was made for this one."""
+        if self._unsent:
+            self.publish()
         if self._log is not None:
             os.close(self._log)
         os.close(self._folder)
-        if self._made and not _holds_run(self.path):
+        if self._mirror is not None:
+            self._mirror.close()
+        elif self._made and not _holds_run(self.path):
             _remove_unused(self.path)
         self._lock.close()
+
+    def _send(self) -> None:
+        """Send what has changed, where the directory is a URL. Raises `OSError` where that fails."""
+        if self._mirror is None:
+            return
+        try:
+            self._mirror.send()
+        except OSError as error:
+            self.unwritten[_SENT] = why(error)
+            raise
+        self.unwritten.pop(_SENT, None)
 
     def _put(self, path: Path, write: Callable[[Path], object]) -> None:
         """Have a file written beside its place, and put it there when it is whole and on the disk."""
@@ -268,7 +335,7 @@ class RunDirectory:
             partial.replace(path)
         except OSError as error:
             _remove(partial)
-            self.unwritten[name] = _why(error)
+            self.unwritten[name] = why(error)
         else:
             self.unwritten.pop(name, None)
 
@@ -294,9 +361,9 @@ class RunDirectory:
         try:
             same = os.path.samestat(self.path.stat(), os.fstat(self._folder))
             if not same and word_in(self.path) != self._lock.word:
-                _check_own(self.path)
+                _check_own(self.path, self.directory)
                 if _holds_run(self.path):
-                    raise OSError(errno.EEXIST, _TAKEN)
+                    raise OSError(errno.EEXIST, TAKEN)
         except FileNotFoundError:
             same = False
         except DirectoryError as error:
@@ -308,10 +375,10 @@ class RunDirectory:
             if word_in(self.path) == self._lock.word:
                 # It is this one: some file systems number a file anew.
                 return
-            raise OSError(errno.EBUSY, _TAKEN) from error
+            raise OSError(errno.EBUSY, TAKEN) from error
         if lock.before not in ("", lock.word):
             lock.close()
-            raise OSError(errno.EEXIST, _TAKEN)
+            raise OSError(errno.EEXIST, TAKEN)
         self._lock.close()
         self._lock = lock
         if not same:
@@ -336,9 +403,12 @@ def _holds_run(path: Path) -> bool:
     return any((path / name).exists() for name in _SIGNS)
 
 
-def _check_own(path: Path) -> None:
-    """Raise `DirectoryError` where a directory holds anything, unless it is a run's."""
-    there = sorted(file.name for file in path.iterdir())
+def _check_own(path: Path, directory: str | Path, there: Sequence[str] | None = None) -> None:
+    """Raise `DirectoryError` where a directory holds anything, unless it is a run's.
+
+    `there`: what it holds, where `path` has only copies of what says that it is one.
+    """
+    there = sorted(file.name for file in path.iterdir()) if there is None else there
     if links := [name for name in there if name in (LOCK, _METHOD, *_FILES) and (path / name).is_symlink()]:
         raise DirectoryError(
             f"{path / links[0]} is a link, which no run follows: remove it, or choose another directory"
@@ -349,7 +419,7 @@ def _check_own(path: Path) -> None:
     if others := [name for name in there if name not in own]:
         some = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
         raise DirectoryError(
-            f"{path} holds what no run has written ({some}): choose a directory that is empty or not there yet"
+            f"{directory} holds what no run has written ({some}): choose a directory that is empty or not there yet"
         )
 
 
@@ -407,12 +477,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, error: OSError) -> DirectoryError:
-    return DirectoryError(f"cannot write to the run directory {path} ({_why(error)}): choose another")
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)
+def _unwritable(path: str | Path, error: OSError) -> DirectoryError:
+    return DirectoryError(f"cannot write to the run directory {path} ({why(error)}): choose another")
 
 
 def _make_fresh() -> Path:

@@ -13,6 +13,7 @@ from distbelief.errors import DataError, DirectoryError, TaskError, UsageError
 from distbelief.run import written
 from distbelief.run.evaluation import EVALUATED_AT_ONCE, WithoutGradients, evaluate
 from distbelief.run.result import refusals
+from distbelief.run.store import place, reading
 from distbelief.task import taskfile
 from distbelief.task.data import ArrayRows, rows_of
 from distbelief.task.nested import shapes
@@ -39,12 +40,12 @@ _TOLD = 3
 class Run:
     """A run that has ended.
 
-    `summary`, `history` (one dict an evaluation) and `directory` are as written; `metrics` are those of the last
-    evaluation: bare names for the set that chooses (validation; the test set where there is no other), "test_…". One
-    that was not a finite number is None.
+    `summary`, `history` (one dict an evaluation) and `directory`, a `Path` or the text of a URL, are as written; models
+    are read from there each time. `metrics` are those of the last evaluation: bare names for the set that chooses
+    (validation; the test set where there is no other), "test_…". One that was not a finite number is None.
     """
 
-    def __init__(self, directory: Path, task: Task, summary: dict[str, Any]) -> None:
+    def __init__(self, directory: Path | Any, task: Task, summary: dict[str, Any]) -> None:
         self.directory = directory
         self.summary = summary
         self.history: list[dict[str, Any]] = summary["history"]
@@ -72,9 +73,10 @@ class Run:
         if which not in _MODELS:
             raise UsageError(f"which must be one of {', '.join(map(repr, _MODELS))}, not {which!r}")
         name, missing = _MODELS[which]
-        if not (file := self.directory / name).exists():
-            raise DirectoryError(f"there is no {which} model in {self.directory}: {missing}")
-        return written.tensors(file)
+        with reading(self.directory, [name]) as folder:
+            if not (file := folder / name).exists():
+                raise DirectoryError(f"there is no {which} model in {self.directory}: {missing}")
+            return written.tensors(file)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The loss and metrics of the last model on data of any kind that a task takes.
@@ -171,25 +173,30 @@ def load(directory: str | Path, task: Task | None = None) -> Run:
 
     Raises `DirectoryError` where there is no run that has ended, `TaskError` where the task is missing or another one.
     """
-    directory = Path(directory)
-    files = {name: directory / f"{name}.json" for name in ("summary", "task")}
-    if not directory.is_dir():
-        raise DirectoryError(f"there is no directory {directory}: give that of a run, as is told where the run ends")
-    if not files["task"].is_file():
-        raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
-    if not files["summary"].is_file():
-        raise DirectoryError(f"{directory} holds no run that has ended: wait for it, or go on with it (resume=True)")
-    summary, origin = (written.content(file) for file in files.values())
-    if task is None:
-        task = taskfile.find(*written.task_of(origin, directory))
-    module = task.build(summary["seed"])
-    if (model := directory / "model.safetensors").is_file():
-        make_room_(module, written.tensors(model))
-    if differences := change(origin, module):
-        raise TaskError(
-            f"the model of this task is another one than that of {directory} ({differences}): give the run's task"
-        )
-    return Run(directory, task, summary)
+    names = ["summary.json", "task.json", "model.safetensors"]
+    with reading(directory, names) as folder:
+        summary_file, task_file, model = (folder / name for name in names)
+        if not folder.is_dir():
+            raise DirectoryError(
+                f"there is no directory {directory}: give that of a run, as is told where the run ends"
+            )
+        if not task_file.is_file():
+            raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
+        if not summary_file.is_file():
+            raise DirectoryError(
+                f"{directory} holds no run that has ended: wait for it, or go on with it (resume=True)"
+            )
+        summary, origin = written.content(summary_file), written.content(task_file)
+        if task is None:
+            task = taskfile.find(*written.task_of(origin, folder))
+        module = task.build(summary["seed"])
+        if model.is_file():
+            make_room_(module, written.tensors(model))
+        if differences := change(origin, module):
+            raise TaskError(
+                f"the model of this task is another one than that of {directory} ({differences}): give the run's task"
+            )
+        return Run(folder if isinstance(place(directory), Path) else directory, task, summary)
 
 
 def identity(module: nn.Module) -> dict[str, Any]:

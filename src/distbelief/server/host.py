@@ -58,8 +58,8 @@ class ShardHost:
         if self.waiting:
             reached = self.shard.reached
             for caller, (at_least, ready) in list(self.waiting.items()):
-                if at_least <= reached:
-                    del self.waiting[caller]
+                # An answer that fails may have made others be forgotten.
+                if at_least <= reached and self.waiting.pop(caller, None) is not None:
                     ready()
 
     def forget(self, caller: str) -> None:

@@ -1,9 +1,9 @@
 """Retries with a growing time-out. A retry is safe: by the rules in `ports.py`, a call takes effect at most once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -15,15 +15,21 @@ class Patience(NamedTuple):
     longest_s: float
 
 
-async def retry(
-    patience: Patience | None, attempt: Callable[[], Awaitable[T]], transferring: Callable[[], bool] = lambda: False
-) -> T:
+def retry(
+    patience: Patience | None,
+    attempt: Callable[[], Coroutine[Any, Any, T]],
+    transferring: Callable[[], bool] = lambda: False,
+) -> Coroutine[Any, Any, T]:
     """Retry `attempt` on a time-out or a `ConnectionError` until it answers. `patience=None`: try once, no time-out.
 
     The time-out starts anew while `transferring()` is true, so a large transfer that makes progress never times out.
     """
-    if patience is None:
-        return await attempt()
+    return attempt() if patience is None else _retry(patience, attempt, transferring)
+
+
+async def _retry(
+    patience: Patience, attempt: Callable[[], Coroutine[Any, Any, T]], transferring: Callable[[], bool]
+) -> T:
     loop, seconds = asyncio.get_running_loop(), patience.first_s
     while True:
         begun = loop.time()

@@ -16,6 +16,7 @@ from distbelief.chance import derive
 from distbelief.checks import check_whole
 from distbelief.errors import TaskError, UsageError
 from distbelief.task.data import seeded
+from distbelief.task.nested import shapes
 from distbelief.task.order import checked_weights
 from distbelief.task.tensors import Sketch, put_, sketches_of, unlike
 
@@ -221,8 +222,8 @@ def _forward(prediction: Any, result: Any, name: str) -> Forward:
         if len(parts) == 1 and isinstance(parts[0], tuple):
             parts = list(parts[0])
     loss, weight = parts if len(parts) == 2 else (parts[0] if len(parts) == 1 else result, None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        shape = f"a tensor, {shapes(loss)}" if isinstance(loss, Tensor) else type(loss).__name__
         more = "; step may add a dict of values to show" if name == "step" else ""
         raise TaskError(
             f"{name} must return a scalar tensor, the mean over the batch, or (sum, weight){more}; it returned {shape}"

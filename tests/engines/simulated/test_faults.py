@@ -14,6 +14,10 @@ NONSENSE: list[Any] = [
     (lambda: Death("replica 0", math.nan), "at must be a number"),
     (lambda: Death("replica 0", 1.0, -2.0), "back must be a number of 0 or more"),
     (lambda: Death("replica 0", 1.0, math.inf), "back must be a number"),
+    (lambda: Death("replica 0", 1.0, 2.0, -1.0), "notice_s must be a number of 0 or more, not -1.0"),
+    (lambda: Death("replica 0", 1.0, 2.0, None), "notice_s must be a number"),  # type: ignore[arg-type]
+    (lambda: Death("shard 0", 1.0, 2.0, 0.5), "only a replica can be told to leave: leave notice_s of shard 0 out"),
+    (lambda: Death("controller", 1.0, notice_s=0.5), "leave notice_s of controller out"),
     (lambda: Join("shard 0", 1.0), "shard 0 is no replica"),
     (lambda: Pause("replica 0", 1.0, 0.0), "seconds must be a number of more than 0"),
     (lambda: Pause("replica 0", 1.0, math.inf), "seconds must be a number"),
@@ -160,3 +164,17 @@ def test_messages_are_lost_where_hosts_die_or_machines_are_cut_off() -> None:
     assert not Plan([Death("replica 0", 1.0), Death("controller", 1.0), Pause("shard 0", 1.0, 1.0)]).loses_messages
     assert Plan([Death("shard 0", 1.0)]).loses_messages
     assert Plan([Cut(1.0, 1.0, ("replica 0",))]).loses_messages
+
+
+def test_on_a_machine_that_is_to_be_taken_away_nothing_begins() -> None:
+    plan = Plan([Join("replica 0", 1.0), Death("replica 0", 5.0, 2.0, 1.0), Death("replica 0", 8.0, 1.0, 2.0)])
+    assert plan.deaths[0].told_at == 4.0
+    # It is back at 7, when it has been told of its next death, and again at 9.
+    expected = {0.0: 1.0, 1.0: 1.0, 3.0: 3.0, 4.0: 4.0, 4.1: 9.0, 6.0: 9.0, 7.5: 9.0, 9.0: 9.0}
+    assert {now: plan.there_from("replica 0", now) for now in expected} == expected
+    assert plan.there_from("replica 1", 4.5) == 4.5
+
+
+def test_what_is_dead_for_good_is_never_there() -> None:
+    plan = Plan([Death("replica 0", 5.0, None, 1.0), Join("replica 1", 3.0)])
+    assert [plan.there_from("replica 0", now) for now in (4.0, 4.5, 9.0)] == [4.0, math.inf, math.inf]

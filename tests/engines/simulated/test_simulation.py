@@ -200,6 +200,64 @@ def test_one_that_would_join_when_all_is_done_is_not_waited_for(tmp_path: Path) 
     assert run(tmp_path, db.Join("replica 2", at=1e6)).summary["virtual_seconds"] < 100
 
 
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"n_push": 3, "n_fetch": 2}, {"overlap": 1}, {"admission": db.Buffered(3)}, {"admission": db.Paced(1)}],
+    ids=str,
+)
+def test_who_is_told_to_leave_loses_nothing_and_is_replaced(tmp_path: Path, method: dict[str, Any]) -> None:
+    """Its machine dies a second later, and is back two seconds after that."""
+    done = run(tmp_path, db.Death("replica 1", 2.0, back=2.0, notice_s=1.0), method=method, epochs=8)
+    assert total(done) == 8 * EXAMPLES
+    assert done.summary["account"]["partial"] == 0
+    assert done.summary["restarts"] == 1
+    (left,) = events(done, "left")
+    assert (left["replica"], left["status"], sum(left["account"].values())) == (1, 0, 0)
+    assert events(done, "died") == []
+    (again,) = [e for e in events(done, "replica") if e["incarnation"] == 2]
+    assert again["replica"] == 1
+    assert again["seconds"] == pytest.approx(4.0, abs=0.01), "nothing begins on a machine that will be taken away"
+
+
+def test_who_is_killed_before_it_has_left_has_not_failed(tmp_path: Path) -> None:
+    """Six times in a row, which as deaths would end the run."""
+    deaths = [db.Death("replica 0", 0.05 + 2.0 * number, 0.5, 0.02) for number in range(6)]
+    done = run(tmp_path, *deaths, method={"replicas": 1}, compute=5.0, epochs=1)
+    assert total(done) == EXAMPLES
+    assert [left["status"] for left in events(done, "left")] == [-9] * 6
+    assert events(done, "died") == []
+
+
+def test_more_replicas_join_as_machines_appear_and_leave_as_they_go(tmp_path: Path) -> None:
+    faults: list[Fault] = [
+        db.Join("replica 1", 0.4),
+        db.Join("replica 2", 1.0),
+        db.Join("replica 3", 1e5),
+        db.Death("replica 0", 2.0, 1.0, notice_s=0.5),
+        db.Death("replica 1", 3.0, None, notice_s=0.5),
+    ]
+    done = run(tmp_path, *faults, method={"replicas": (2, 4)}, epochs=5)
+    assert total(done) == 5 * EXAMPLES == done.summary["account"]["used"]
+    begun = [(e["replica"], e["seconds"]) for e in events(done, "replica")]
+    # The clock of a run begins with its first lease: when two of the four have come.
+    expected = [(0, 0.0), (1, 0.0), (2, 0.6), (0, 2.6)]
+    assert begun == [(replica, pytest.approx(seconds, abs=0.01)) for replica, seconds in expected]
+    assert [e["replica"] for e in events(done, "left")] == [0, 1]
+    assert done.summary["replicas"] == 4
+    assert done.summary["restarts"] == 1
+    assert done.summary["virtual_seconds"] < 100
+
+
+@pytest.mark.parametrize("machines", [0, 1])
+def test_where_fewer_than_the_least_will_ever_come_the_run_begins_with_these(tmp_path: Path, machines: int) -> None:
+    never = [db.Death(f"replica {replica}", 0.0, None) for replica in range(machines, 4)]
+    if machines:
+        assert total(run(tmp_path, *never, method={"replicas": (3, 4)}, epochs=1)) == EXAMPLES
+    else:
+        with pytest.raises(Deadlock, match="every replica is dead for good"):
+            run(tmp_path, *never, method={"replicas": (3, 4)}, epochs=1)
+
+
 def test_a_paused_replica_is_stale_when_it_goes_on(tmp_path: Path) -> None:
     quiet, paused = run(tmp_path), run(tmp_path, db.Pause("replica 0", 0.5, 1.5))
     assert paused.summary["staleness"]["max"] > 2 * quiet.summary["staleness"]["max"]

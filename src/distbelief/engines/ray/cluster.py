@@ -124,6 +124,21 @@ def shard_nodes(shards: int) -> list[str]:
     return [steady[number % len(steady)]["NodeID"] for number in range(shards)]
 
 
+async def answer(reference: Any) -> Any:
+    """Await what an actor answers. What its method raised is raised as it was.
+
+    Raises `RayActorError` where the actor has died, or its machine was gone before it could begin.
+    """
+    from ray.exceptions import ActorDiedError, ActorPlacementGroupRemoved, ActorUnschedulableError, RayTaskError
+
+    try:
+        return await reference
+    except RayTaskError as error:
+        raise error.cause from error
+    except (ActorUnschedulableError, ActorPlacementGroupRemoved) as error:
+        raise ActorDiedError from error
+
+
 def draining() -> set[str]:
     """The machines that are about to be taken away, by their ids. Ray tells its own libraries in no other way."""
     from ray._private import state

@@ -25,6 +25,7 @@ from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.ray.cluster import settle_process, versions
 from distbelief.links.mapped import SharedMemory
 from distbelief.links.wire import Keys, WireServer
+from distbelief.server import block
 from distbelief.server.block import ShardSpec
 from distbelief.server.host import ShardHost
 from distbelief.server.shard import Shard
@@ -94,27 +95,20 @@ class Machine:
         self._memories.append(table)
         self._table = ProgressTable(table.bytes, replicas, buffers)
 
-    async def hold(self, specs: Mapping[int, ShardSpec], address: str, keys: Keys | None, lost: bool) -> str:
-        """Make shards, and serve them; returns their server's address. `lost`: they are to be restored first."""
+    async def hold(self, specs: Mapping[int, ShardSpec], address: str, keys: Keys | None) -> str:
+        """Make shards, and serve them; returns their server's address. They do nothing until they are restored."""
         require({"parameters and optimizer state": sum(spec.nbytes for spec in specs.values())}, available())
         self._mapped = MappedShards(list(specs.values()))
         self._shards = dict(zip(specs, self._mapped.shards, strict=True))
         hosts = {number: ShardHost(shard, number) for number, shard in self._shards.items()}
-        if lost:
-            for shard_host in hosts.values():
-                shard_host.lose()
+        for shard_host in hosts.values():
+            shard_host.lose()
+            # Before the first of all terms: who maps the memory waits, too.
+            shard_host.shard.numbers[block.TERM] = -1
         self._server = WireServer(hosts, host=address, keys=keys)
         self._go_on(self._server.run())
         self._go_on(self._watch_locks())
         return self._server.address
-
-    async def initialise(
-        self, shard: int, parameters: np.ndarray, state: Mapping[str, np.ndarray], **counts: int
-    ) -> None:
-        """Fill a new shard."""
-        # What comes out of Ray's object store is read only, which torch does not like.
-        vectors = {name: torch.from_numpy(vector.copy()) for name, vector in state.items()}
-        self._shards[shard].initialise_(torch.from_numpy(parameters.copy()), vectors, **counts)
 
     async def look(self, requests: float, stopping: bool) -> dict[int, Row]:
         """How far the replicas of this machine are. They are asked for their buffers, or to stop, if that is new."""

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, final
 import ray
 from ray.exceptions import RayActorError
 
+from distbelief.engines.calls import Calls
 from distbelief.engines.progress_table import ProgressTable
-from distbelief.engines.ray.calls import Calls, answer
-from distbelief.engines.ray.cluster import on_node, require_versions, shard_nodes
+from distbelief.engines.ray.cluster import answer, on_node, require_versions, shard_nodes
 from distbelief.engines.ray.machine import Machine, Row
-from distbelief.engines.ray.remote_shard import RemoteShard
 from distbelief.engines.ray.seat import REACHABLE_S
+from distbelief.engines.remote_shard import RemoteShard
 from distbelief.errors import UsageError
 from distbelief.links.mapped import SharedMemory
 from distbelief.links.wire import Keys, WireClient
@@ -59,7 +59,7 @@ class Machines:
         self.servers: dict[int, str] = {}
         """The address by which each shard is served."""
         self._homes: dict[int, Known] = {}
-        """The machine of each shard. One that takes shards of another in is another one from then on."""
+        """The machine of each shard."""
         self._table = table
 
     async def at(self, node: str) -> Known:
@@ -81,38 +81,42 @@ class Machines:
             try:
                 await self._hold(node, shards)
             except (RayActorError, TimeoutError):
-                await self.bring_back(shards, lost=False)
+                await self.bring_back(shards)
         return [self._shards[shard] for shard in range(len(specs))]
 
-    async def bring_back(self, shards: Sequence[int], *, lost: bool = True) -> None:
-        """Make shards, on any machine, whose own is gone. Those that are `lost` do nothing until they are restored."""
+    async def bring_back(self, shards: Sequence[int]) -> None:
+        """Make shards, on any machine, whose own is gone."""
         while True:
             try:
-                return await self._hold(shard_nodes(1)[0], shards, lost=lost)
+                return await self._hold(shard_nodes(1)[0], shards)
             except (RayActorError, TimeoutError):
                 # Ray has not yet noticed that this one is gone, too.
                 await asyncio.sleep(1.0)
 
-    async def _hold(self, node: str, shards: Sequence[int], *, lost: bool = False) -> None:
+    async def _hold(self, node: str, shards: Sequence[int]) -> None:
         actor = _actor(node)
         about = await asyncio.wait_for(answer(actor.about.remote()), _STARTED_S)
         require_versions(about.name, about.versions)
         specs = {shard: self._specs[shard] for shard in shards}
         try:
-            address = await answer(actor.hold.remote(specs, about.address, self.keys, lost))
+            address = await answer(actor.hold.remote(specs, about.address, self.keys))
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
         machine = Known(node, about.name, about.socket, actor)
         for shard, spec in specs.items():
-            self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(actor, client)
-            self.servers[shard], self._homes[shard] = address, machine
-        # In the place of one that holds others or none, if there is one: what is mapped there goes on.
-        self._known[node] = asyncio.create_task(self._ready(machine))
-        await self._known[node]
+            self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(client)
+            self.servers[shard] = address
+        machine = Known(node, about.name, about.socket, actor)
+        self._homes.update(dict.fromkeys(specs, machine))
+        ready = asyncio.create_task(self._ready(machine))
+        # Where there is one already, replicas go on with that, and reach these shards by their server.
+        if node not in self._known:
+            self._known[node] = ready
+        await ready
 
     def shards_at(self, machine: Known) -> list[int]:
-        """The shards that a machine has."""
+        """The shards whose memory a machine's actor hands out."""
         return [shard for shard, home in self._homes.items() if home is machine]
 
     @property
@@ -160,7 +164,7 @@ class Machines:
                 await self.look(machine)
                 await asyncio.sleep(_LOOK_S)
         except (RayActorError, TimeoutError):
-            if machine in self.ready:
+            if machine in self.ready and self._known[machine.node].result() is machine:
                 del self._known[machine.node]
             gone = self.shards_at(machine)
             for shard in gone:

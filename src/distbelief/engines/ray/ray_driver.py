@@ -17,10 +17,10 @@ import torch
 from ray.exceptions import RayActorError
 
 from distbelief.engines.actions import Action, Evaluate, RestoreShard
+from distbelief.engines.calls import Calls
 from distbelief.engines.live_driver import TICK_S, LiveDriver
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.ray import Ray
-from distbelief.engines.ray.calls import Calls
 from distbelief.engines.ray.cluster import draining
 from distbelief.engines.ray.machine import Row
 from distbelief.engines.ray.machines import Known, Machines
@@ -163,7 +163,12 @@ class RayDriver(LiveDriver):
 
         if machine.node not in self._tried:
             self._tried[machine.node] = asyncio.create_task(attempt())
-        await asyncio.shield(self._tried[machine.node])
+        try:
+            await asyncio.shield(self._tried[machine.node])
+        except RayActorError:
+            # It says nothing of the task.
+            self._tried.pop(machine.node, None)
+            raise
 
     def _refuse(self, error: DistBeliefError) -> None:
         self._controller.fail(time.monotonic(), error)

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distbelief.engines.ray.calls import answer
+from distbelief.engines.ray.cluster import answer
 from distbelief.engines.ray.replica_actor import Place, ReplicaActor, Report
 
 REACHABLE_S = 20.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from distbelief.allocation import Progress, Replica
 from distbelief.engines.assembly import assemble
 from distbelief.engines.progress_table import ProgressTable
+from distbelief.engines.simulated.simulated_process import SimulatedProcess
 from distbelief.engines.simulated.world import World
 from distbelief.ports import Gradient, ShardLink, WorkSource
 from distbelief.run.prepare import Prepared
@@ -39,17 +40,17 @@ class SharedModule:
         self.computing = 0
         """How many replicas are at it."""
 
-    def replica(self, who: tuple[int, int], links: Sequence[ShardLink], work: WorkSource, watch: Watch) -> Replica:
-        """A replica that computes with it: its number, and its incarnation."""
+    def replica(self, process: SimulatedProcess, links: Sequence[ShardLink], work: WorkSource, watch: Watch) -> Replica:
+        """The replica of a process, which computes with it."""
         parameters = torch.empty(self._prepared.layout.length, dtype=self._prepared.layout.dtype)
         return assemble(
             self._prepared,
             links,
-            *who,
-            source=TimedGradients(self, who[0], parameters),
+            *process.who,
+            source=TimedGradients(self, process.replica, parameters),
             work=work,
             parameters=parameters,
-            stopping=lambda: self._table.stopping,
+            stopping=lambda: process.leaving or self._table.stopping,
             watch=watch,
             patience=self.world.patience,
         )

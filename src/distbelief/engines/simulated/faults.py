@@ -13,10 +13,10 @@ from typing import ClassVar, final
 from distbelief.checks import check_number
 from distbelief.errors import UsageError
 
-_ABOVE = {"at": None, "back": None, "seconds": 0.0, "factor": 0.0}
+_ABOVE = {"at": None, "back": None, "notice_s": None, "seconds": 0.0, "factor": 0.0}
 """What the numbers of a fault must be more than; None: they may be 0."""
 
-_MOST = {"at": 1_000_000, "back": 1_000_000, "seconds": 100_000}
+_MOST = {"at": 1_000_000, "back": 1_000_000, "notice_s": 1_000_000, "seconds": 100_000}
 """Seconds. While a machine does not answer, calls are repeated every few of them, each of which is computed."""
 
 
@@ -55,9 +55,24 @@ class Death(_OfMachine):
     A replica is replaced by another process. A shard's host comes back with the shard as it was at the last
     checkpoint, or at the start. The controller takes everything with it, and what comes back resumes the run with the
     machines that are there then.
+
+    `notice_s`: how long before that a replica is told to leave, as where the machine is taken away by whom it belongs
+    to; 0: it is not told. It finishes its batch, gives back what it holds and ends, and from the notice on nothing
+    begins on that machine until it is back.
     """
 
     back: float | None = 2.0
+    notice_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.notice_s and not self.machine.startswith("replica"):
+            raise UsageError(f"only a replica can be told to leave: leave notice_s of {self.machine} out")
+
+    @property
+    def told_at(self) -> float:
+        """When the notice comes; where none comes, when the machine dies."""
+        return self.at - self.notice_s
 
     @property
     def over(self) -> float:
@@ -175,9 +190,16 @@ class Plan:
                 there = death.over
 
     def away(self, machine: str, now: float) -> Death | None:
-        """The death that keeps a machine away now, if any does."""
-        deaths = (d for d in self.deaths if d.machine == machine and d.at < now < d.over)
+        """The death that keeps a machine away now, if any does; also where it has only been told of."""
+        deaths = (d for d in self.deaths if d.machine == machine and d.told_at < now < d.over)
         return max(deaths, key=lambda death: death.over, default=None)
+
+    def there_from(self, machine: str, now: float) -> float:
+        """When something that is to begin on a machine now can do so; infinite: never."""
+        comes = max(now, self.joins.get(machine, 0.0))
+        while (death := self.away(machine, comes)) is not None:
+            comes = death.over
+        return comes
 
     def check_targets(self, replicas: int, shards: int) -> None:
         """Raise `UsageError` if a fault is meant for a machine that the run does not have."""

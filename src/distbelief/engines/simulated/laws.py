@@ -12,6 +12,7 @@ from typing import Protocol, final, runtime_checkable
 
 from distbelief.checks import check_number, check_whole
 from distbelief.errors import DirectoryError, UsageError
+from distbelief.run.store import reading
 
 Draw = Callable[[], float]
 """Seconds that the next one takes."""
@@ -99,16 +100,17 @@ class Measured:
         They hold what a replica did for a batch beside computing: fetching, pushing, and waiting for a lock. Speeds are
         told over two seconds, so a run whose batches take longer than one is refused.
         """
-        file = Path(directory) / "events.jsonl"
-        if not file.is_file():
-            raise DirectoryError(f"{directory} holds no run to take times from: there is no {file.name} in it")
-        try:
-            events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-            batch = next(event["batch_size"] for event in events if event["event"] == "started")
-            told = [replica for event in events if event["event"] == "progress" for replica in event["replicas"]]
-            speeds = sorted(speed for replica in told if (speed := float(replica["examples_per_second"])) > 0)
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-            raise DirectoryError(f"{file} holds no events of a run to take times from ({error!r})") from error
+        with reading(directory, ["events.jsonl"]) as folder:
+            file = folder / "events.jsonl"
+            if not file.is_file():
+                raise DirectoryError(f"{directory} holds no run to take times from: there is no {file.name} in it")
+            try:
+                events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+                batch = next(event["batch_size"] for event in events if event["event"] == "started")
+                told = [replica for event in events if event["event"] == "progress" for replica in event["replicas"]]
+                speeds = sorted(speed for replica in told if (speed := float(replica["examples_per_second"])) > 0)
+            except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+                raise DirectoryError(f"{file} holds no events of a run to take times from ({error!r})") from error
         if not speeds:
             raise DirectoryError(f"{file} tells of no speed: the run was too short to take times from")
         if batch / speeds[len(speeds) // 2] > _LONGEST_S:

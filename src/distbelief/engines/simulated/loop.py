@@ -17,7 +17,7 @@ import itertools
 import math
 import random
 from asyncio import _enter_task, _get_running_loop, _leave_task, _set_running_loop
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from contextvars import Context
 from pathlib import Path
@@ -31,6 +31,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 ASYNCIO = Path(asyncio.__file__).parent
+MAX_REPORTED_WAITERS = 8
 _COLLECT_AFTER = 20_000
 """New objects until Python looks for cycles among them. At its own 700 that takes a third of the time of a loop."""
 _PART_OF_IT = frozenset(
@@ -43,6 +44,14 @@ _PART_OF_IT = frozenset(
 
 class Deadlock(DistBeliefError, RuntimeError):
     """Every task waits, and no deadline will wake one; the message says where each of them waits."""
+
+    def told(self, seconds: float, waiting: Sequence[str]) -> "Deadlock":
+        """The same for a person: when it came to that, and who waits for what, as far as that is known."""
+        who = "; ".join(waiting[:MAX_REPORTED_WAITERS]) or str(self)
+        told = Deadlock(f"no progress is possible after {round(seconds, 3):g} s: {who}")
+        if waiting:
+            told.add_note(str(self))
+        return told
 
 
 # asyncio keeps tasks and futures in sets and walks through these, to cancel a TaskGroup for one. Hashed by address, as

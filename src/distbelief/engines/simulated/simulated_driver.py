@@ -43,7 +43,6 @@ _NOTICE_S = 0.1
 _SILENCE_LOOK_S = 5.0
 """How often the controller looks for replicas that say nothing, while the plan has machines stand still."""
 _LEAST_S = 1e-6
-MAX_REPORTED_WAITERS = 8
 _STUCK_S = 1000.0
 """For how long nothing may happen where calls are repeated."""
 _PROGRESS_S = 1.0
@@ -56,7 +55,6 @@ class SimulatedDriver(Carrier):
     """One life of the controller: from a checkpoint, or the beginning, to the end of the run or its own death."""
 
     def __init__(self, prepared: Prepared, *, world: World, **shared: Any) -> None:
-        self._prepared = prepared
         self._world = world
         self._plan, self._trace, self._clock, self._wire = world.plan, world.trace, world.clock, world.wire()
         flat = flat_at_start(prepared, torch.device("cpu"))
@@ -92,6 +90,8 @@ class SimulatedDriver(Carrier):
         for planned in self._world.deaths:
             if planned.at >= now:
                 self._at(planned.at, self._die, planned)
+            if planned.notice_s and planned.told_at >= now:
+                self._at(planned.told_at, self._give_notice, planned)
         if plan.silences and now < plan.quiet_from:
             self._watch_silence()
         if self._world.patience is not None:
@@ -109,8 +109,7 @@ class SimulatedDriver(Carrier):
 
     async def _end_of_life(self) -> Death | None:
         death = await self._over
-        self._wire.close()
-        self._shards.close()
+        self._end_processes()
         for process in (*self._processes.values(), *self._abandoned):
             process.end()
         return death
@@ -148,11 +147,7 @@ class SimulatedDriver(Carrier):
         waiting = dict(self._shards.waiters())
         idle = (f"replica {slot.replica}" for slot in self._controller.slots if self._controller.waits(slot.replica))
         lines = [*waiting.values(), *(f"{name} waits for work" for name in idle if name not in waiting)]
-        who = "; ".join(lines[:MAX_REPORTED_WAITERS]) or str(error)
-        told = Deadlock(f"no progress is possible after {round(self._clock(), 3):g} s: {who}")
-        if lines:
-            told.add_note(str(error))
-        self._end(told)
+        self._end(error.told(self._clock(), lines))
 
     def _end(self, error: DistBeliefError) -> None:
         """End the run at once: from now on every machine answers, and no message takes time or is lost."""
@@ -177,20 +172,11 @@ class SimulatedDriver(Carrier):
             self._at(max(self._armed, self._clock() + _LEAST_S), self._tick)
 
     def _do(self, action: actions.Action) -> None:
-        match action:
-            case actions.StopWork():
-                self._trace.note("stop", self._controller.stopped_by or "")
-            case actions.Lost(replica, incarnation):
-                self._trace.fenced(replica, incarnation)
-            case actions.SetAside(epoch, batch):
-                self._trace.note("set aside", epoch, batch)
-            case actions.WriteCheckpoint(snapshots, total):
-                self._trace.captured(snapshots, total)
-            case actions.RestoreShard(shard):
-                self._trace.restored()
-                self._shards.restore(action, partial(self._restored, self._shards.hosts[shard]))
-                return
-        super()._do(action)
+        self._trace.wanted(action, self._controller.stopped_by or "")
+        if isinstance(action, actions.RestoreShard):
+            self._shards.restore(action, partial(self._restored, self._shards.hosts[action.shard]))
+        else:
+            super()._do(action)
 
     def _answer(self, reply: LeaseReply | actions.Acknowledge) -> None:
         self._requests.reply(reply)
@@ -207,11 +193,11 @@ class SimulatedDriver(Carrier):
     def _start(self, replica: int, incarnation: int) -> None:
         """Have a replica work from now on, or from when its machine is there."""
         self._processes[replica] = process = SimulatedProcess(replica, incarnation)
-        death = self._plan.away(process.machine, self._clock())
-        comes = self._plan.joins.get(process.machine, 0.0) if death is None else death.over
-        if comes == math.inf:
-            self._controller.gone(self._clock(), replica)
-        elif comes > self._clock():
+        now = self._clock()
+        if (comes := self._plan.there_from(process.machine, now)) == math.inf:
+            self._controller.gone(now, replica)
+        elif comes > now:
+            self._controller.placed(now, *process.who, there=False)
             self._at(comes, self._come, process)
         else:
             self._come(process)
@@ -220,15 +206,16 @@ class SimulatedDriver(Carrier):
         """Begin a replica, unless its end was ordered before it was there."""
         if not process.over:
             self._trace.note("begin", *process.who)
+            self._controller.placed(self._clock(), *process.who, there=True)
             self.record.started(*process.who, None)
             process.begin(self._work(process))
 
     async def _work(self, process: SimulatedProcess) -> None:
-        work = LeaseClient(SimulatedRequests(self._wire, self._requests, *process.who, self._world.patience))
-        status = 0
+        requests = SimulatedRequests(self._wire, self._requests, *process.who, self._world.patience)
+        work, status = LeaseClient(requests, leaving=lambda: process.leaving), 0
         try:
             links, watch = self._shards.links(process.machine), partial(self._watch, process)
-            await self._shared.replica(process.who, links, work, watch).run()
+            await self._shared.replica(process, links, work, watch).run()
         except InvariantViolated as error:
             self._end(error)
         except bdb.BdbQuit:
@@ -256,7 +243,7 @@ class SimulatedDriver(Carrier):
         self._steps += 1
         try:
             # Once a round of all replicas: to look at all of them costs a step as much as one replica's own.
-            if self._steps % self._prepared.replicas == 0:
+            if self._steps % self.record.prepared.replicas == 0:
                 self.record.attend()
                 self.record.show(max(_PROGRESS_S, _PROGRESS_PART * self.record.seconds))
             self._carry()
@@ -266,6 +253,17 @@ class SimulatedDriver(Carrier):
                 self._over.set_exception(error)
 
     # Deaths
+
+    def _give_notice(self, death: Death) -> None:
+        """The controller and the replica hear that a machine will be taken away, each as soon as it hears anything."""
+        process, now = self._processes[int(death.machine.partition(" ")[2])], self._clock()
+        if process.at_work:
+            self._trace.note("notice", *process.who)
+            self._at(self._plan.awake(process.machine, now), process.leave)
+            self._at(self._plan.awake(CONTROLLER, now), self._leaving, process, death.notice_s)
+
+    def _leaving(self, process: SimulatedProcess, grace_s: float) -> None:
+        self._controller.leaving(self._clock(), *process.who, grace_s)
 
     def _die(self, death: Death) -> None:
         self._world.deaths.remove(death)
@@ -293,6 +291,8 @@ class SimulatedDriver(Carrier):
         self._at(when, self._ended, process, Ending(-signal.SIGKILL, f"died: {cause}", cause=cause))
 
     def _ended(self, process: SimulatedProcess, ending: Ending) -> None:
+        if process.leaving:
+            self._leaving(process, 0.0)
         self._controller.ended(self._clock(), *process.who, ending)
 
     def _suspect(self, replica: int, incarnation: int) -> None:

@@ -14,6 +14,8 @@ class SimulatedProcess:
         self.who = replica, incarnation
         self.machine = f"replica {replica}"
         self.over = False
+        self.leaving = False
+        """Whether it has heard that it is to leave."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -24,6 +26,10 @@ class SimulatedProcess:
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """It begins."""
         self._task = asyncio.create_task(work, name="replica {}.{}".format(*self.who))
+
+    def leave(self) -> None:
+        """It hears that it is to leave."""
+        self.leaving = True
 
     def end(self) -> None:
         """It ends at once, held to be dead or not; one that is only expected does not begin."""

@@ -15,7 +15,6 @@ from distbelief.engines.simulated.loop import Deadlock, simulate
 from distbelief.engines.simulated.simulated_driver import SimulatedDriver
 from distbelief.engines.simulated.world import World
 from distbelief.errors import InvariantViolated
-from distbelief.run.checkpoint import newest
 from distbelief.run.directory import RunDirectory
 from distbelief.run.prepare import Prepared, go_on
 from distbelief.run.result import Result
@@ -96,7 +95,7 @@ class Simulation:
 
     def _resume(self) -> None:
         """A new controller goes on from the newest checkpoint, or begins anew."""
-        resumed, complaints = newest(self._files.checkpoints)
+        resumed, complaints = self._files.newest()
         prepared = go_on(self._prepared, resumed)
         self._driver = SimulatedDriver(prepared, **self._parts)
         self.record.tell("machine", machine=CONTROLLER, there=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import final
 
 from distbelief.allocation import Account
+from distbelief.engines import actions
 from distbelief.errors import InvariantViolated
 from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Restore, SetLiving, Snapshot, Version
 from distbelief.server.admission import Admission, Bounded
@@ -52,6 +53,20 @@ class Trace:
         if what not in self._once:
             self._once.add(what)
             self.note(*what)
+
+    def wanted(self, action: actions.Action, stopped_by: str) -> None:
+        """The controller wants something. `stopped_by`: why it ends the run, if it does."""
+        match action:
+            case actions.StopWork():
+                self.note("stop", stopped_by)
+            case actions.Lost(replica, incarnation):
+                self.fenced(replica, incarnation)
+            case actions.SetAside(epoch, batch):
+                self.note("set aside", epoch, batch)
+            case actions.WriteCheckpoint(snapshots, total):
+                self.captured(snapshots, total)
+            case actions.RestoreShard():
+                self.restored()
 
     def pushed(self, shard: int, push: Push, reply: Reply) -> None:
         """A shard answered a push. Raises `InvariantViolated` where it must not have answered so."""

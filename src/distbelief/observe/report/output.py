@@ -15,8 +15,8 @@ _HEAD = 1000
 """Bytes in which every file of a report says that it is one."""
 
 
-def write_report(directories: Sequence[Path], output: Path | None = None) -> Path:
-    """Write a report about runs, and return where. Without `output`: beside the run, or of several, where we are.
+def write_report(directories: Sequence[str | Path], output: Path | None = None) -> Path:
+    """Write a report about runs, and return where. Without `output`: beside the run, or where we are.
 
     Raises `UsageError` where it cannot be drawn or written, `DirectoryError` where there is no run, or a damaged one.
     """
@@ -28,7 +28,8 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
     except ImportError as error:
         raise UsageError("a report needs matplotlib and jinja2: pip install matplotlib jinja2") from error
     records = read_records(directories)
-    page = output or (directories[0] if len(directories) == 1 else Path()) / "report.html"
+    beside = records[0].directory if len(records) == 1 else None
+    page = output or (beside if isinstance(beside, Path) else Path()) / "report.html"
     folder = page.with_suffix("")
     _check_place(page, folder)
     with style():

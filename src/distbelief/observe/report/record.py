@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -12,15 +12,17 @@ import msgspec
 from distbelief.errors import DirectoryError, UsageError
 from distbelief.observe.report.log import Event, Log, Point, mapping, number, of_test, read_log
 from distbelief.run.run import FORMAT
+from distbelief.run.store import place, reading
 
 Fields = dict[str, Any]
+_READ = ("method.json", "task.json", "summary.json", "events.jsonl")
 
 
 @dataclass(frozen=True)
 class Record:
     """What is known of a run. `summary` is that of its present life, and empty where this has not ended."""
 
-    directory: Path
+    directory: Path | str
     name: str
     method: Fields
     task: Fields
@@ -85,30 +87,35 @@ class Record:
         return f"{path}:{name}" if isinstance(path, str) else name
 
 
-def read_records(directories: Sequence[Path]) -> list[Record]:
+def read_records(directories: Sequence[str | Path]) -> list[Record]:
     """The runs in directories, each under the shortest name that tells it from the others.
 
     Raises `DirectoryError` where there is no run, or a file of it is damaged or of a format that is not known.
     """
-    places = [directory.resolve() for directory in directories]
-    for directory, place in zip(directories, places, strict=True):
-        if places.count(place) > 1:
+    found = [place(directory) for directory in directories]
+    places = [PurePath(at) if isinstance(at, str) else at.resolve() for at in found]
+    for directory, path in zip(directories, places, strict=True):
+        if places.count(path) > 1:
             raise UsageError(f"{directory} is given twice: give each run once")
     return [_read(directory, name) for directory, name in zip(directories, _names(places), strict=True)]
 
 
-def _read(directory: Path, name: str) -> Record:
-    if not directory.is_dir():
-        raise DirectoryError(f"there is no directory {directory}: give that of a run, as is told where the run ends")
-    if not (directory / "method.json").is_file():
-        raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
-    method, task, summary = (_object(directory / f"{name}.json") for name in ("method", "task", "summary"))
-    events = directory / "events.jsonl"
-    try:
-        log = read_log(events)
-    except OSError as error:
-        raise DirectoryError(f"{events} cannot be read ({error.strerror}): make it readable") from error
-    return Record(directory, name, method, task, summary if _is_of(summary, log) else {}, log)
+def _read(directory: str | Path, name: str) -> Record:
+    with reading(directory, _READ) as folder:
+        if not folder.is_dir():
+            raise DirectoryError(
+                f"there is no directory {directory}: give that of a run, as is told where the run ends"
+            )
+        if not (folder / "method.json").is_file():
+            raise DirectoryError(f"{directory} holds no run: give the directory that is told where a run ends")
+        method, task, summary = (_object(folder / file) for file in _READ[:3])
+        events = folder / _READ[3]
+        try:
+            log = read_log(events)
+        except OSError as error:
+            raise DirectoryError(f"{events} cannot be read ({error.strerror}): make it readable") from error
+        at = folder if isinstance(place(directory), Path) else str(directory)
+        return Record(at, name, method, task, summary if _is_of(summary, log) else {}, log)
 
 
 def _is_of(summary: Fields, log: Log) -> bool:
@@ -143,7 +150,7 @@ def _history(summary: Fields) -> list[Point]:
     return log.evaluations
 
 
-def _names(places: Sequence[Path]) -> list[str]:
+def _names(places: Sequence[PurePath]) -> list[str]:
     """The shortest ends of paths by which these differ, one length for all."""
     ends = (["/".join(place.parts[-length:]) for place in places] for length in itertools.count(1))
     return next(names for names in ends if len(set(names)) == len(names))

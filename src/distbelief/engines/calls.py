@@ -1,4 +1,4 @@
-"""Calls to the actors and shards of a run, made in a thread of their own: the controller never waits for them."""
+"""Calls to other machines, made in a thread of their own: the controller never waits for them."""
 
 import asyncio
 import queue
@@ -7,24 +7,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar, final
 
-from ray.exceptions import ActorDiedError, ActorPlacementGroupRemoved, ActorUnschedulableError, RayTaskError
-
 T = TypeVar("T")
 Event = Callable[[], object]
 """What is to be done in the controller's thread."""
-
-
-async def answer(reference: Any) -> Any:
-    """Await what an actor answers. What its method raised is raised as it was.
-
-    Raises `RayActorError` where the actor has died, or its machine was gone before it could begin.
-    """
-    try:
-        return await reference
-    except RayTaskError as error:
-        raise error.cause from error
-    except (ActorUnschedulableError, ActorPlacementGroupRemoved) as error:
-        raise ActorDiedError from error
 
 
 @final

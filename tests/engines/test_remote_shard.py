@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from distbelief.engines.ray.calls import Calls
-from distbelief.engines.ray.remote_shard import RemoteShard
+from distbelief.engines.calls import Calls
+from distbelief.engines.remote_shard import RemoteShard
 from distbelief.errors import InvariantViolated, WorkerDied
 from distbelief.links.wire import WireClient, WireServer
-from distbelief.ports import Capture, Slice, Snapshot
+from distbelief.ports import ORIGIN, Capture, Slice, Snapshot
 from distbelief.run.state import PARAMETERS
 from distbelief.server import block
 from distbelief.server.host import ShardHost
@@ -30,10 +30,11 @@ class There:
         self.calls = Calls()
         self.calls.wait(self._serve())
         self.remote = RemoteShard(0, shard.spec, self.calls)
-        self.remote.connect(None, self._client)
+        self.remote.connect(self._client)
 
     async def _serve(self) -> None:
-        server = WireServer({0: ShardHost(self.shard)}, keys=None)
+        self.host = ShardHost(self.shard)
+        server = WireServer({0: self.host}, keys=None)
         self.server = asyncio.ensure_future(server.run())
         self._client = WireClient(server.address, None)
 
@@ -115,3 +116,15 @@ def test_a_shard_that_is_gone_is_waited_for_once(there: There, monkeypatch: pyte
         with pytest.raises(WorkerDied, match="the machine of shard 0 cannot be reached"):
             there.remote.copy(PARAMETERS)
     assert waits == [60.0, 0.0]
+
+
+def test_a_new_shard_is_filled_over_its_link(there: There) -> None:
+    """Until then nobody who maps its memory fetches from it, and its host obeys nothing else."""
+    there.shard.numbers[block.TERM] = -1
+    there.host.lose()
+    assert there.shard.reached < ORIGIN
+    state = {"sum": torch.full_like(START, 3.0)}
+    there.remote.initialise_(2 * START, state, updates=5, examples=40, term=2)
+    assert there.shard.version == there.remote.version == at(5, term=2)
+    assert torch.equal(there.shard.parameters, 2 * START)
+    assert torch.equal(there.shard.vectors["sum"], state["sum"])

@@ -8,7 +8,8 @@ from concurrent.futures import Future
 import pytest
 from ray.exceptions import ActorDiedError, ActorPlacementGroupRemoved, ActorUnschedulableError, RayTaskError
 
-from distbelief.engines.ray.calls import Calls, answer
+from distbelief.engines.calls import Calls
+from distbelief.engines.ray.cluster import answer
 from distbelief.errors import UsageError
 
 

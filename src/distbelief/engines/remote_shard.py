@@ -4,21 +4,22 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final
 
-import ray
 import torch
 from torch import Tensor
 
-from distbelief.engines.ray.calls import Calls
-from distbelief.engines.worker.worker import PATIENCE
+from distbelief.engines.calls import Calls
 from distbelief.errors import InvariantViolated, WorkerDied
 from distbelief.links.wire import WireClient, WireLink
-from distbelief.ports import Answer, Capture, Command, Slice, Snapshot
+from distbelief.ports import Answer, Capture, Command, Restore, SetLiving, Slice, Snapshot
 from distbelief.run.state import PARAMETERS
 from distbelief.server.block import ShardSpec
-from distbelief.server.patience import retry
+from distbelief.server.patience import Patience, retry
+from distbelief.server.shard import Shard
 from distbelief.server.shard_numbers import ShardNumbers
 
 T = TypeVar("T")
+_PATIENCE = Patience(2.0, 4.0)
+"""Of the controller's commands: a shard that has come back elsewhere is soon asked there."""
 _GONE_S = 60.0
 """For how long a shard is waited for by what cannot go on without it."""
 
@@ -31,16 +32,15 @@ class RemoteShard(ShardNumbers):
         super().__init__(spec, torch.zeros(spec.numbers, dtype=torch.int64))
         self._shard = shard
         self._calls = calls
-        self._machine: Any
         self._client: WireClient
         self._link: WireLink
         self.vectors: Mapping[str, Tensor] = _Vectors(self)
         self._held: dict[str, Tensor] = {}
         self._limit = _GONE_S
 
-    def connect(self, machine: Any, client: WireClient) -> None:
-        """Reach the shard at a machine from now on."""
-        self._machine, self._client, self._link = machine, client, client.link(self._shard, self.spec)
+    def connect(self, client: WireClient) -> None:
+        """Reach the shard by this client from now on."""
+        self._client, self._link = client, client.link(self._shard, self.spec)
 
     def initialise_(
         self,
@@ -51,11 +51,12 @@ class RemoteShard(ShardNumbers):
         examples: int = 0,
         term: int = 0,
     ) -> None:
-        """Fill a new shard with copies of vectors, which travel by Ray's object store."""
-        vectors = {name: vector.numpy() for name, vector in state.items()}
-        counts = {"updates": updates, "examples": examples, "term": term}
-        ray.get(self._machine.initialise.remote(self._shard, parameters.numpy(), vectors, **counts))
-        self._calls.wait(self.refresh())
+        """Fill a new shard with copies of vectors. Its machine has to be waiting for that: see `ShardHost.lose`."""
+        filled = Shard(self.spec, torch.zeros(self.spec.nbytes, dtype=torch.uint8))
+        filled.initialise_(parameters, state, updates=updates, examples=examples)
+        nobody = SetLiving(0, frozenset(), False)
+        self.execute(Restore(term, Snapshot(filled.numbers, filled.vectors), (), nobody))
+        self._wait(self.refresh())
 
     async def refresh(self) -> None:
         """Copy the integers."""
@@ -63,7 +64,7 @@ class RemoteShard(ShardNumbers):
 
     async def ask(self, command: Command) -> Answer:
         """Have a command obeyed, however often that takes."""
-        answer = await retry(PATIENCE, lambda: self._link.execute(command), self._link.transferring)
+        answer = await retry(_PATIENCE, lambda: self._link.execute(command), self._link.transferring)
         if isinstance(answer, Snapshot):
             self.numbers.copy_(answer.numbers)
         return answer
@@ -99,7 +100,7 @@ class RemoteShard(ShardNumbers):
     async def _copied(self, name: str) -> Tensor:
         into = torch.empty(self.spec.elements, dtype=self.spec.dtype)
         if name == PARAMETERS:
-            await retry(PATIENCE, lambda: self._link.fetch(into), self._link.transferring)
+            await retry(_PATIENCE, lambda: self._link.fetch(into), self._link.transferring)
         else:
             await self.ask(Capture({name: [(Slice(0, self.spec.elements), into)]}))
         return into
