@@ -1,5 +1,6 @@
 """A shard's host: it answers, keeps the fetches that wait, and says nothing once its shard is lost."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,8 +39,8 @@ class Watching:
     def saw(self, shard: int, version: Version) -> None:
         self.told.append((shard, version))
 
-    def obeyed(self, shard: int, command: Command, living: int) -> None:
-        self.told.append((shard, command, living))
+    def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
+        self.told.append((shard, command, living, fenced))
 
 
 def rounds_of_two() -> ShardHost:
@@ -191,13 +192,13 @@ def test_the_observer_is_told_of_every_push_and_of_every_version() -> None:
     assert watching.told == [(3, at(0)), (3, 1, Verdict.APPLIED), (3, 1, Verdict.APPLIED), (3, at(1))]
 
 
-def test_the_observer_is_told_of_every_command_and_how_many_live_then() -> None:
+def test_the_observer_is_told_of_every_command_and_of_the_living_and_the_dead_then() -> None:
     watching = Watching()
-    host = ShardHost(make_shard(torch.zeros(16)), 3, watching)
+    host = ShardHost(make_shard(torch.zeros(16), replicas=2), 3, watching)
     two, one, fence = living([0, 1]), living([0]), Fence(0, 1)
     for command in (two, fence, one, two):
         host.execute(command, Answers())
-    assert watching.told == [(3, two, 2), (3, fence, 2), (3, one, 1), (3, two, 1)]
+    assert watching.told == [(3, two, 2, [0, 0]), (3, fence, 2, [1, 0]), (3, one, 1, [1, 0]), (3, two, 1, [1, 0])]
 
 
 def test_a_snapshot_that_a_host_answers_with_owns_its_tensors() -> None:

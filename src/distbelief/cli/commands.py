@@ -226,6 +226,18 @@ def report(directories: tuple[str, ...], output: Path | None) -> None:
     click.echo(write_report(directories, output))
 
 
+@main.command(short_help="Show the runs that are at work on a Ray cluster.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="Of the cluster.  [default: RAY_ADDRESS, else that of this machine]"
+)
+@_failing_in_words
+def status(address: str | None) -> None:
+    """Show each run that is at work on a Ray cluster: what is on which machine, how fast, how stale, how far."""
+    from distbelief.cli.status import show_runs
+
+    show_runs(address)
+
+
 @main.command(short_help="Look whether this machine can train, and what is missing.")
 def doctor() -> None:
     """Look at this machine, train for a moment, and say what is missing and what to do about it.

@@ -1,6 +1,6 @@
 """A host serves one shard over messages. It queues a fetch until the shard reaches the version it waits for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -24,8 +24,8 @@ class HostObserver(Protocol):
     def saw(self, shard: int, version: Version) -> None:
         """The host answers a fetch with this version."""
 
-    def obeyed(self, shard: int, command: Command, living: int) -> None:
-        """The shard has executed a command. `living`: number of living replicas after it."""
+    def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
+        """The shard has executed a command. `living`: number of living replicas after it; `fenced`: `Shard.fenced`."""
 
 
 @final
@@ -87,7 +87,7 @@ class ShardHost:
         else:
             answer(self.shard.execute(command), SMALL)
         if self._observer is not None:
-            self._observer.obeyed(self.number, command, self.shard.living)
+            self._observer.obeyed(self.number, command, self.shard.living, self.shard.fenced)
         self.look()
 
     def lose(self) -> None:

@@ -50,6 +50,11 @@ class ShardNumbers(ABC):  # noqa: B024
         return int(self._header[block.LIVING])
 
     @property
+    def fenced(self) -> list[int]:
+        """For each replica, the newest incarnation whose pushes are refused; 0 if there is none."""
+        return [self._header[block.slot_of(replica) + block.FENCED] for replica in range(self.spec.replicas)]
+
+    @property
     def staleness(self) -> Tensor:
         """Histogram of the staleness of used pushes, int64. The last bin also counts every larger staleness."""
         return self.numbers[block.HEADER : block.HEADER + block.BINS].clone()

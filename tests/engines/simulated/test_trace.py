@@ -5,7 +5,7 @@ import pytest
 from distbelief.allocation import Account
 from distbelief.engines.simulated.trace import Trace
 from distbelief.errors import InvariantViolated
-from distbelief.ports import ORIGIN, Push, Reply, Verdict, Work
+from distbelief.ports import ORIGIN, Push, Reply, SetLiving, Verdict, Work
 from distbelief.server.admission import Admission, Asynchronous, Bounded, Buffered
 from distbelief.server.register import SEEN
 from tests.shards import at
@@ -67,6 +67,16 @@ def test_nothing_is_used_of_the_dead() -> None:
     pushed(trace, 1, incarnation=2)
     with pytest.raises(InvariantViolated, match=r"push 2 of replica 0.1, which was declared dead before"):
         pushed(trace, 2)
+
+
+def test_no_shard_forgets_the_dead() -> None:
+    trace, command = Trace(Asynchronous()), SetLiving(1, frozenset(), alone=False)
+    trace.obeyed(0, command, 0, [0, 0])
+    trace.fenced(1, 2)
+    for fenced in ([0, 2], [1, 3]):
+        trace.obeyed(0, command, 0, fenced)
+    with pytest.raises(InvariantViolated, match=r"shard 1 has forgotten that replica 1.2 is dead"):
+        trace.obeyed(1, command, 0, [1, 1])
 
 
 def test_versions_only_grow_at_each_shard() -> None:

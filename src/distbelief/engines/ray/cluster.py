@@ -63,6 +63,20 @@ def join(address: str | None) -> bool:
     return True
 
 
+def join_running(address: str | None) -> bool:
+    """Join a cluster that is there; without an address that in RAY_ADDRESS, or the one on this machine.
+
+    Returns whether this process has to leave it. Raises `UsageError` where none answers.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        return join(address)
+    except UsageError as error:
+        if address != "auto":
+            raise
+        raise UsageError("no Ray cluster runs on this machine: give the --address of one, as HOST:PORT") from error
+
+
 def leave() -> None:
     """Leave the cluster; one that was started here ends."""
     import ray

@@ -122,7 +122,8 @@ class Machines:
     @property
     def ready(self) -> list[Known]:
         """The machines that can be asked."""
-        tasks = [task for task in self._known.values() if task.done() and not task.cancelled()]
+        # A copy at once: the controller's thread asks, too.
+        tasks = [task for task in list(self._known.values()) if task.done() and not task.cancelled()]
         return [task.result() for task in tasks if task.exception() is None]
 
     def name_of(self, shard: int) -> str:

@@ -21,6 +21,7 @@ from distbelief.engines.calls import Calls
 from distbelief.engines.live_driver import TICK_S, LiveDriver
 from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.ray import Ray
+from distbelief.engines.ray.board import Board, MachineStatus
 from distbelief.engines.ray.cluster import draining
 from distbelief.engines.ray.machine import Row
 from distbelief.engines.ray.machines import Known, Machines
@@ -59,6 +60,7 @@ class RayDriver(LiveDriver):
 
     def __init__(self, prepared: Prepared, *, engine: Ray, **shared: Any) -> None:
         self._engine = engine
+        self._board = Board(shared.pop("observer"), str(shared["files"].path))
         self._calls = Calls()
         self.devices = [engine.replica_device]
         try:
@@ -69,8 +71,10 @@ class RayDriver(LiveDriver):
             table = ProgressTable(torch.zeros(ProgressTable.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
             self._machines = self._send_out(prepared, table)
             self._shards = self._calls.wait(self._machines.hold(shard_specs(prepared)))
-            super().__init__(prepared, flat, self._shards, table, clock=time.monotonic, beside=True, **shared)
+            options = {"clock": time.monotonic, "beside": True, "observer": self._board}
+            super().__init__(prepared, flat, self._shards, table, **options, **shared)
         except BaseException:
+            self._board.close()
             self._calls.close(self._machines.close())
             raise
         self._lives: dict[Who, Future[Any]] = {}
@@ -79,6 +83,7 @@ class RayDriver(LiveDriver):
         """The machine of each replica that is at work."""
         self._spares: deque[Future[Seat]] = deque()
         self._tried: dict[str, asyncio.Task[None]] = {}
+        self._board.follow(self._whereabouts)
         self._calls.start(self._copy_numbers())
         self._calls.start(self._pass_on_notices())
 
@@ -101,6 +106,7 @@ class RayDriver(LiveDriver):
         """End every actor, and give all resources back."""
         self._end_processes()
         self.record.close()
+        self._board.close()
         self._calls.close(self._machines.close())
 
     # To the controller
@@ -266,6 +272,18 @@ class RayDriver(LiveDriver):
         for shard in self._shards:
             shard.release()
 
+    def _whereabouts(self) -> tuple[MachineStatus, ...]:
+        at, homes = dict(self._at), dict(self._machines.homes)
+        names = {machine.node: machine.name for machine in self._machines.ready}
+        return tuple(
+            MachineStatus(
+                name,
+                tuple(shard for shard, home in homes.items() if home == node),
+                tuple(replica for replica, machine in sorted(at.items()) if machine.node == node),
+            )
+            for node, name in names.items()
+        )
+
     def _send(self, replica: int, incarnation: int, kind: str, **content: Any) -> None:
         if (seat := self._seats.get((replica, incarnation))) is not None:
             seat.send(kind, content)
@@ -293,7 +311,7 @@ class RayDriver(LiveDriver):
             if await spare.lives():
                 self._keep_spares()
                 return spare
-        seat = Seat(self._engine.resources)
+        seat = Seat(self._engine.resources, self.record.files.path.name)
         try:
             if not await seat.reserve(_ROOM_S):
                 self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=False))
@@ -311,7 +329,7 @@ class RayDriver(LiveDriver):
             self._spares.append(self._calls.start(self._new_seat()))
 
     async def _new_seat(self) -> Seat:
-        seat = Seat(self._engine.resources)
+        seat = Seat(self._engine.resources, self.record.files.path.name)
         try:
             await seat.reserve()
             await seat.occupy()

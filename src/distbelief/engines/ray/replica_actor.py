@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from typing import Any, NamedTuple, final
 
 import ray
@@ -18,6 +19,7 @@ from distbelief.engines.worker.worker_process import WorkerProcess
 _BEAT_S = 1.0
 """After this time a report is made that has nothing to say."""
 _FDS = 8
+_NAME_LINE = ":actor_name:"
 
 
 class Place(NamedTuple):
@@ -42,14 +44,16 @@ class Report(NamedTuple):
 class ReplicaActor:
     """An actor: one a replica and incarnation. Its process imports torch at once, before it is told what for."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
         settle_process()
         self._worker = WorkerProcess()
         self._told_closing = False
-        self._name = "spare replica"
+        self._run = run
+        self._name = "replica"
 
     def __repr__(self) -> str:
-        return f"{self._name} on {socket.gethostname()}"
+        """What Ray shows before each line that the process prints."""
+        return f"{self._name} of {self._run} on {socket.gethostname()}"
 
     async def place(self) -> Place:
         """Where it is."""
@@ -69,6 +73,9 @@ class ReplicaActor:
     async def begin(self, machine_socket: str, assignment: dict[str, Any]) -> None:
         """Begin to work."""
         self._name = f"replica {assignment['replica']}"
+        for stream in (sys.stdout, sys.stderr):
+            # Ray asks for an actor's name once, when it is made; a line like this tells its log monitor a new one.
+            print(f"{_NAME_LINE}{self!r}", file=stream, flush=True)
         fds, here = _descriptors(machine_socket)
         if here != assignment["here"]:
             raise RuntimeError(f"shards {assignment['here']} were promised, and {here} are there")

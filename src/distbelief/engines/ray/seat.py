@@ -24,8 +24,9 @@ _STARTED_S = 120.0
 class Seat:
     """One placement group with one actor, for one incarnation of a replica, or for a spare."""
 
-    def __init__(self, resources: dict[str, float]) -> None:
+    def __init__(self, resources: dict[str, float], run: str) -> None:
         self._resources = resources
+        self._run = run
         self._group: PlacementGroup | None = None
         self._reserved: asyncio.Future[Any]
         self._actor: Any = None
@@ -52,7 +53,7 @@ class Seat:
             "max_restarts": 0,
             "max_task_retries": 0,
         }
-        self._actor = ray.remote(ReplicaActor).options(**options).remote()
+        self._actor = ray.remote(ReplicaActor).options(**options).remote(self._run)
         self.place = await asyncio.wait_for(answer(self._actor.place.remote()), _STARTED_S)
 
     async def lives(self) -> bool:

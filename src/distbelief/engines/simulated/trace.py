@@ -99,11 +99,15 @@ class Trace:
             raise InvariantViolated(f"shard {shard} went back from version {self._versions[shard]} to {version}")
         self._versions[shard] = version
 
-    def obeyed(self, shard: int, command: Command, living: int) -> None:
-        """A shard has obeyed a command, or has seen that it was overtaken; it then counts so many `living`.
+    def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
+        """A shard has obeyed a command, or has seen that it was overtaken; whom it then counts as living and as dead.
 
-        Raises `InvariantViolated` where these are not those of the newest command.
+        Raises `InvariantViolated` where the living are not those of the newest command, and where it would take a push
+        of an incarnation that every shard has been told is dead: a restored shard has to know of it too.
         """
+        for replica, incarnation in self._fenced.items():
+            if fenced[replica] < incarnation:
+                raise InvariantViolated(f"shard {shard} has forgotten that replica {replica}.{incarnation} is dead")
         if isinstance(command, Restore):
             command = command.living
         if isinstance(command, SetLiving) and (
