@@ -98,5 +98,7 @@ class Seat:
             if self._actor is not None:
                 ray.kill(self._actor)
         if self._group is not None:
+            # Of a group that is removed, Ray says so to who still waits for it.
+            self._reserved.cancel()
             remove_placement_group(self._group)
         self._group = None
