@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 Request = Callable[[str, str], None]
 
 
-def _nothing(request: str, path: str) -> None:
+def reachable(request: str, path: str) -> None:
     """No request is hindered."""
 
 
@@ -23,7 +23,7 @@ class Bucket(LocalFileSystem):  # type: ignore[misc]
     """Whatever changes something there asks `before` first, which may raise."""
 
     protocol = "bucket"
-    before: Request = staticmethod(_nothing)
+    before: Request = staticmethod(reachable)
 
     def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
         self._write(path, value)

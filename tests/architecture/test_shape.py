@@ -53,7 +53,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "links/loop_socket.py": "tests/links/test_wire.py and test_wire_server.py: it only lives in connections",
     "links/forks.py": "tests/engines/worker/test_descendants.py: what children may keep",
     "server/shard_numbers.py": "tests/server/test_shard.py: what a shard says of itself",
-    "run/lock.py": "tests/run/test_directory.py: a directory's lock",
+    "run/lock.py": "tests/run/test_directory.py and test_mirror.py: a directory's lock, here and at a URL",
     "engines/worker/job.py": "the same: what a worker is told",
     "engines/local/session.py": "tests/test_training.py and tests/cli/test_commands.py: each run has one",
     "engines/worker/worker.py": "tests/engines/local/test_deaths.py and test_process.py: it is a process",

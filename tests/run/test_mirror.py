@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -173,7 +174,7 @@ def failing(path_has: str = "") -> None:
 @pytest.fixture
 def works_again() -> Iterator[Callable[[], None]]:
     def again() -> None:
-        buckets.Bucket.before = staticmethod(buckets._nothing)
+        buckets.Bucket.before = staticmethod(buckets.reachable)
 
     yield again
     again()
@@ -286,3 +287,33 @@ def test_where_nothing_can_be_written_no_run_begins(tmp_path: Path, works_again:
         begin(f"bucket://{tmp_path / 'run'}")
     works_again()
     first_life(f"bucket://{tmp_path / 'run'}")
+
+
+def test_a_run_of_another_machine_keeps_others_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, lock = f"bucket://{tmp_path / 'run'}", tmp_path / "run" / LOCK
+    with closing(begin(url)) as first:
+        with pytest.raises(DirectoryError, match="in use by a run that is at work"):
+            begin(url, resume=True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        with pytest.raises(DirectoryError, match="in use by a run that is at work"):
+            begin(url, resume=True)
+        assert names(tmp_path / "run") >= {"method.json", LOCK}
+        # As after a minute in which nothing was heard of it.
+        monkeypatch.setattr("distbelief.run.lock.STALE_S", -1.0)
+        with closing(begin(url, resume=True)) as second:
+            second.write_checkpoint(draft(10))
+            with pytest.raises(OSError, match="another run has taken its place"):
+                first.write_checkpoint(draft(20))
+            word = lock.read_text()
+
+            assert numbers(tmp_path / "run") == [10]
+            assert lock.read_text() == word
+    assert not lock.exists()
+
+
+def test_a_lock_is_written_anew_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+    monkeypatch.setattr("distbelief.run.lock._RENEWED_S", 0.001)
+    with closing(begin(f"bucket://{tmp_path / 'run'}")):
+        monkeypatch.setattr(buckets.Bucket, "before", staticmethod(lambda request, path: written.set()))
+        assert written.wait(60)

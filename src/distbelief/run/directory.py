@@ -196,7 +196,9 @@ class RunDirectory:
         try:
             mirror.fetch_rest(_FILES)
         except OSError as error:
-            raise DirectoryError(f"{self.directory} cannot be read ({why(error)})") from error
+            raise DirectoryError(
+                f"{self.directory} cannot be read ({why(error)}): look at the URL and its credentials"
+            ) from error
 
     def _begun_aside(self, names: Sequence[str]) -> Path | None:
         """A folder into which a move was begun, with room for what is left to be moved."""

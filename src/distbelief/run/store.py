@@ -78,8 +78,9 @@ class Store:
             with _as_os_errors():
                 self._files, root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            # It says what is to be installed.
-            raise UsageError(f"{url} cannot be a run's directory: {error}") from error
+            # It names the package that is to be installed.
+            wrong = f"{url} cannot be a run's directory ({error}): install what is missing, or give a folder"
+            raise UsageError(wrong) from error
         except OSError as error:
             raise DirectoryError(f"{url} cannot be used ({why(error)}): look at the URL and its credentials") from error
         self._root = str(root).rstrip("/")
