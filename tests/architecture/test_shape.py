@@ -68,6 +68,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "engines/simulated/world.py": "test_simulation.py: what outlives the controller of a run",
     "server/block.py": "tests/server/test_shard.py: its numbers mean something to a shard only",
     "server/register.py": "the same, and test_shard_deaths.py",
+    "engines/ray/metrics.py": "tests/engines/ray/test_board.py: the board sets them",
     "observe/events.py": "tests/observe/test_progress.py: values",
 }
 """Modules without a test file of their own name: their path in the package, and which tests cover them and why."""

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import click
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 import distbelief as db
 from distbelief import errors
 from distbelief.cli.commands import main
+from distbelief.engines.ray.cluster import SPOT
 from distbelief.observe import events as events_module
 from tests import problems
 from tests.architecture.source import ROOT
@@ -50,6 +53,14 @@ def parse(words: list[str]) -> None:
         _, command, rest = main.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
         command.make_context(words[0], rest, parent=context)
+
+
+def test_the_job_for_kubernetes_parses() -> None:
+    job = yaml.safe_load((ROOT / "examples" / "kuberay.yaml").read_text())
+    _, *words = shlex.split(job["spec"]["entrypoint"])
+    parse(words)
+    [spot] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert spot["labels"] == {SPOT[0]: SPOT[1]}
 
 
 def test_a_wrong_flag_is_seen() -> None:

@@ -1,13 +1,19 @@
 """What `distbelief status` prints: the runs that are at work on a Ray cluster."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from distbelief.engines.ray import Ray
-from distbelief.engines.ray.board import RunStatus, runs
 from distbelief.engines.ray.cluster import join_running, leave
 from distbelief.observe.events import ReplicaStatus
 from distbelief.observe.progress import count, headline, told
+
+if TYPE_CHECKING:
+    from distbelief.engines.ray.board import RunStatus
 
 _OLD_S = 3.0
 """A status that is older says so."""
@@ -16,6 +22,9 @@ _OLD_S = 3.0
 def show_runs(address: str | None) -> None:
     """Print the runs at work on a cluster. Raises `UsageError` where none answers."""
     joined = join_running(Ray(address=address).address)
+    # Only now: where there is no Ray, joining says so.
+    from distbelief.engines.ray.board import runs
+
     try:
         found = runs()
     finally:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import distbelief as db
+from distbelief.cli.commands import main
 from distbelief.cli.status import lines, table
 from distbelief.engines.ray import cluster
 from distbelief.engines.ray.board import Board, RunStatus, runs
@@ -51,6 +53,7 @@ STATUS = Status(
 
 def test_a_board_shows_what_it_is_told(tmp_path: Path) -> None:
     kept = Kept()
+    assert CliRunner().invoke(main, ["status"]).output == "No run is at work on this cluster.\n"
     board = Board(kept, str(tmp_path))
     try:
         assert runs() == []
@@ -62,6 +65,7 @@ def test_a_board_shows_what_it_is_told(tmp_path: Path) -> None:
         assert (shown.directory, shown.status, shown.deaths) == (str(tmp_path), STATUS, 1)
         assert (shown.evaluated_after, shown.metrics) == (6_000, {"loss": 0.5})
         assert age_s >= 0
+        assert f"{tmp_path}, begun on {shown.controller}" in CliRunner().invoke(main, ["status"]).output
     finally:
         board.close()
 

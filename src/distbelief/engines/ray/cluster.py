@@ -12,7 +12,7 @@ from distbelief.errors import UsageError
 
 NAMESPACE = "distbelief"
 _ANSWER_S = 5.0
-_SPOT = ("ray.io/market-type", "spot")
+SPOT = ("ray.io/market-type", "spot")
 """The label by which Ray's own cluster managers mark a machine that may be taken away."""
 _NO_TOKEN = (
     "it wants its token, and this process has another one or none: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
@@ -143,7 +143,7 @@ def require_room(resources: Mapping[str, float], replicas: int, spares: int) -> 
 def shard_nodes(shards: int) -> list[str]:
     """The machine of each shard, by its id: those that may be taken away only where there are no others."""
     living = nodes()
-    steady = [n for n in living if n.get("Labels", {}).get(_SPOT[0]) != _SPOT[1]] or living
+    steady = [n for n in living if n.get("Labels", {}).get(SPOT[0]) != SPOT[1]] or living
     return [steady[number % len(steady)]["NodeID"] for number in range(shards)]
 
 

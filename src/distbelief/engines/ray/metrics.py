@@ -17,11 +17,11 @@ class Metrics:
     def __init__(self, run: str) -> None:
         self._run = {"run": run}
         self._totals = {
-            name: Counter(f"distbelief_{name}", f"{told}, over the run's life.", ("run",))
+            name: Counter(f"distbelief_{name}", f"{told}.", ("run",))
             for name, told in (
-                ("examples", "Examples used"),
-                ("updates", "Updates of the parameters"),
-                ("deaths", "Deaths of replicas"),
+                ("examples", "Examples used over the run's life"),
+                ("updates", "Updates of the parameters over the run's life"),
+                ("deaths", "Replicas that have died since the run was begun or resumed"),
             )
         }
         self._told = dict.fromkeys(self._totals, 0)
