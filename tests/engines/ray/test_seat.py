@@ -26,7 +26,7 @@ def test_a_seat_is_taken_and_given_back(joined: Machines) -> None:
     """Another waits until the first one has been released; an actor that has died is no spare."""
 
     async def scenario() -> None:
-        first, second = Seat(THE_GPU), Seat(THE_GPU)
+        first, second = Seat(THE_GPU, "a run"), Seat(THE_GPU, "a run")
         assert await first.reserve()
         assert not await second.reserve(0.2)
         await first.occupy()
@@ -45,13 +45,13 @@ def test_a_seat_is_taken_and_given_back(joined: Machines) -> None:
 
 
 def test_a_seat_that_was_never_reserved_is_released(joined: Machines) -> None:
-    Seat(THE_GPU).release()
+    Seat(THE_GPU, "a run").release()
     joined.check_nothing_is_left()
 
 
 def test_a_seat_that_waits_in_vain_is_released(joined: Machines) -> None:
     async def scenario() -> None:
-        seat = Seat({"CPU": 64.0})
+        seat = Seat({"CPU": 64.0}, "a run")
         assert not await seat.reserve(0.2)
         seat.end_if_stopped()
         seat.release()

@@ -14,6 +14,10 @@ NAMESPACE = "distbelief"
 _ANSWER_S = 5.0
 _SPOT = ("ray.io/market-type", "spot")
 """The label by which Ray's own cluster managers mark a machine that may be taken away."""
+_NO_TOKEN = (
+    "it wants its token, and this process has another one or none: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
+    "from the cluster's head to this machine"
+)
 SETTINGS = {
     # Ray's workers would give way to every other process of their machine.
     "RAY_worker_niceness": "0",
@@ -32,14 +36,15 @@ def join(address: str | None) -> bool:
 
     Raises `UsageError` where there is no Ray, nothing answers, or the cluster runs other versions.
     """
+    # Before the import, which is when Ray reads some of them.
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
         raise UsageError("the Ray engine needs Ray: pip install 'distbelief[ray]'") from error
     if ray.is_initialized():
         return False
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address == "local":
         address = None
@@ -59,7 +64,7 @@ def join(address: str | None) -> bool:
     # Ray tells of other versions by RuntimeError, and of everything else that goes wrong by these.
     except (RuntimeError, ConnectionError, TimeoutError, OSError, ValueError) as error:
         where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started here"
-        raise UsageError(f"{where}: {_first_sentence(error)}") from error
+        raise UsageError(f"{where}: {_NO_TOKEN if _lacks_token(error) else _first_sentence(error)}") from error
     return True
 
 
@@ -93,6 +98,10 @@ def _require_answer(address: str) -> None:
             f"nothing answers at {address} ({error}): give the address that `ray start --head` shows, and see that "
             "this machine can reach it"
         ) from error
+
+
+def _lacks_token(error: BaseException | None) -> bool:
+    return error is not None and ("InvalidAuthToken" in str(error) or _lacks_token(error.__cause__))
 
 
 def _first_sentence(error: BaseException) -> str:

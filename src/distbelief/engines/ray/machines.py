@@ -126,6 +126,11 @@ class Machines:
         tasks = [task for task in list(self._known.values()) if task.done() and not task.cancelled()]
         return [task.result() for task in tasks if task.exception() is None]
 
+    @property
+    def all(self) -> list[Known]:
+        """Also those that replicas use no more, and shards do."""
+        return list(dict.fromkeys([*self.ready, *self._homes.values()]))
+
     def name_of(self, shard: int) -> str:
         """What the machine of a shard is called."""
         return self._homes[shard].name
@@ -140,7 +145,7 @@ class Machines:
         """End the actors."""
         for client in self._clients:
             client.close()
-        for machine in {*self.ready, *self._homes.values()}:
+        for machine in self.all:
             ray.kill(machine.actor)
 
     async def _open(self, node: str) -> Known:

@@ -273,15 +273,14 @@ class RayDriver(LiveDriver):
             shard.release()
 
     def _whereabouts(self) -> tuple[MachineStatus, ...]:
-        at, homes = dict(self._at), dict(self._machines.homes)
-        names = {machine.node: machine.name for machine in self._machines.ready}
+        at = sorted(self._at.items())
         return tuple(
             MachineStatus(
-                name,
-                tuple(shard for shard, home in homes.items() if home == node),
-                tuple(replica for replica, machine in sorted(at.items()) if machine.node == node),
+                machine.name,
+                tuple(self._machines.shards_at(machine)),
+                tuple(replica for replica, home in at if home is machine),
             )
-            for node, name in names.items()
+            for machine in self._machines.all
         )
 
     def _send(self, replica: int, incarnation: int, kind: str, **content: Any) -> None:
