@@ -41,6 +41,9 @@ class Machines:
 
     def __init__(self) -> None:
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        # The head ends with this process, however that ends, and other machines with the head. To have it so for each,
+        # Ray would set handlers of signals, which a run has set, and which no other thread can.
+        self._cluster._shutdown_at_exit = False
         try:
             self._away = self.add()
         except BaseException:
@@ -142,8 +145,13 @@ class Gate:
 
     def wait_for(self, processes: int) -> list[int]:
         """Wait until so many have come; returns them."""
-        wait_until(lambda: len(self.waiting) >= processes, f"{processes} replicas at work")
+        wait_until(lambda: len(self.waiting) >= processes or self._is_open, f"{processes} replicas at work")
+        assert len(self.waiting) >= processes, f"the run ended before {processes} were at work"
         return self.waiting
+
+    @property
+    def _is_open(self) -> bool:
+        return (self.folder / "open").exists()
 
     def let_pass(self, pid: int) -> None:
         """Let one of them pass."""
@@ -172,7 +180,11 @@ def meanwhile(gate: Gate, replicas: int, happen: Callable[[list[int]], object]) 
 
     with ThreadPoolExecutor(1) as pool:
         happened = pool.submit(wait_and_open)
-        yield
+        try:
+            yield
+        except BaseException:
+            gate.open()
+            raise
         happened.result()
 
 
