@@ -11,13 +11,13 @@ from tests.architecture.source import ROOT, SOURCE, modules, name, pure_modules
 CODE_BUDGET = {
     ".": 550,
     # Among them the flags of a cluster, and its status.
-    "cli": 770,
+    "cli": 774,
     "downpour": 756,
     # Among them what the drivers in real time have in common, calls to other machines, and the shards that are there.
     "engines": 1871,
     "engines/local": 210,
     # Placement, machines with their shards, seats of replicas, the driver, and the board that shows a run.
-    "engines/ray": 1048,
+    "engines/ray": 1055,
     "engines/simulated": 1347,
     "engines/worker": 480,
     # The wire is about 1,050: half of it are the messages, each with its checks, and the codecs.
@@ -25,7 +25,7 @@ CODE_BUDGET = {
     "observe": 333,
     "observe/report": 852,
     # Among them a directory by URL: what is sent when, and what holds it meanwhile.
-    "run": 2244,
+    "run": 2247,
     # Among them what a host does for a server that waits, looks and forgets.
     "server": 1225,
     "task": 1175,
