@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -50,10 +49,9 @@ def parameters(run: db.Run) -> dict[str, Tensor]:
     return dict(run.state_dict())
 
 
-@pytest.mark.parametrize("engine", [{}, {"encrypted": False}], ids=["encrypted", "trusted"])
-def test_the_wire_changes_no_bit(cluster: Machines, engine: dict[str, Any]) -> None:
+def test_the_wire_changes_no_bit(cluster: Machines) -> None:
     """The one replica is on the machine with the GPU, and the shards are not."""
-    run = train(db.Ray(address=cluster.address, device="cpu", gpus=1, **engine), **ALONE)
+    run = train(db.Ray(address=cluster.address, device="cpu", gpus=1), **ALONE)
     local = train(db.Local(), **ALONE)
     assert run.summary["account"] == WHOLE
     assert parameters(run).keys() == parameters(local).keys()

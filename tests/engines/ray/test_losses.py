@@ -93,7 +93,7 @@ def test_a_replica_that_is_stopped_is_replaced(
         check_gone(pids[:1])
 
     with meanwhile(gate, 2, happen):
-        run = train(db.Ray(address=cluster.address), gate, asked={"callbacks": [events]})
+        run = train(db.Ray(address=cluster.address, encrypted=False), gate, asked={"callbacks": [events]})
     assert run.summary["account"] == WHOLE
     assert [death["status"] for death in events.of("died")] == [-signal.SIGKILL]
     assert run.summary["restarts"] == 1

@@ -163,7 +163,12 @@ class RayDriver(LiveDriver):
         """Have the first replica on a machine see whether the task can be received there."""
 
         async def attempt() -> None:
-            answered = await seat.attempt(machine.socket, search_path())
+            try:
+                answered = await seat.attempt(machine.socket, search_path())
+            except RayActorError:
+                # Its own life ends of that. The next on this machine tries again.
+                self._tried.pop(machine.node, None)
+                return
             if answered is not None and answered["error"] is not None:
                 raise not_received(f"{machine.name}, another machine than this", answered)
 
