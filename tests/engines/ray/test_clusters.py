@@ -36,7 +36,7 @@ def test_replicas_and_shards_on_several_machines(cluster: Machines, tmp_path: Pa
     assert seen["machines"] == {cluster.head.node_id, cluster.away.node_id, other.node_id}
     assert seen["replicas"] == {cluster.head.node_id, cluster.away.node_id}
     # Ray's own defaults: a niceness of 15, and one thread.
-    assert seen["actors"] == [0] * 5
+    assert set(seen["actors"]) == {0}
     assert [nice for nice, _ in seen["processes"]] == [0, 0]
     assert not [variables for _, variables in seen["processes"] if "OMP_NUM_THREADS" in variables]
     (started,) = events.of("started")

@@ -1,6 +1,5 @@
 """The user's own process, with which a run stands and falls, and what a person at a terminal sees of that."""
 
-import os
 import secrets
 import signal
 from collections.abc import Iterator
@@ -64,25 +63,32 @@ def test_ctrl_c_writes_what_was_reached(cluster: Machines, tmp_path: Path) -> No
     assert (directory / "model.safetensors").exists()
 
 
-def run_with_tokens() -> None:
+def run_with_a_token() -> None:
     """A program with a cluster of its own, one machine that lets in those who have its token."""
-    path = Path("token").absolute()
-    path.touch(mode=0o600)
-    path.write_text(secrets.token_hex(32))
-    os.environ |= ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
     one = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    address = str(one.address)
     try:
-        there = train(db.Ray(address=one.address), replicas=1, overlap=0)
+        there = train(db.Ray(address=address), replicas=1, overlap=0)
+        join = f"from distbelief.engines.ray.cluster import join; join({address!r})"
+        stranger = complete(["-c", join], env={"RAY_AUTH_MODE": "disabled"})
     finally:
         one.shutdown()
     here = train(db.Local(), replicas=1, overlap=0).state_dict()
     assert there.summary["account"] == WHOLE
     assert all(torch.equal(tensor, here[name]) for name, tensor in there.state_dict().items())
+    assert f"UsageError: the Ray cluster at {address} cannot be joined: it wants its token" in stranger.stderr, (
+        stranger.stderr
+    )
     print("the same")
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
-    """And what is mapped on it gives the same bits as on one machine."""
-    process = complete(["-c", f"from {__name__} import run_with_tokens as run; run()"], timeout_s=300, cwd=tmp_path)
+    """Who has none is not let in. And what is mapped on it gives the same bits as on one machine."""
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    # Ray reads them as it is imported.
+    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    process = complete(["-c", f"from {__name__} import run_with_a_token as run; run()"], 300.0, cwd=tmp_path, env=env)
     assert process.returncode == 0, process.stderr
     assert "the same" in process.stdout
