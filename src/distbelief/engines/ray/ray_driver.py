@@ -41,7 +41,6 @@ from distbelief.run.state import PARAMETERS
 from distbelief.server.block import AVERAGE
 from distbelief.task.settings import Settings
 
-ENDED = "ended with the run"
 _ROOM_S = 2.0
 """A replica for which no machine has had room for so long is awaited."""
 _NOTICES_S = 2.0
@@ -79,6 +78,8 @@ class RayDriver(LiveDriver):
             raise
         self._lives: dict[Who, Future[Any]] = {}
         self._seats: dict[Who, Seat] = {}
+        self._causes: dict[Who, str] = {}
+        """Why replicas are killed that have not done anything."""
         self._at: dict[int, Known] = {}
         """The machine of each replica that is at work."""
         self._spares: deque[Future[Seat]] = deque()
@@ -120,7 +121,7 @@ class RayDriver(LiveDriver):
     async def _live(self, who: Who) -> None:
         """A replica's life, from the wait for a machine to its end."""
         seat = None
-        ending = Ending(-signal.SIGKILL, "was ended", cause=ENDED)
+        ending = Ending(-signal.SIGKILL, "was ended", cause="ended with the run")
         try:
             self._seats[who] = seat = await self._seat(who)
             machine = await self._machines.at(seat.place.node)
@@ -194,7 +195,8 @@ class RayDriver(LiveDriver):
         self._seats.pop(who, None)
         self._at.pop(who[0], None)
         batch = self._table.batch(who[0]) if ending.status is not None else None
-        self._controller.ended(time.monotonic(), *who, ending._replace(batch=batch))
+        cause = self._causes.pop(who, ending.cause)
+        self._controller.ended(time.monotonic(), *who, ending._replace(batch=batch, cause=cause))
         self._carry()
 
     def _keep_rows(self, machine: Known, rows: dict[int, Row]) -> None:
@@ -209,6 +211,7 @@ class RayDriver(LiveDriver):
     def _machine_lost(self, machine: Known, shards: list[int]) -> None:
         # All, where shards have gone: those who are left do not know where these will be.
         for who in [who for who in self._lives if shards or self._at.get(who[0]) is machine]:
+            self._causes[who] = f"{machine.name} has died"
             self._kill(*who)
         if shards:
             self.record.tell("machine", machine=machine.name, there=False, shards=shards)
