@@ -24,6 +24,9 @@ class HostObserver(Protocol):
     def saw(self, shard: int, version: Version) -> None:
         """The host answers a fetch with this version."""
 
+    def asked(self, shard: int, machine: str, at_least: Version) -> None:
+        """A machine fetches, and waits for this version if the shard has not reached it."""
+
     def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
         """The shard has executed a command. `living`: number of living replicas after it; `fenced`: `Shard.fenced`."""
 
@@ -45,6 +48,8 @@ class ShardHost:
         """Answer with the version and a copy of the parameters, once the shard has reached `at_least`."""
         if self._lost:
             return
+        if self._observer is not None:
+            self._observer.asked(self.number, machine, at_least)
         if self.shard.reached < at_least:
             self.waiting[machine] = at_least, answer
         else:
