@@ -39,6 +39,9 @@ class Watching:
     def saw(self, shard: int, version: Version) -> None:
         self.told.append((shard, version))
 
+    def asked(self, shard: int, machine: str, at_least: Version) -> None:
+        self.told.append((shard, machine, at_least))
+
     def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
         self.told.append((shard, command, living, fenced))
 
@@ -182,14 +185,15 @@ def test_a_restoration_lets_go_who_waited_for_an_earlier_term() -> None:
     assert [version for version, _ in fetched.values] == [at(0, term=1)]
 
 
-def test_the_observer_is_told_of_every_push_and_of_every_version() -> None:
+def test_the_observer_is_told_of_every_push_fetch_and_version() -> None:
     watching = Watching()
     host = ShardHost(make_shard(torch.zeros(16)), 3, watching)
     host.fetch(ORIGIN, "replica 0", Answers())
     host.push(make_push(ONES, 1), Answers())
     host.push(make_push(ONES, 1), Answers())
     host.fetch(ORIGIN, "replica 0", Answers())
-    assert watching.told == [(3, at(0)), (3, 1, Verdict.APPLIED), (3, 1, Verdict.APPLIED), (3, at(1))]
+    asked, applied = (3, "replica 0", ORIGIN), (3, 1, Verdict.APPLIED)
+    assert watching.told == [asked, (3, at(0)), applied, applied, asked, (3, at(1))]
 
 
 def test_the_observer_is_told_of_every_command_and_of_the_living_and_the_dead_then() -> None:

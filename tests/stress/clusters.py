@@ -117,7 +117,7 @@ def _fault(choose: Chooser, replicas: int, shards: int) -> Fault:
         db.Pause(machine, at, seconds),
         db.Slow(replica, at, seconds, choose.real(0.1, 30.0)),
         db.Cut(at, seconds, (machine,)),
-        db.Cut(at, seconds, (replica,), ("shard 0",)),
+        db.Cut(at, seconds, (replica,), (f"shard {choose.whole(0, shards - 1)}",)),
         db.Join(replica, at),
     ]
     return choose.pick(faults)
@@ -139,6 +139,9 @@ def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
         together = tuple(db.Death(f"replica {replica}", at, choose.real(0.0, 2.0), told) for replica in range(count))
         with contextlib.suppress(db.DistBeliefError):
             faults = tuple(db.Simulated(faults=(*faults, *together)).faults)
+    if choose.whole(0, 7) == 0:
+        with contextlib.suppress(db.DistBeliefError):
+            faults = tuple(db.Simulated(faults=(*faults, *_again_and_again(choose, shards))).faults)
     if choose.whole(0, 20) == 0:
         with_end = (*faults, db.Death(choose.pick(["shard 0", "controller"]), 100.0 * choose.real(0.0, 1.0), None))
         try:
@@ -146,6 +149,18 @@ def _faults(choose: Chooser, replicas: int, shards: int) -> tuple[Fault, ...]:
         except db.DistBeliefError:
             return faults
     return faults
+
+
+def _again_and_again(choose: Chooser, shards: int) -> list[Fault]:
+    """Hosts of shards die, and again soon after they are back: as where each wants more memory than there is."""
+    deaths: list[Fault] = []
+    for shard in range(shards):
+        at = choose.real(0.0, 2.0)
+        for _ in range(choose.whole(0, 3)):
+            back = choose.real(0.0, 0.3)
+            deaths.append(db.Death(f"shard {shard}", at, back))
+            at += back + choose.real(0.05, 1.0)
+    return deaths
 
 
 def cluster(choose: Chooser) -> Cluster:
@@ -156,7 +171,7 @@ def cluster(choose: Chooser) -> Cluster:
         db.StalenessScaled(),
         db.Bounded(choose.whole(0, 6)),
         db.Paced(choose.whole(0, 4)),
-        db.Buffered(choose.whole(1, replicas)),
+        db.Buffered(choose.pick([replicas, choose.whole(1, replicas)])),
     ]
     admission = choose.pick(policies)
     rules: list[Rule] = [db.SGD(0.01), db.Adagrad(0.01), db.Adam(0.001)]

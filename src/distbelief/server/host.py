@@ -24,6 +24,9 @@ class HostObserver(Protocol):
     def saw(self, shard: int, version: Version) -> None:
         """The host answers a fetch with this version."""
 
+    def asked(self, shard: int, machine: str, at_least: Version) -> None:
+        """A machine fetches, and waits for this version if the shard has not reached it."""
+
     def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
         """The shard has executed a command. `living`: number of living replicas after it; `fenced`: `Shard.fenced`."""
 
@@ -43,8 +46,11 @@ class ShardHost:
 
     def fetch(self, at_least: Version, machine: str, answer: Answer) -> None:
         """Answer with the version and a copy of the parameters, once the shard has reached `at_least`."""
-        if not self._lost:
-            self.wait(at_least, machine, lambda: self._answer(answer))
+        if self._lost:
+            return
+        if self._observer is not None:
+            self._observer.asked(self.number, machine, at_least)
+        self.wait(at_least, machine, lambda: self._answer(answer))
 
     def wait(self, at_least: Version, caller: str, ready: Callable[[], object]) -> None:
         """Call `ready` once the shard has reached `at_least`: at once, in `look`, or never after `forget`."""

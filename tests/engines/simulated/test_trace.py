@@ -13,9 +13,15 @@ from tests.shards import at
 
 def pushed(trace: Trace, sequence: int = 1, *, shard: int = 0, incarnation: int = 1, **reply: object) -> None:
     """Tell of a push of replica 0 with four examples, and of its answer."""
-    answer: dict[str, object] = {"verdict": Verdict.APPLIED, "reason": "", "staleness": 0, "version": at(1)}
+    answer: dict[str, object] = {
+        "verdict": Verdict.APPLIED,
+        "reason": "",
+        "staleness": 0,
+        "version": at(1),
+        "at_least": ORIGIN,
+    }
     push = Push(0, incarnation, sequence, ORIGIN, Work(1, 0, 1, 4), (), ())
-    trace.pushed(shard, push, Reply(at_least=ORIGIN, **answer | reply))  # type: ignore[arg-type]
+    trace.pushed(shard, push, Reply(**answer | reply))  # type: ignore[arg-type]
 
 
 def test_equal_happenings_have_equal_digests_and_others_another() -> None:
@@ -77,6 +83,36 @@ def test_no_shard_forgets_the_dead() -> None:
         trace.obeyed(0, command, 0, fenced)
     with pytest.raises(InvariantViolated, match=r"shard 1 has forgotten that replica 1.2 is dead"):
         trace.obeyed(1, command, 0, [1, 1])
+
+
+def test_who_was_turned_away_at_one_shard_waits_at_none() -> None:
+    trace = Trace(Buffered(2))
+    for shard in range(2):
+        pushed(trace, 1, shard=shard, verdict=Verdict.HELD, at_least=at(2))
+    trace.asked(0, "replica 0", at(2))
+    pushed(trace, 2, shard=0, verdict=Verdict.LATE)
+    pushed(trace, 2, shard=1, verdict=Verdict.HELD, at_least=at(3))
+    trace.asked(0, "replica 0", ORIGIN)
+    trace.asked(1, "replica 0", at(2))
+    trace.asked(1, "replica 1", at(3))
+    with pytest.raises(InvariantViolated, match="replica 0 waits at shard 1, and shard 0 turned its push away"):
+        trace.asked(1, "replica 0", at(3))
+
+
+def test_what_is_held_and_then_lost_with_its_shard_was_not_turned_away() -> None:
+    trace = Trace(Buffered(2))
+    for shard in range(2):
+        pushed(trace, 1, shard=shard, verdict=Verdict.HELD, at_least=at(2))
+    pushed(trace, 1, shard=0, verdict=Verdict.TOO_OLD)
+    trace.asked(1, "replica 0", at(2))
+
+
+def test_who_is_held_to_be_dead_may_wait_for_the_round_of_the_next_incarnation() -> None:
+    trace = Trace(Buffered(3))
+    for incarnation in (1, 2):
+        pushed(trace, 1, shard=1, incarnation=incarnation, verdict=Verdict.HELD, at_least=at(2))
+    pushed(trace, 1, shard=0, incarnation=2, verdict=Verdict.LATE)
+    trace.asked(1, "replica 0", at(2))
 
 
 def test_versions_only_grow_at_each_shard() -> None:

@@ -14,7 +14,7 @@ from typing import final
 from distbelief.allocation import Account
 from distbelief.engines import actions
 from distbelief.errors import InvariantViolated
-from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Restore, SetLiving, Snapshot, Version
+from distbelief.ports import ORIGIN, Answer, Command, Push, Reply, Restore, SetLiving, Snapshot, Verdict, Version
 from distbelief.server.admission import Admission, Bounded
 from distbelief.server.block import in_pushes
 from distbelief.server.register import SEEN
@@ -74,6 +74,7 @@ class Trace:
         verdict = reply.verdict.name.lower()
         self.note("push", shard, replica, incarnation, sequence, verdict, reply.staleness, *reply.version)
         self.saw(shard, reply.version)
+        self._answered(shard, push, reply)
         if not reply.verdict.used or reply.reason == SEEN:
             return
         living = self._living[shard].replicas if shard in self._living else frozenset()
@@ -93,11 +94,33 @@ class Trace:
             self._counted[replica, incarnation] = sequence
             self._examples += push.work.examples
 
+    def _answered(self, shard: int, push: Push, reply: Reply) -> None:
+        replica, number = push.replica, (push.incarnation, push.sequence)
+        if self._newest[replica] < number:
+            self._newest[replica], self._answers[replica] = number, {}
+        if self._newest[replica] == number:
+            # The first answer: what is held may be refused when it comes again, if the shard has lost its memory.
+            self._answers[replica].setdefault(shard, reply.verdict)
+        if self._promised[shard, replica][0] < reply.at_least:
+            self._promised[shard, replica] = reply.at_least, number
+
     def saw(self, shard: int, version: Version) -> None:
         """A version of a shard was told to somebody. Raises `InvariantViolated` if it is older than one before."""
         if version < self._versions[shard]:
             raise InvariantViolated(f"shard {shard} went back from version {self._versions[shard]} to {version}")
         self._versions[shard] = version
+
+    def asked(self, shard: int, machine: str, at_least: Version) -> None:
+        """A machine fetches, and waits for a version if the shard has not come to it.
+
+        Raises `InvariantViolated` if that is what its last push was answered with, and another shard turned that push
+        away: the round there lacks it. Where replicas wait so for each other's rounds, none goes on.
+        """
+        replica = int(machine.split()[1])
+        refused = [other for other, verdict in self._answers[replica].items() if not verdict.used]
+        # What an earlier push was answered with may be asked for late, also by an incarnation that is held to be dead.
+        if refused and self._promised[shard, replica] == (at_least, self._newest[replica]):
+            raise InvariantViolated(f"{machine} waits at shard {shard}, and shard {refused[0]} turned its push away")
 
     def obeyed(self, shard: int, command: Command, living: int, fenced: Sequence[int]) -> None:
         """A shard has obeyed a command, or has seen that it was overtaken; whom it then counts as living and as dead.
@@ -152,6 +175,12 @@ class Trace:
         self._counted: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._versions: defaultdict[int, Version] = defaultdict(lambda: ORIGIN)
         self._fenced: defaultdict[int, int] = defaultdict(int)
+        self._newest: defaultdict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        self._answers: defaultdict[int, dict[int, Verdict]] = defaultdict(dict)
+        """Of each replica's newest push, at each shard."""
+        self._promised: defaultdict[tuple[int, int], tuple[Version, tuple[int, int]]]
+        self._promised = defaultdict(lambda: (ORIGIN, (0, 0)))
+        """The latest version that a shard had a replica wait for, and after which push."""
         self._once: set[tuple[str | int, ...]] = set()
         self._living: dict[int, SetLiving] = {}
 
