@@ -13,9 +13,9 @@ from distbelief.links import wire
 from distbelief.links import wire_messages as m
 from distbelief.links.transfers import FRAME
 from distbelief.links.wire import Keys, WireClient, WireServer
-from distbelief.ports import Verdict
+from distbelief.ports import Capture, Fence, Restore, Slice, Verdict
 from tests.links.wires import LARGE, SMALL, connected, play, serving, shards, until
-from tests.shards import at, make_push
+from tests.shards import at, living, make_push
 
 KEYS = Keys.generate()
 HELLO = msgspec.msgpack.encode(m.Hello(m.PROTOCOL, ""))
@@ -300,5 +300,29 @@ def test_a_peer_has_a_limited_number_of_calls() -> None:
             assert waits(server) == 256
             await works(client)
             dealer.close()
+
+    play(scenario)
+
+
+def test_a_shard_that_has_lost_its_memory_obeys_nothing_until_it_is_restored() -> None:
+    """What it holds until then is of nobody, and least of all of a checkpoint."""
+    (shard,) = shards(SMALL)
+    before = shard.snapshot()
+
+    async def scenario() -> None:
+        async with serving(shard, lost=True) as server, connected(server) as client:
+            link, room = client.link(0, shard.spec), torch.full((SMALL,), 7.0)
+            capture = Capture({"parameters": [(Slice(0, SMALL), room)]})
+            for call in (link.execute(Fence(0, 1)), link.execute(living([0])), link.execute(capture)):
+                with pytest.raises(ConnectionError):
+                    await call
+            with pytest.raises(ConnectionError):
+                await link.push(make_push(torch.ones(SMALL), 1))
+            assert shard.pushes == 0
+            assert (room == 7.0).all()
+            fetching = asyncio.create_task(link.fetch(room))
+            await link.execute(Restore(0, before, (), living([0])))
+            assert await fetching == at(0)
+            assert (await link.push(make_push(torch.ones(SMALL), 1))).verdict is Verdict.APPLIED
 
     play(scenario)

@@ -28,9 +28,14 @@ def shards(*elements: int) -> list[Shard]:
 
 
 @asynccontextmanager
-async def serving(*served: Shard, keys: Keys | None = None, run: str = "") -> AsyncIterator[WireServer]:
-    """A server of shards, by their numbers."""
-    server = WireServer({number: ShardHost(shard, number) for number, shard in enumerate(served)}, keys=keys, run=run)
+async def serving(
+    *served: Shard, keys: Keys | None = None, run: str = "", lost: bool = False
+) -> AsyncIterator[WireServer]:
+    """A server of shards, by their numbers. `lost`: they are to be restored first."""
+    hosts = {number: ShardHost(shard, number) for number, shard in enumerate(served)}
+    for host in hosts.values() if lost else ():
+        host.await_restoration()
+    server = WireServer(hosts, keys=keys, run=run)
     task = asyncio.create_task(server.run())
     try:
         yield server

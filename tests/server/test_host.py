@@ -178,6 +178,19 @@ def test_a_host_without_its_shard_answers_nothing_until_it_is_restored() -> None
     assert waiting.values == []
 
 
+def test_a_restoration_that_was_under_way_when_the_memory_was_lost_ends_nothing() -> None:
+    host, answers = rounds_of_two(), Answers()
+    first = Restore(1, host.shard.snapshot(), (), living([0, 1]))
+    host.execute(first, Answers())
+    host.lose()
+    host.execute(first, answers)
+    host.execute(Fence(0, 1), answers)
+    assert answers.values == []
+    host.execute(first._replace(term=2), answers)
+    assert answers.values == [None]
+    assert host.shard.version == at(0, term=2)
+
+
 def test_a_restoration_lets_go_who_waited_for_an_earlier_term() -> None:
     host, fetched = rounds_of_two(), Answers()
     host.fetch(at(5), "replica 0", fetched)

@@ -34,7 +34,7 @@ class Downpour:
     `warmstart`: examples that a single replica works on before the others start.
     `clip_norm`: largest 2-norm of a push. `tolerate`: number of batches that may be set aside; one more ends the run. A
     batch is set aside if three replicas die at it, or if the user's code fails twice at it. `overlap`: batches by which
-    fetches and pushes may lag behind, 0 or 1; None: the engine's default, currently 0 on both engines.
+    fetches and pushes may lag behind, 0 or 1; None: the engine's, 1 on a cluster and else 0.
     `average`: decay of an exponential moving average of the parameters, such as 0.999; None: no average. The shards
     keep it: after each update, average ← decay·average + (1 - decay)·parameters. An update without a gradient for a
     parameter changes neither the parameter nor its average.

@@ -46,10 +46,11 @@ class Calls:
         """Make a call, and wait for its answer."""
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
-    def close(self, last: Coroutine[Any, Any, object]) -> None:
-        """End all calls, then make a last one, and end the thread."""
+    def close(self, last: Coroutine[Any, Any, object] | None = None) -> None:
+        """End all calls, then make a last one, if any, and end the thread."""
         self.wait(self._cancel())
-        self.wait(last)
+        if last is not None:
+            self.wait(last)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -51,7 +51,7 @@ class RemoteShard(ShardNumbers):
         examples: int = 0,
         term: int = 0,
     ) -> None:
-        """Fill a new shard with copies of vectors. Its machine has to be waiting for that: see `ShardHost.lose`."""
+        """Fill a new shard with copies of vectors. Its host has to await that (`ShardHost.await_restoration`)."""
         filled = Shard(self.spec, torch.zeros(self.spec.nbytes, dtype=torch.uint8))
         filled.initialise_(parameters, state, updates=updates, examples=examples)
         nobody = SetLiving(0, frozenset(), False)

@@ -77,7 +77,18 @@ class _Served:
         if gradients is None:
             raise m.Unfit("the encoded gradient is not finite")
         sender = request.replica, request.incarnation, request.sequence
-        return self.host.shard.push(Push(*sender, head.version, head.work, head.slices, gradients, request.weight))
+        push = Push(*sender, head.version, head.work, head.slices, gradients, request.weight)
+        self._require_hearing(push)
+        return self.host.shard.push(push)
+
+    def execute(self, command: Command) -> Any:
+        """Have the shard obey a command; in the thread."""
+        self._require_hearing(command)
+        return self.host.shard.execute(command)
+
+    def _require_hearing(self, request: Push | Command) -> None:
+        if not self.host.hears(request):
+            raise ConnectionRefusedError("the shard has lost its memory, and is not yet restored")
 
 
 class _Transfer(NamedTuple):
@@ -265,10 +276,10 @@ class WireServer:
         def answer(found: PushRecord | None) -> None:
             self._send(peer, m.Obeyed(call, found))
 
-        self._in_thread(peer, served, call, lambda: served.host.shard.execute(command), answer)
+        self._in_thread(peer, served, call, lambda: served.execute(command), answer)
 
     def _capture(self, peer: _Peer, served: _Served, request: m.CaptureRequest) -> None:
-        spec, shard = served.spec, served.host.shard
+        spec = served.spec
         wanted = m.check_capture(request, spec)
         buffer = self._buffers.take(m.elements(wanted) * spec.dtype.itemsize)
         sizes = [(part.stop - part.start) * spec.dtype.itemsize for slices in wanted.values() for part in slices]
@@ -280,7 +291,7 @@ class WireServer:
             views = [bytes_of(found.numbers), *map(bytes_of, copies)]
             self._transfer(peer, m.Copied(request.call, sum(map(len, views))), frames(views), buffer)
 
-        self._in_thread(peer, served, request.call, lambda: shard.execute(Capture(into)), answer)
+        self._in_thread(peer, served, request.call, lambda: served.execute(Capture(into)), answer)
 
     def _restore(self, peer: _Peer, served: _Served, request: m.RestoreRequest) -> None:
         spec = served.spec
@@ -298,9 +309,7 @@ class WireServer:
         def answer(_: object) -> None:
             self._send(peer, m.Obeyed(request.call, None))
 
-        self._await_bytes(
-            peer, served, request.call, buffer, lambda: served.host.shard.execute(command), answer, kept=False
-        )
+        self._await_bytes(peer, served, request.call, buffer, lambda: served.execute(command), answer, kept=False)
 
     def _await_bytes(
         self,
@@ -352,7 +361,9 @@ class WireServer:
                 self._buffers.give(buffer)
             present = peer.running.pop(call, False)
             if (error := future.exception()) is not None:
-                self._refuse(peer, call, f"{type(error).__name__}: {error}", gone=False)
+                # What is lost comes back: the caller is to try again.
+                gone = isinstance(error, ConnectionRefusedError)
+                self._refuse(peer, call, f"{type(error).__name__}: {error}", gone=gone)
             elif present:
                 answer(future.result())
             served.host.look()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distbelief.ports import Capture, Command, Push, Reply, Restore, Snapshot, Version
+from distbelief.server import block
 from distbelief.server.shard import Shard
 
 Answer = Callable[[Any, int], object]
@@ -33,7 +34,7 @@ class HostObserver(Protocol):
 
 @final
 class ShardHost:
-    """Serves one shard. After `lose`, it ignores all requests but `Restore`; the clients' retries succeed later."""
+    """Serves one shard. After `lose`, it ignores all requests until a `Restore`; the clients' retries succeed later."""
 
     def __init__(self, shard: Shard, number: int = 0, observer: HostObserver | None = None) -> None:
         self.shard = shard
@@ -72,9 +73,16 @@ class ShardHost:
         """Drop the waiting fetch of a caller that has gone."""
         self.waiting.pop(caller, None)
 
+    def hears(self, request: Push | Command) -> bool:
+        """Whether to pass a request to the shard. After `lose`, only a `Restore` in a later term is, and ends that."""
+        if self._lost and isinstance(request, Restore):
+            # One of the shard's last term or before was under way when the memory was lost.
+            self._lost = request.term <= self.shard.version.term
+        return not self._lost
+
     def push(self, push: Push, answer: Answer) -> None:
         """Pass a push to the shard, answer it, and answer the waiting fetches that can now proceed."""
-        if self._lost:
+        if not self.hears(push):
             return
         reply = self.shard.push(push)
         if self._observer is not None:
@@ -84,9 +92,8 @@ class ShardHost:
 
     def execute(self, command: Command, answer: Answer) -> None:
         """Execute a controller command, answer it, and answer the waiting fetches that can now proceed."""
-        if self._lost and not isinstance(command, Restore):
+        if not self.hears(command):
             return
-        self._lost = False
         if isinstance(command, Capture):
             snapshot = self.shard.snapshot()
             answer(snapshot, sum(vector.nbytes for vector in snapshot.vectors.values()))
@@ -95,6 +102,11 @@ class ShardHost:
         if self._observer is not None:
             self._observer.obeyed(self.number, command, self.shard.living, self.shard.fenced)
         self.look()
+
+    def await_restoration(self) -> None:
+        """Hold a new shard back: it is in a term before the first, so that who maps its memory waits, too."""
+        self.lose()
+        self.shard.numbers[block.TERM] = -1
 
     def lose(self) -> None:
         """Handle the death of the machine: drop the waiting fetches, and ignore requests until a `Restore`."""

@@ -25,7 +25,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Each line a replica prints is shown, with its origin.
     "RAY_DEDUP_LOGS": "0",
-    # Ray limits its workers to one thread where no CPUs are asked for; replicas decide on their threads themselves.
+    # Ray leaves the list of visible GPUs alone where none is asked for, as it will by default: else it warns of that.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """What is set before Ray is started or joined."""
@@ -45,25 +45,21 @@ def join(address: str | None) -> bool:
         raise UsageError("the Ray engine needs Ray: pip install 'distbelief[ray]'") from error
     if ray.is_initialized():
         return False
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address == "local":
-        address = None
-    if address is not None and address != "auto":
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
         _require_answer(address)
-    # Ray looks for the variable itself, and an empty one is no address.
-    os.environ.pop("RAY_ADDRESS", None) if address is None else None
     try:
         ray.init(
-            address=address or "local",
+            address=address,
             namespace=NAMESPACE,
             logging_level=logging.ERROR,
             log_to_driver=True,
             configure_logging=False,
-            include_dashboard=False if address is None else None,
+            include_dashboard=False if address == "local" else None,
         )
     # Ray tells of other versions by RuntimeError, and of everything else that goes wrong by these.
     except (RuntimeError, ConnectionError, TimeoutError, OSError, ValueError) as error:
-        where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started here"
+        where = "Ray cannot be started here" if address == "local" else f"the Ray cluster at {address} cannot be joined"
         raise UsageError(f"{where}: {_NO_TOKEN if _lacks_token(error) else _first_sentence(error)}") from error
     return True
 

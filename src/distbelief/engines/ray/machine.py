@@ -25,7 +25,6 @@ from distbelief.engines.progress_table import ProgressTable
 from distbelief.engines.ray.cluster import settle_process, versions
 from distbelief.links.mapped import SharedMemory
 from distbelief.links.wire import Keys, WireServer
-from distbelief.server import block
 from distbelief.server.block import ShardSpec
 from distbelief.server.host import ShardHost
 from distbelief.server.shard import Shard
@@ -102,9 +101,7 @@ class Machine:
         self._shards = dict(zip(specs, self._mapped.shards, strict=True))
         hosts = {number: ShardHost(shard, number) for number, shard in self._shards.items()}
         for shard_host in hosts.values():
-            shard_host.lose()
-            # Before the first of all terms: who maps the memory waits, too.
-            shard_host.shard.numbers[block.TERM] = -1
+            shard_host.await_restoration()
         self._server = WireServer(hosts, host=address, keys=keys)
         self._go_on(self._server.run())
         self._go_on(self._watch_locks())

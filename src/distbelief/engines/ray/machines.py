@@ -65,13 +65,10 @@ class Machines:
 
     async def at(self, node: str) -> Known:
         """The machine of a node. Raises `UsageError` where it has other versions, or not enough memory."""
-        if node not in self._known:
-            self._known[node] = asyncio.create_task(self._open(node))
-        try:
-            return await asyncio.shield(self._known[node])
-        except BaseException:
-            self._known.pop(node, None)
-            raise
+        if (opening := self._known.get(node)) is None or _failed(opening):
+            self._known[node] = opening = asyncio.create_task(self._open(node))
+        # Others wait for it, too, when who waits here is ended.
+        return await asyncio.shield(opening)
 
     async def hold(self, specs: Sequence[ShardSpec]) -> list[RemoteShard]:
         """Make the shards of a run, on machines that are there to stay where there are any."""
@@ -104,7 +101,6 @@ class Machines:
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
-        machine = Known(node, about.name, about.socket, actor)
         for shard, spec in specs.items():
             self._shards.setdefault(shard, RemoteShard(shard, spec, self._calls)).connect(client)
             self.servers[shard] = address
@@ -112,7 +108,7 @@ class Machines:
         self._homes.update(dict.fromkeys(specs, machine))
         ready = asyncio.create_task(self._ready(machine))
         # Where there is one already, replicas go on with that, and reach these shards by their server.
-        if node not in self._known:
+        if node not in self._known or _failed(self._known[node]):
             self._known[node] = ready
         await ready
 
@@ -124,8 +120,7 @@ class Machines:
     def ready(self) -> list[Known]:
         """The machines that can be asked."""
         # A copy at once: the controller's thread asks, too.
-        tasks = [task for task in list(self._known.values()) if task.done() and not task.cancelled()]
-        return [task.result() for task in tasks if task.exception() is None]
+        return [task.result() for task in list(self._known.values()) if task.done() and not _failed(task)]
 
     @property
     def all(self) -> list[Known]:
@@ -177,6 +172,10 @@ class Machines:
             for shard in gone:
                 del self._homes[shard]
             self._calls.post(lambda: self._lost(machine, gone))
+
+
+def _failed(opening: asyncio.Task[Known]) -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 def _actor(node: str) -> Any:

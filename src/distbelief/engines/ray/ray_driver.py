@@ -7,9 +7,9 @@ import asyncio
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, final
 
@@ -59,30 +59,31 @@ class RayDriver(LiveDriver):
 
     def __init__(self, prepared: Prepared, *, engine: Ray, **shared: Any) -> None:
         self._engine = engine
-        self._board = Board(shared.pop("observer"), str(shared["files"].path))
-        self._calls = Calls()
         self.devices = [engine.replica_device]
-        try:
+        with ExitStack() as undo:
+            self._board = Board(shared.pop("observer"), str(shared["files"].path))
+            undo.callback(self._board.close)
+            self._calls = Calls()
+            undo.callback(self._calls.close)
             flat = flat_at_start(prepared, torch.device("cpu"))
             self._first = flat.vector.clone()
             """The parameters as the run begins: a shard that is lost before the first checkpoint begins so again."""
             count, buffers = prepared.replicas, len(flat.buffers())
             table = ProgressTable(torch.zeros(ProgressTable.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
             self._machines = self._send_out(prepared, table)
+            undo.callback(lambda: self._calls.wait(self._machines.close()))
             self._shards = self._calls.wait(self._machines.hold(shard_specs(prepared)))
             options = {"clock": time.monotonic, "beside": True, "observer": self._board}
             super().__init__(prepared, flat, self._shards, table, **options, **shared)
-        except BaseException:
-            self._board.close()
-            self._calls.close(self._machines.close())
-            raise
+            undo.pop_all()
         self._lives: dict[Who, Future[Any]] = {}
         self._seats: dict[Who, Seat] = {}
         self._causes: dict[Who, str] = {}
-        """Why replicas are killed that have not done anything."""
+        """Why replicas are killed, where it is not the run's end."""
         self._at: dict[int, Known] = {}
         """The machine of each replica that is at work."""
-        self._spares: deque[Future[Seat]] = deque()
+        self._spares: deque[asyncio.Task[Seat]] = deque()
+        """Of the loop of the calls."""
         self._tried: dict[str, asyncio.Task[None]] = {}
         self._board.follow(self._whereabouts)
         self._calls.start(self._copy_numbers())
@@ -108,7 +109,13 @@ class RayDriver(LiveDriver):
         self._end_processes()
         self.record.close()
         self._board.close()
-        self._calls.close(self._machines.close())
+        self._calls.close(self._close())
+
+    async def _close(self) -> None:
+        for spare in self._spares:
+            if not spare.cancelled() and spare.exception() is None:
+                spare.result().release()
+        await self._machines.close()
 
     # To the controller
 
@@ -167,7 +174,7 @@ class RayDriver(LiveDriver):
             try:
                 answered = await seat.attempt(machine.socket, search_path())
             except RayActorError:
-                # Its own life ends of that. The next on this machine tries again.
+                # That says nothing of the task. This replica's life ends of it; the next on the machine tries again.
                 self._tried.pop(machine.node, None)
                 return
             if answered is not None and answered["error"] is not None:
@@ -175,12 +182,7 @@ class RayDriver(LiveDriver):
 
         if machine.node not in self._tried:
             self._tried[machine.node] = asyncio.create_task(attempt())
-        try:
-            await asyncio.shield(self._tried[machine.node])
-        except RayActorError:
-            # It says nothing of the task.
-            self._tried.pop(machine.node, None)
-            raise
+        await asyncio.shield(self._tried[machine.node])
 
     def _refuse(self, error: DistBeliefError) -> None:
         self._controller.fail(time.monotonic(), error)
@@ -272,7 +274,9 @@ class RayDriver(LiveDriver):
         prepared = self.record.prepared
         names = [PARAMETERS, *([AVERAGE] if prepared.method.average is not None else [])]
         await asyncio.gather(*(shard.hold(names) for shard in self._shards))
-        await asyncio.gather(self._refresh(), *(self._machines.look(machine) for machine in self._machines.ready))
+        # What is lost of a machine that dies just now is seen by its watch.
+        looks = (self._machines.look(machine) for machine in self._machines.ready)
+        await asyncio.gather(self._refresh(), *looks, return_exceptions=True)
         self._calls.post(lambda: self._evaluate(action))
 
     def _evaluate(self, action: Evaluate) -> None:
@@ -313,48 +317,41 @@ class RayDriver(LiveDriver):
 
     async def _seat(self, who: Who) -> Seat:
         """A spare that is ready, or else a new seat, which is awaited as long as no machine has room for it."""
-        while self._spares and self._spares[0].done():
-            spare: Seat = self._spares.popleft().result()
-            if await spare.lives():
-                self._keep_spares()
-                return spare
+        seat = None
+        while seat is None and self._spares and self._spares[0].done():
+            spare = self._spares.popleft()
+            # One that could not be started is none.
+            if spare.exception() is None and await spare.result().lives():
+                seat = spare.result()
+        seat = seat or await self._new_seat(partial(self._placed, who))
+        while len(self._spares) < self._engine.spares:
+            self._spares.append(asyncio.create_task(self._new_seat()))
+        return seat
+
+    async def _new_seat(self, placed: Callable[[bool], object] = lambda there: None) -> Seat:
+        """A new seat. `placed` is told if it has to wait for a machine, and when it has one."""
         seat = Seat(self._engine.resources, self.record.files.path.name)
         try:
             if not await seat.reserve(_ROOM_S):
-                self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=False))
+                placed(False)
                 await seat.reserve()
-                self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=True))
-            await seat.occupy()
-        except BaseException:
-            seat.release()
-            raise
-        self._keep_spares()
-        return seat
-
-    def _keep_spares(self) -> None:
-        while len(self._spares) < self._engine.spares:
-            self._spares.append(self._calls.start(self._new_seat()))
-
-    async def _new_seat(self) -> Seat:
-        seat = Seat(self._engine.resources, self.record.files.path.name)
-        try:
-            await seat.reserve()
+                placed(True)
             await seat.occupy()
         except BaseException:
             seat.release()
             raise
         return seat
+
+    def _placed(self, who: Who, there: bool) -> None:
+        self._calls.post(lambda: self._controller.placed(time.monotonic(), *who, there=there))
 
     def _kill(self, replica: int, incarnation: int) -> None:
         if (life := self._lives.get((replica, incarnation))) is not None:
             life.cancel()
 
     def _end_processes(self) -> None:
-        for life in (*self._lives.values(), *self._spares):
+        for life in list(self._lives.values()):
             life.cancel()
-        for spare in self._spares:
-            if spare.done() and not spare.cancelled() and spare.exception() is None:
-                spare.result().release()
 
     def _suspect(self, replica: int, incarnation: int) -> None:
         if (seat := self._seats.get((replica, incarnation))) is not None:
