@@ -198,7 +198,7 @@ def _prepared(
         checkpoint_every=request.checkpoint_every or Every(seconds=60),
         seed=request.seed if resumed is None else resumed.state.seed,
         precision=request.precision,
-        overlap_unless_said=engine.overlap,
+        default_overlap=engine.overlap,
         resumed=resumed,
     )
     return prepare(

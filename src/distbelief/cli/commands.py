@@ -134,9 +134,7 @@ def main() -> None:
 @click.option("--local-lr", type=float, help="Its learning rate.")
 @click.option("--clip-norm", type=float, help="Largest 2-norm of a push.  [default: no limit]")
 @click.option("--tolerate", type=int, help="Batches at which replicas die that may be set aside.  [default: 0]")
-@click.option(
-    "--overlap", type=click.Choice(["0", "1"]), help="Batches transfers may lag behind.  [default: 0; Ray: 1]"
-)
+@click.option("--overlap", type=click.Choice(["0", "1"]), help="Batches transfers may lag behind.  [default: 0; Ray 1]")
 @click.option("--average", type=float, help="Decay of an average of the parameters, as 0.999.  [default: none]")
 @click.option("--with", "arguments", multiple=True, metavar="NAME=VALUE", help="An argument of the task's function.")
 @click.option("--epochs", type=int, help="Passes over the data.  [default: 10, if no end is given]")

@@ -50,7 +50,7 @@ class Asked:
     seed: int = 0
     precision: Precision | None = None
     """What replicas compute in; None: as the parameters are."""
-    overlap_unless_said: int = 0
+    default_overlap: int = 0
     """Batches that fetches and pushes may lag behind where the method does not say: the engine's."""
     resumed: Checkpoint | None = None
     """What the run goes on from."""
@@ -205,7 +205,7 @@ class Prepared(Asked):
         if self.method.overlap is not None:
             return self.method.overlap
         # What is computed from parameters older than its round's would come late for it.
-        return 0 if self.method.admission.round > 1 else self.overlap_unless_said
+        return 0 if self.method.admission.round > 1 else self.default_overlap
 
 
 def prepare(
