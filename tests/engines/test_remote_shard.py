@@ -120,7 +120,7 @@ def test_a_shard_that_is_gone_is_waited_for_once(there: There, monkeypatch: pyte
 
 def test_a_new_shard_is_filled_over_its_link(there: There) -> None:
     """Until then nobody who maps its memory fetches from it, and its host obeys nothing else."""
-    there.host.await_restoration()
+    there.host.await_restoration(0)
     assert there.shard.reached < ORIGIN
     state = {"sum": torch.full_like(START, 3.0)}
     there.remote.initialise_(2 * START, state, updates=5, examples=40, term=2)

@@ -34,7 +34,7 @@ async def serving(
     """A server of shards, by their numbers. `lost`: they are to be restored first."""
     hosts = {number: ShardHost(shard, number) for number, shard in enumerate(served)}
     for host in hosts.values() if lost else ():
-        host.await_restoration()
+        host.await_restoration(0)
     server = WireServer(hosts, keys=keys, run=run)
     task = asyncio.create_task(server.run())
     try:

@@ -166,6 +166,7 @@ def test_a_host_without_its_shard_answers_nothing_until_it_is_restored() -> None
     assert answers.values == []
     assert host.waiting == {}, "nobody is kept waiting there"
 
+    host.await_restoration(1)
     host.execute(Restore(1, snapshot, (0, 1, 0, 0), living([0, 1])), answers)
     assert answers.values == [None]
     assert host.shard.version == at(0, term=1)
@@ -178,16 +179,22 @@ def test_a_host_without_its_shard_answers_nothing_until_it_is_restored() -> None
     assert waiting.values == []
 
 
-def test_a_restoration_that_was_under_way_when_the_memory_was_lost_ends_nothing() -> None:
+def test_a_restoration_for_a_machine_that_has_died_since_is_not_obeyed() -> None:
+    """Nor what comes between: the shard would obey it, and forget it when it is restored."""
     host, answers = rounds_of_two(), Answers()
-    first = Restore(1, host.shard.snapshot(), (), living([0, 1]))
-    host.execute(first, Answers())
+    earlier = Restore(1, host.shard.snapshot(), (), living([0, 1]))
     host.lose()
-    host.execute(first, answers)
-    host.execute(Fence(0, 1), answers)
+    host.execute(earlier, answers)
+    host.await_restoration(2)
+    for command in (earlier, Fence(0, 1), living([0])):
+        host.execute(command, answers)
     assert answers.values == []
-    host.execute(first._replace(term=2), answers)
+    assert host.shard.reached < ORIGIN, "who maps its memory waits"
+    host.execute(earlier._replace(term=2), answers)
     assert answers.values == [None]
+    assert host.shard.version == at(0, term=2)
+    host.execute(earlier, answers)
+    assert answers.values == [None, None], "one that comes late finds that it was overtaken"
     assert host.shard.version == at(0, term=2)
 
 

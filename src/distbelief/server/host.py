@@ -1,5 +1,6 @@
 """A host serves one shard over messages. It queues a fetch until the shard reaches the version it waits for."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final
 
@@ -12,6 +13,7 @@ from distbelief.server.shard import Shard
 
 Answer = Callable[[Any, int], object]
 """Callback that sends an answer back. Arguments: the answer, and the size of its vectors in bytes."""
+BEFORE_ALL_TERMS = -1
 SMALL = 0
 """Size in bytes that is reported for an answer without vectors."""
 
@@ -40,14 +42,15 @@ class ShardHost:
         self.shard = shard
         self.number = number
         self._observer = observer
-        self._lost = False
+        self._awaits: float | None = None
+        """The least term of the restoration that is awaited; None: the host hears all requests."""
         self.waiting: dict[str, tuple[Version, Callable[[], object]]] = {}
         """Waiting fetches by caller: the version to wait for, and the callback. A retry replaces the earlier entry."""
         self._copy: tuple[Version, Tensor] | None = None
 
     def fetch(self, at_least: Version, machine: str, answer: Answer) -> None:
         """Answer with the version and a copy of the parameters, once the shard has reached `at_least`."""
-        if self._lost:
+        if self._awaits is not None:
             return
         if self._observer is not None:
             self._observer.asked(self.number, machine, at_least)
@@ -74,11 +77,10 @@ class ShardHost:
         self.waiting.pop(caller, None)
 
     def hears(self, request: Push | Command) -> bool:
-        """Whether to pass a request to the shard. After `lose`, only a `Restore` in a later term is, and ends that."""
-        if self._lost and isinstance(request, Restore):
-            # One of the shard's last term or before was under way when the memory was lost.
-            self._lost = request.term <= self.shard.version.term
-        return not self._lost
+        """Whether to pass a request to the shard. A `Restore` that is awaited ends the silence."""
+        if self._awaits is not None and isinstance(request, Restore) and request.term >= self._awaits:
+            self._awaits = None
+        return self._awaits is None
 
     def push(self, push: Push, answer: Answer) -> None:
         """Pass a push to the shard, answer it, and answer the waiting fetches that can now proceed."""
@@ -103,16 +105,20 @@ class ShardHost:
             self._observer.obeyed(self.number, command, self.shard.living, self.shard.fenced)
         self.look()
 
-    def await_restoration(self) -> None:
-        """Hold a new shard back: it is in a term before the first, so that who maps its memory waits, too."""
-        self.lose()
-        self.shard.numbers[block.TERM] = -1
-
     def lose(self) -> None:
-        """Handle the death of the machine: drop the waiting fetches, and ignore requests until a `Restore`."""
+        """Handle the death of the machine: drop the waiting fetches, and hear no request from now on."""
         self.waiting.clear()
         self._copy = None
-        self._lost = True
+        self._awaits = math.inf
+
+    def await_restoration(self, term: int) -> None:
+        """Hear nothing but a `Restore` of this term or a later one. Who maps the shard's memory waits for it, too.
+
+        One of an earlier term was meant for a machine that has died since. If it were obeyed, the shard would obey what
+        is told to all shards, and forget it with the restoration that is to come.
+        """
+        self._awaits = term
+        self.shard.numbers[block.TERM] = BEFORE_ALL_TERMS
 
     def _answer(self, answer: Answer) -> None:
         # All fetches of the same version share one copy. In a synchronous round, all replicas fetch the same version.

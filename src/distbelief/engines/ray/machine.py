@@ -94,14 +94,14 @@ class Machine:
         self._memories.append(table)
         self._table = ProgressTable(table.bytes, replicas, buffers)
 
-    async def hold(self, specs: Mapping[int, ShardSpec], address: str, keys: Keys | None) -> str:
-        """Make shards, and serve them; returns their server's address. They do nothing until they are restored."""
+    async def hold(self, specs: Mapping[int, ShardSpec], address: str, keys: Keys | None, term: int) -> str:
+        """Make shards that await their restoration in a term, and serve them; returns their server's address."""
         require({"parameters and optimizer state": sum(spec.nbytes for spec in specs.values())}, available())
         self._mapped = MappedShards(list(specs.values()))
         self._shards = dict(zip(specs, self._mapped.shards, strict=True))
         hosts = {number: ShardHost(shard, number) for number, shard in self._shards.items()}
         for shard_host in hosts.values():
-            shard_host.await_restoration()
+            shard_host.await_restoration(term)
         self._server = WireServer(hosts, host=address, keys=keys)
         self._go_on(self._server.run())
         self._go_on(self._watch_locks())

@@ -70,34 +70,34 @@ class Machines:
         # Others wait for it, too, when who waits here is ended.
         return await asyncio.shield(opening)
 
-    async def hold(self, specs: Sequence[ShardSpec]) -> list[RemoteShard]:
-        """Make the shards of a run, on machines that are there to stay where there are any."""
+    async def hold(self, specs: Sequence[ShardSpec], term: int) -> list[RemoteShard]:
+        """Make the shards of a run that begins in `term`, on machines that are there to stay where there are any."""
         self._specs = specs
         homes = shard_nodes(len(specs))
         for node in dict.fromkeys(homes):
             shards = [shard for shard, home in enumerate(homes) if home == node]
             try:
-                await self._hold(node, shards)
+                await self._hold(node, shards, term)
             except (RayActorError, TimeoutError):
-                await self.bring_back(shards)
+                await self.bring_back(shards, term)
         return [self._shards[shard] for shard in range(len(specs))]
 
-    async def bring_back(self, shards: Sequence[int]) -> None:
-        """Make shards, on any machine, whose own is gone."""
+    async def bring_back(self, shards: Sequence[int], term: int) -> Known:
+        """Make shards, on any machine, whose own is gone. They will be restored in `term` or later."""
         while True:
             try:
-                return await self._hold(shard_nodes(1)[0], shards)
+                return await self._hold(shard_nodes(1)[0], shards, term)
             except (RayActorError, TimeoutError):
                 # Ray has not yet noticed that this one is gone, too.
                 await asyncio.sleep(1.0)
 
-    async def _hold(self, node: str, shards: Sequence[int]) -> None:
+    async def _hold(self, node: str, shards: Sequence[int], term: int) -> Known:
         actor = _actor(node)
         about = await asyncio.wait_for(answer(actor.about.remote()), _STARTED_S)
         require_versions(about.name, about.versions)
         specs = {shard: self._specs[shard] for shard in shards}
         try:
-            address = await answer(actor.hold.remote(specs, about.address, self.keys))
+            address = await answer(actor.hold.remote(specs, about.address, self.keys, term))
         except UsageError as error:
             raise UsageError(f"{about.name}: {error}") from error
         self._clients.append(client := WireClient(address, self.keys))
@@ -110,7 +110,7 @@ class Machines:
         # Where there is one already, replicas go on with that, and reach these shards by their server.
         if node not in self._known or _failed(self._known[node]):
             self._known[node] = ready
-        await ready
+        return await ready
 
     def shards_at(self, machine: Known) -> list[int]:
         """The shards whose memory a machine's actor hands out."""
@@ -126,10 +126,6 @@ class Machines:
     def all(self) -> list[Known]:
         """Also those that replicas use no more, and shards do."""
         return list(dict.fromkeys([*self.ready, *self._homes.values()]))
-
-    def name_of(self, shard: int) -> str:
-        """What the machine of a shard is called."""
-        return self._homes[shard].name
 
     async def look(self, machine: Known) -> None:
         """Have the progress of a machine's replicas put into the table."""

@@ -72,7 +72,7 @@ class RayDriver(LiveDriver):
             table = ProgressTable(torch.zeros(ProgressTable.nbytes(count, buffers), dtype=torch.uint8), count, buffers)
             self._machines = self._send_out(prepared, table)
             undo.callback(lambda: self._calls.wait(self._machines.close()))
-            self._shards = self._calls.wait(self._machines.hold(shard_specs(prepared)))
+            self._shards = self._calls.wait(self._machines.hold(shard_specs(prepared), prepared.term))
             options = {"clock": time.monotonic, "beside": True, "observer": self._board}
             super().__init__(prepared, flat, self._shards, table, **options, **shared)
             undo.pop_all()
@@ -80,6 +80,7 @@ class RayDriver(LiveDriver):
         self._seats: dict[Who, Seat] = {}
         self._causes: dict[Who, str] = {}
         """Why replicas are killed, where it is not the run's end."""
+        self._restoring: dict[int, Future[Any]] = {}
         self._at: dict[int, Known] = {}
         """The machine of each replica that is at work."""
         self._spares: deque[asyncio.Task[Seat]] = deque()
@@ -217,17 +218,19 @@ class RayDriver(LiveDriver):
             self._kill(*who)
         if shards:
             self.record.tell("machine", machine=machine.name, there=False, shards=shards)
-            self._calls.start(self._bring_back(shards))
+            self._calls.start(self._bring_back(shards, self._controller.term + 1))
 
-    async def _bring_back(self, shards: list[int]) -> None:
-        await self._machines.bring_back(shards)
-        self._calls.post(lambda: self._returned(shards))
+    async def _bring_back(self, shards: list[int], term: int) -> None:
+        machine = await self._machines.bring_back(shards, term)
+        self._calls.post(lambda: self._returned(machine))
 
-    def _returned(self, shards: list[int]) -> None:
-        self.record.tell("machine", machine=self._machines.name_of(shards[0]), there=True, shards=shards)
-        for shard in shards:
-            self._controller.returned(shard)
-        self._carry()
+    def _returned(self, machine: Known) -> None:
+        # None, if it has died meanwhile: they come back once more.
+        if shards := self._machines.shards_at(machine):
+            self.record.tell("machine", machine=machine.name, there=True, shards=shards)
+            for shard in shards:
+                self._controller.returned(shard)
+            self._carry()
 
     def _restore(self, action: RestoreShard) -> None:
         """Give a shard that is back what was written of it last; what it had done since is lost."""
@@ -235,7 +238,10 @@ class RayDriver(LiveDriver):
         shard, spec = action.shard, self._shards[action.shard].spec
         snapshot = as_written(self.record.prepared, spec, shard, written, self._first.clone())
         command = Restore(action.term, snapshot, action.fenced, action.living)
-        self._calls.start(self._shards[shard].ask(command))
+        if (earlier := self._restoring.get(shard)) is not None:
+            # Nobody hears it any more: the machine that it was for has died.
+            earlier.cancel()
+        self._restoring[shard] = self._calls.start(self._shards[shard].ask(command))
 
     async def _pass_on_notices(self) -> None:
         """Have replicas leave machines that Ray is about to take away."""

@@ -53,6 +53,8 @@ class SimulatedShards:
             # What it carries was overtaken by another death of the shard's machine.
             earlier.cancel()
 
+        self.hosts[action.shard].await_restoration(action.term)
+
         async def restore() -> None:
             command = Restore(action.term, self._copies[action.shard], action.fenced, action.living)
             await self._at(action.shard, command)
